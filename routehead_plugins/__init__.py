@@ -1,0 +1,42 @@
+"""Re-rank documents with the attention heads of a frozen LLM, chosen per query."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from routehead_plugins._version import __version__
+from routehead_plugins.data import Document, Head, Ranking, ScoredDocument, Span
+
+if TYPE_CHECKING:
+    from routehead_plugins.backbone import FrozenLM
+    from routehead_plugins.heads import HeadSet
+    from routehead_plugins.reranker import HeadRoutedAttentionReranker
+
+# Loaded on first use, so that `routehead --help` and the adapters' modules load no torch.
+_LAZY = {
+    "FrozenLM": "backbone",
+    "HeadRoutedAttentionReranker": "reranker",
+    "HeadSet": "heads",
+}
+
+__all__ = [
+    "Document",
+    "FrozenLM",
+    "Head",
+    "HeadRoutedAttentionReranker",
+    "HeadSet",
+    "Ranking",
+    "ScoredDocument",
+    "Span",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

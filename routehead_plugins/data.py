@@ -1,0 +1,143 @@
+"""The whole vocabulary: documents, heads, spans and rankings.
+
+Everything here is immutable. Spans are half-open, ``[start, end)``, everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+from routehead_plugins.errors import InputError
+
+if TYPE_CHECKING:
+    from routehead_plugins.heads import HeadSet
+
+
+class Head(NamedTuple):
+    """One attention head, counted from zero as everywhere in the literature."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}-{self.head}"
+
+
+class Span(NamedTuple):
+    """A half-open range ``[start, end)``."""
+
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """How many positions the span covers."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to rank.
+
+    Attributes:
+        text: What the LLM reads.
+        id: The caller's name for it; need not be unique, since rankings also give the index.
+        metadata: Carried along, never read.
+        score: First-stage (retrieval) score, when there is one.
+    """
+
+    text: str
+    id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    score: float | None = None
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing to read."""
+        return not self.text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDocument:
+    """A document with its relevance score.
+
+    Attributes:
+        index: Position of the document in the caller's list.
+        score: Higher is more relevant; comparable within one ranking.
+        document: The document, as it was given.
+    """
+
+    index: int
+    score: float
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking(Sequence[ScoredDocument]):
+    """Documents, best first; ties keep the caller's order.
+
+    Attributes:
+        query: What the documents were ranked for.
+        hits: The scored documents, best first.
+        heads: The heads that were read for this query.
+    """
+
+    query: str
+    hits: tuple[ScoredDocument, ...]
+    heads: HeadSet
+
+    @overload
+    def __getitem__(self, position: int) -> ScoredDocument: ...
+    @overload
+    def __getitem__(self, position: slice) -> tuple[ScoredDocument, ...]: ...
+    def __getitem__(self, position: int | slice) -> ScoredDocument | tuple[ScoredDocument, ...]:
+        return self.hits[position]
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[ScoredDocument]:
+        return iter(self.hits)
+
+
+def as_documents(documents: Sequence[str | Document]) -> list[Document]:
+    """Accept texts and documents alike.
+
+    Args:
+        documents: Texts, documents, or a mixture; left as they are.
+
+    Raises:
+        InputError: The argument is one string, or an item is neither a text nor a document.
+    """
+    if isinstance(documents, str):
+        raise InputError("documents is one string; give a list of texts or Documents.")
+    converted = []
+    for index, item in enumerate(documents):
+        if isinstance(item, Document):
+            converted.append(item)
+        elif isinstance(item, str):
+            converted.append(Document(item))
+        else:
+            raise InputError(
+                f"documents[{index}] is a {type(item).__name__}; "
+                "give a str or a routehead_plugins.Document."
+            )
+    return converted
+
+
+def check_text(name: str, value: object) -> None:
+    """Accept a text that says something.
+
+    Args:
+        name: The argument, for the message.
+        value: What was given for it.
+
+    Raises:
+        InputError: It is blank, or no text.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{name}={value!r} is a {type(value).__name__}; give a text.")
+    if not value.strip():
+        raise InputError(f"{name}={value!r} is blank; give a text.")

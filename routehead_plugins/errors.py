@@ -1,0 +1,53 @@
+"""Every error this library raises on purpose.
+
+Each message is one line: what is wrong with the value, what was expected, what to do.
+"""
+
+
+class RouteHeadError(Exception):
+    """Base of every error raised on purpose; catch it to catch them all."""
+
+
+class InputError(RouteHeadError, ValueError):
+    """An argument has a value that cannot be used, such as an empty query."""
+
+
+class HeadError(InputError):
+    """A head or layer is misspelled, or does not exist in this LLM."""
+
+
+class UnsupportedModelError(RouteHeadError):
+    """The LLM has no attention to read, or of a kind that the tap cannot read."""
+
+
+class ModelLoadError(RouteHeadError):
+    """The LLM or its tokenizer could not be found or loaded."""
+
+
+class PromptTooLongError(RouteHeadError):
+    """The query and its candidates do not fit the LLM's context.
+
+    Attributes:
+        tokens: Length of the prompt, in tokens.
+        limit: Longest prompt this LLM accepts, in tokens.
+    """
+
+    def __init__(self, message: str, *, tokens: int, limit: int) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+        self.limit = limit
+
+
+class CollectionError(RouteHeadError):
+    """A corpus, topics, qrels or run file is missing, malformed or inconsistent.
+
+    The message names the file, and the line where there is one.
+    """
+
+
+class JavaError(RouteHeadError):
+    """No Java runtime that Lucene can run on was found, or it did not start."""
+
+
+class MissingExtraError(RouteHeadError, ImportError):
+    """An optional package is not installed; the message holds the pip line."""
