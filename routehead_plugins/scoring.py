@@ -1,0 +1,97 @@
+"""Token attention to document scores: pure functions of tensors.
+
+Equation numbers are those of ICR (arXiv 2410.02642).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from routehead_plugins.data import Span
+
+_OUTLIER_DEVIATIONS = 2.0
+
+
+def document_signals(
+    attention: Tensor,
+    null_attention: Tensor | None,
+    spans: Sequence[Span],
+    *,
+    drop_outliers: bool = True,
+) -> Tensor:
+    """Sum the attention each document receives from the query.
+
+    Args:
+        attention: Mean over the query's tokens, shape (heads, tokens).
+        null_attention: The same for a query without content, subtracted token by token (Eq. 2);
+            ``None`` leaves the attention uncalibrated.
+        spans: Tokens of each document, one span per document, none empty.
+        drop_outliers: Leave out tokens at or below their document's mean minus two standard
+            deviations (Eq. 3): punctuation and the like that the null query stares at.
+
+    Returns:
+        Shape (heads, documents). Calibrated signals lie between -1 and 1, others between 0 and 1.
+    """
+    tokens = attention if null_attention is None else attention - null_attention
+    members = _membership(spans, tokens)
+    if drop_outliers:
+        tokens = tokens * _kept(tokens, members)
+    return tokens @ members
+
+
+def mean_over_heads(signals: Tensor) -> Tensor:
+    """Give every head the same say (Eq. 1, divided by the number of heads).
+
+    Args:
+        signals: Shape (heads, anything).
+
+    Returns:
+        Shape (anything,).
+    """
+    return signals.mean(dim=0)
+
+
+def standardise(scores: Tensor) -> Tensor:
+    """Shift and scale scores of one query to mean 0 and standard deviation 1.
+
+    Args:
+        scores: Shape (documents,). All equal, they become zeros.
+    """
+    centred = scores - scores.mean()
+    deviation = centred.square().mean().sqrt()
+    return centred / deviation if deviation > 0 else torch.zeros_like(scores)
+
+
+def fuse(scores: Tensor, first_stage: Tensor, weight: float) -> Tensor:
+    """Add the retrieval scores, both sides standardised per query.
+
+    Args:
+        scores: Attention scores, shape (documents,).
+        first_stage: Retrieval scores, shape (documents,).
+        weight: How much a standard deviation of the retrieval score counts.
+    """
+    return standardise(scores) + weight * standardise(first_stage)
+
+
+def _membership(spans: Sequence[Span], like: Tensor) -> Tensor:
+    """One where a token belongs to a document, shape (tokens, documents).
+
+    As a matrix, sums over documents are one product: no loop, and the same sum on every run, which
+    scattered additions on an accelerator do not promise.
+    """
+    tokens = torch.arange(like.shape[-1], device=like.device)[:, None]
+    edges = torch.tensor(spans, device=like.device)  # (documents, 2)
+    return ((tokens >= edges[:, 0]) & (tokens < edges[:, 1])).to(like.dtype)
+
+
+def _kept(tokens: Tensor, members: Tensor) -> Tensor:
+    """One where a token is no outlier of its document, shape (heads, tokens)."""
+    sizes = members.sum(dim=0)
+    means = (tokens @ members) / sizes  # (heads, documents)
+    centred = (tokens - means @ members.T) * members.sum(dim=1)
+    # Unbiased, as in the paper's code; a document of one token has nothing to deviate from.
+    deviations = ((centred.square() @ members) / (sizes - 1).clamp(min=1)).sqrt()
+    return (centred > -_OUTLIER_DEVIATIONS * deviations @ members.T).to(tokens.dtype)
