@@ -1,0 +1,1 @@
+"""What the `routehead` commands do; cli.py says how they are called."""

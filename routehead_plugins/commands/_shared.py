@@ -1,0 +1,88 @@
+"""What several commands need: the LLM's arguments, candidates from BM25, a progress bar."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from routehead_plugins._version import __version__
+from routehead_plugins.adapters.pyserini import HeadRoutedStage, build_index
+from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.prompt import check_max_doc_tokens
+
+# Results go to stdout, everything about the work itself goes here.
+err = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the LLM is loaded and prompted, as on the command line.
+
+    Attributes:
+        model: ``"embedded"``, a Hub id, a directory or a ``.gguf`` file.
+        device: ``None`` picks one.
+        dtype: ``"auto"`` picks one.
+        max_doc_tokens: Where documents are cut; ``None`` for nowhere.
+    """
+
+    model: str
+    device: str | None
+    dtype: str
+    max_doc_tokens: int | None
+
+    def load(self) -> FrozenLM:
+        """Load the LLM, with a sign of life on the terminal."""
+        check_max_doc_tokens(self.max_doc_tokens)
+        with err.status(f"Loading {self.model} ..."):
+            return FrozenLM.from_pretrained(self.model, device=self.device, dtype=self.dtype)
+
+    def settings(self) -> dict[str, Any]:
+        """What the scores depend on, for journals and results."""
+        return {**asdict(self), "version": __version__}
+
+
+@contextmanager
+def bm25_stage(corpus: Path, hits: int, index: Path | None = None) -> Iterator[HeadRoutedStage]:
+    """Retrieve from a Lucene index; a temporary one of the corpus where none is given.
+
+    Args:
+        corpus: Corpus file or BEIR folder; unused with an index.
+        hits: Candidates per query.
+        index: A Lucene index on disk.
+    """
+    if index is not None:
+        yield HeadRoutedStage.from_index(index, hits=hits)
+        return
+    with tempfile.TemporaryDirectory(prefix="routehead-") as folder:
+        with err.status(f"Indexing {corpus} with Lucene ..."):
+            built = build_index(corpus, Path(folder) / "index")
+        yield HeadRoutedStage.from_index(built, hits=hits)
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Draw a bar on stderr; what is yielded moves it on by one."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)
+
+
+def stamp(path: Path | None) -> list[Any] | None:
+    """Tell one state of an input file or folder from another: path, size, time of change."""
+    if path is None or not path.exists():
+        return None
+    state = path.stat()
+    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
