@@ -13,7 +13,6 @@ import contextlib
 import io
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -23,6 +22,7 @@ from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.requests_io import TEXT_FIELDS
 
 from . import _jvm
+from ._hits import Hit, hits_of
 from ._lucene import (
     bm25_run,
     build_index,
@@ -55,28 +55,6 @@ class Reranker(Protocol):
     ) -> Ranking:
         """Rank the documents, best first."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A re-ranked document; Pyserini's output writers take it for one of their hits.
-
-    Attributes:
-        docid: The document's id.
-        score: The re-ranker's; higher is more relevant. Documents below the re-ranked ones
-            have the lowest re-ranked score less 1, 2, 3 and so on.
-        rank: Place after re-ranking, from 1.
-        retrieval_score: The first stage's score, where there is one.
-        retrieval_rank: The first stage's place, from 1.
-        document: The text that was read.
-    """
-
-    docid: str
-    score: float
-    rank: int
-    retrieval_score: float | None
-    retrieval_rank: int
-    document: Document
 
 
 class HeadRoutedStage:
@@ -284,20 +262,7 @@ class HeadRoutedStage:
             return []
         depth = len(documents) if depth is None else depth
         ranking = self.reranker.rerank(query, documents[:depth])
-        placed = [(scored.index, float(scored.score)) for scored in ranking]
-        lowest = placed[-1][1]
-        placed += [(index, lowest - (index - depth + 1)) for index in range(depth, len(documents))]
-        return [
-            Hit(
-                docid=documents[index].id or str(index),
-                score=score,
-                rank=rank,
-                retrieval_score=documents[index].score,
-                retrieval_rank=index + 1,
-                document=documents[index],
-            )
-            for rank, (index, score) in enumerate(placed[: self.top_n], start=1)
-        ]
+        return hits_of(ranking, documents)[: self.top_n]
 
     def rerank_run(
         self,

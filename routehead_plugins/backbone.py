@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ class FrozenLM:
         name: What it was loaded as.
         heads: Every head that can be read.
         encoder: Builds prompts for it.
+        turn: To be held while a query is read: one already keeps the device busy, and sixteen
+            prefixes at once would fill its memory.
         max_tokens: Longest sequence it accepts; ``None`` when it names no limit.
     """
 
@@ -38,6 +41,7 @@ class FrozenLM:
             UnsupportedModelError: It has no attention to read.
         """
         self.name = name or model.name_or_path or type(model).__name__
+        self.turn = threading.Lock()
         self._view = tapped_view(model)
         self.heads = readable_heads(self._view, model)
         self.encoder = PromptEncoder(tokenizer)

@@ -229,14 +229,15 @@ class HeadRoutedAttentionReranker:
         return self.selector.select(query, self.llm)
 
     def _read(self, query: str, documents: Sequence[Document], heads: HeadSet) -> TokenAttention:
-        return self.layout.read(
-            self.llm,
-            query,
-            [document.text for document in documents],
-            heads,
-            calibrate=self.calibrate,
-            max_doc_tokens=self.max_doc_tokens,
-        )
+        with self.llm.turn:
+            return self.layout.read(
+                self.llm,
+                query,
+                [document.text for document in documents],
+                heads,
+                calibrate=self.calibrate,
+                max_doc_tokens=self.max_doc_tokens,
+            )
 
     def _scores(self, query: str, documents: Sequence[Document], heads: HeadSet) -> list[float]:
         """Score every document, blank ones below all others; in the order given."""

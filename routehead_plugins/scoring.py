@@ -94,4 +94,5 @@ def _kept(tokens: Tensor, members: Tensor) -> Tensor:
     centred = (tokens - means @ members.T) * members.sum(dim=1)
     # Unbiased, as in the paper's code; a document of one token has nothing to deviate from.
     deviations = ((centred.square() @ members) / (sizes - 1).clamp(min=1)).sqrt()
-    return (centred > -_OUTLIER_DEVIATIONS * deviations @ members.T).to(tokens.dtype)
+    floor = -_OUTLIER_DEVIATIONS * (deviations @ members.T)  # (heads, tokens)
+    return ((centred > floor) | (floor == 0)).to(tokens.dtype)

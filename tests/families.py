@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -84,7 +84,7 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         if "sinks" in name:
             torch.nn.init.normal_(parameter)
-    return model.eval()
+    return cast(PreTrainedModel, model.eval())
 
 
 CONTROLS = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>", "<think>"]

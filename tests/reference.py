@@ -14,7 +14,7 @@ from routehead_plugins.data import Head
 
 def eager_twin(model: PreTrainedModel) -> PreTrainedModel:
     """Copy a model and let the copy compute every attention matrix in full."""
-    twin = copy.deepcopy(model).eval()
+    twin: PreTrainedModel = copy.deepcopy(model).eval()
     twin.set_attn_implementation("eager")
     return twin
 

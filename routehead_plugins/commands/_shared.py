@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from routehead_plugins._version import __version__
 from routehead_plugins.adapters.pyserini import HeadRoutedStage, build_index
 from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.precision import pick_device, pick_dtype
 from routehead_plugins.prompt import check_max_doc_tokens
 
 # Results go to stdout, everything about the work itself goes here.
@@ -44,8 +45,15 @@ class ModelOptions:
             return FrozenLM.from_pretrained(self.model, device=self.device, dtype=self.dtype)
 
     def settings(self) -> dict[str, Any]:
-        """What the scores depend on, for journals and results."""
-        return {**asdict(self), "version": __version__}
+        """What the scores depend on, for journals and results; device and dtype as picked.
+
+        Raises:
+            InputError: The device or dtype does not exist.
+        """
+        device = pick_device(self.device)
+        dtype = str(pick_dtype(self.dtype, device)).removeprefix("torch.")
+        picked = {"device": device.type, "dtype": dtype, "version": __version__}
+        return asdict(self) | picked
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from routehead_plugins.collections import (
     Collection,
     load_collection,
 )
-from routehead_plugins.commands._shared import ModelOptions, bm25_stage, err, progress, stamp
+from routehead_plugins.commands._shared import ModelOptions, bm25_stage, progress, stamp
 from routehead_plugins.data import Document
 from routehead_plugins.errors import InputError
 from routehead_plugins.evaluation import Evaluation, ResultTable, evaluate, parse_measures

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, load_topics
-from routehead_plugins.collections import Run, Topics, read_corpus, read_run, write_run
+from routehead_plugins.collections import (
+    CORPUS_FILE,
+    Run,
+    Topics,
+    read_corpus,
+    read_run,
+    write_run,
+)
 from routehead_plugins.commands._shared import ModelOptions, bm25_stage, err, progress, stamp
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
@@ -128,7 +135,7 @@ def _inputs(job: RerankJob) -> Iterator[_Inputs]:
         yield _Inputs(queries, lambda query_id: requests[query_id].candidates)
         return
     topics = load_topics(job.topics or "")
-    corpus = None if job.corpus is None else read_corpus(job.corpus)
+    corpus = _corpus(job.corpus)
     run = None if job.run is None else _asked(read_run(job.run), topics)
     if run is not None and job.index is None:
         yield _looked_up(job, topics, run, HeadRoutedStage(None, corpus=corpus))
@@ -139,6 +146,12 @@ def _inputs(job: RerankJob) -> Iterator[_Inputs]:
                 # One more, lest dropping the query's own document leaves one too few.
                 run = bm25_run(stage.searcher, topics, job.hits + job.remove_query)
         yield _looked_up(job, topics, run, HeadRoutedStage(stage.searcher, corpus=corpus))
+
+
+def _corpus(path: Path | None) -> dict[str, Document] | None:
+    if path is None:
+        return None
+    return read_corpus(path / CORPUS_FILE if path.is_dir() else path)
 
 
 def _asked(run: Run, topics: Topics) -> Run:

@@ -1,0 +1,247 @@
+"""Head sets: what is written comes back, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routehead_plugins import Head, HeadSet
+from routehead_plugins.errors import HeadError, InputError
+
+HEADS = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200)), unique=True)
+NAMES = st.none() | st.text()
+
+
+@st.composite
+def head_sets(draw: st.DrawFn) -> HeadSet:
+    heads = draw(HEADS.filter(bool))
+    scores = st.lists(st.floats(allow_nan=False), min_size=len(heads), max_size=len(heads))
+    return HeadSet(
+        heads,
+        model=draw(NAMES),
+        layout=draw(NAMES),
+        method=draw(NAMES),
+        scores=draw(st.none() | scores),
+    )
+
+
+@given(HEADS.filter(bool))
+@settings(deadline=None)
+def test_a_set_parses_to_what_it_was_written_from(heads: list[tuple[int, int]]) -> None:
+    written = ",".join(f"{layer}-{index}" for layer, index in heads)
+    parsed = HeadSet.parse(written)
+    assert list(parsed) == heads
+    assert str(parsed) == written
+    assert parsed == HeadSet(heads)
+    assert HeadSet.looks_like(written)
+
+
+@given(head_sets())
+@settings(deadline=None)
+def test_a_saved_set_loads_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, heads: HeadSet
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "heads-saved.json"
+    heads.save(path)
+    loaded = HeadSet.load(str(path))
+    assert loaded == heads
+    assert hash(loaded) == hash(heads)
+
+
+def test_a_file_holds_what_the_documentation_says(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    HeadSet([(13, 18), (13, 1)], model="m", layout="sequential", scores=[0.08, 0.07]).save(path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "format": "routehead-heads",
+        "version": 1,
+        "model": "m",
+        "layout": "sequential",
+        "heads": ["13-18", "13-1"],
+        "scores": [0.08, 0.07],
+    }
+
+
+def test_a_file_needs_no_more_than_format_version_and_heads(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    path.write_text('{"format": "routehead-heads", "version": 1, "heads": ["1-2"], "note": "x"}')
+    assert HeadSet.load(path) == HeadSet([(1, 2)])
+
+
+def test_white_space_around_heads_is_allowed() -> None:
+    assert HeadSet.parse(" 13-18 ,\t13-1\n") == HeadSet([(13, 18), (13, 1)])
+
+
+@pytest.mark.parametrize(
+    ("text", "item"),
+    [
+        ("13-18,13_1", "13_1"),
+        ("", ""),
+        ("1-2,", ""),
+        ("1-2, x y ", "x y"),
+        ("-1-2", "-1-2"),
+        ("1-2-3", "1-2-3"),
+        ("1 - 2", "1 - 2"),
+    ],
+)
+def test_the_item_that_is_no_head_is_quoted(text: str, item: str) -> None:
+    with pytest.raises(HeadError) as error:
+        HeadSet.parse(text)
+    assert str(error.value) == f"{item!r} is not a head; write layer-head, such as 13-18,13-1."
+    assert not HeadSet.looks_like(text)
+
+
+@given(st.text(alphabet="0123456789-, x\u00b2\u0661"))
+@settings(deadline=None)
+def test_text_either_parses_or_is_refused_with_a_head_error(text: str) -> None:
+    try:
+        parsed = HeadSet.parse(text)
+    except HeadError:
+        return
+    assert HeadSet.parse(str(parsed)) == parsed
+    assert HeadSet.looks_like(text)
+
+
+def test_a_number_too_long_for_python_is_refused_with_a_head_error() -> None:
+    with pytest.raises(HeadError):
+        HeadSet.parse(f"{'9' * 5000}-1")
+
+
+@pytest.mark.parametrize(
+    ("heads", "scores", "message"),
+    [
+        ([(1, 2), (0, 0), (1, 2)], None, "head 1-2 is given twice; name each head once."),
+        ([(0, -1)], None, "head (0, -1) is negative; layers and heads count from 0."),
+        ([(0, 1)], [0.5, 0.4], "2 scores for 1 heads; give one score per head."),
+    ],
+)
+def test_sets_that_make_no_sense_are_refused(
+    heads: list[tuple[int, int]], scores: list[float] | None, message: str
+) -> None:
+    with pytest.raises(HeadError) as error:
+        HeadSet(heads, scores=scores)
+    assert str(error.value) == message
+    assert isinstance(error.value, InputError)
+
+
+HEADER = {"format": "routehead-heads", "version": 1}
+NO_HEADS = 'lists no heads; expected "heads": ["13-18", ...].'
+NO_FORMAT = 'is not a head-set file; expected "format": "routehead-heads".'
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ([], NO_FORMAT),
+        ({"heads": ["1-2"]}, NO_FORMAT),
+        ({"format": "other"}, NO_FORMAT),
+        (
+            HEADER | {"version": 2, "heads": ["1-2"]},
+            "has version 2; this release reads version 1: upgrade routehead-plugins.",
+        ),
+        (HEADER, NO_HEADS),
+        (HEADER | {"heads": []}, NO_HEADS),
+        (HEADER | {"heads": "1-2"}, NO_HEADS),
+        (HEADER | {"heads": [[1, 2]]}, NO_HEADS),
+    ],
+)
+def test_a_file_that_is_no_head_set_is_named(
+    tmp_path: Path, content: object, complaint: str
+) -> None:
+    path = tmp_path / "heads.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(HeadError) as error:
+        HeadSet.load(path)
+    assert str(error.value) == f"{str(path)!r} {complaint}"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"heads": ["1_2"]},
+        {"heads": ["1-2", "1-2"]},
+        {"heads": ["1-2"], "scores": [1, 2]},
+        {"heads": ["1-2"], "scores": ["high"]},
+        {"heads": ["1-2"], "scores": 0.5},
+    ],
+    ids=str,
+)
+def test_a_file_with_a_wrong_value_is_refused_by_name(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    path = tmp_path / "heads.json"
+    path.write_text(json.dumps(HEADER | wrong), encoding="utf-8")
+    with pytest.raises(HeadError) as error:
+        HeadSet.load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\xff", None], ids=["json", "utf-8", "missing"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "heads.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(HeadError) as error:
+        HeadSet.load(path)
+    assert str(error.value).startswith(f"{str(path)!r} cannot be read as a head-set file: ")
+    assert "\n" not in str(error.value)
+
+
+@given(HEADS)
+@settings(deadline=None)
+def test_layers_are_grouped_and_places_lead_back(heads: list[tuple[int, int]]) -> None:
+    chosen = HeadSet(heads)
+    grouped = [(layer, index) for layer, found in chosen.by_layer.items() for index in found]
+    assert grouped == sorted(heads)
+    assert [grouped[place] for place in chosen.places_by_layer] == heads
+    assert chosen.last_layer == max((layer for layer, _ in heads), default=-1)
+
+
+def test_a_set_is_a_sequence_of_heads() -> None:
+    heads = HeadSet([(3, 1), (0, 2)])
+    assert len(heads) == 2
+    assert (heads[0], heads[1:]) == (Head(3, 1), (Head(0, 2),))
+    assert [type(head) for head in heads] == [Head, Head]
+    assert (3, 1) in heads
+    assert (1, 3) not in heads
+    assert not HeadSet(())
+
+
+@pytest.mark.parametrize("changed", [{"model": "other"}, {"scores": [0.1]}, {"layout": "parallel"}])
+def test_sets_that_differ_in_their_records_are_not_equal(changed: dict[str, Any]) -> None:
+    assert HeadSet([(0, 0)]) != HeadSet([(0, 0)], **changed)
+
+
+AVAILABLE = HeadSet([(layer, index) for layer in range(1, 4) for index in range(2)])
+
+
+def test_heads_that_the_model_has_are_accepted() -> None:
+    HeadSet.parse("3-1,1-0").check_within(AVAILABLE, "tiny")
+    AVAILABLE.check_within(AVAILABLE, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("3-1,4-0", "4-0"),
+        ("0-0", "0-0"),
+        ("1-2,9-9,1-0", "1-2, 9-9"),
+        ("9-0,9-1,9-2,9-3,9-4,9-5", "9-0, 9-1, 9-2, 9-3, 9-4"),
+    ],
+)
+def test_heads_that_the_model_does_not_have_are_named(written: str, named: str) -> None:
+    with pytest.raises(HeadError) as error:
+        HeadSet.parse(written).check_within(AVAILABLE, "tiny")
+    assert str(error.value) == (
+        f"'tiny' has no head {named}; it has layers 1 to 3 with 2 heads each, counted from 0."
+    )
+
+
+def test_an_empty_set_cannot_be_read() -> None:
+    with pytest.raises(HeadError) as error:
+        HeadSet(()).check_within(AVAILABLE, "tiny")
+    assert str(error.value) == "the head set is empty; name at least one head, such as 13-18."

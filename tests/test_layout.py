@@ -1,0 +1,204 @@
+"""The sequential layout: order, spans, limits, and advice that can be followed."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import families
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet
+from routehead_plugins.data import Span
+from routehead_plugins.errors import InputError, PromptTooLongError, RouteHeadError
+from routehead_plugins.layout import SequentialLayout, _longest_cut, check_fits, get_layout
+from routehead_plugins.prompt import Pieces
+
+LIMIT = 400
+QUERY = "which wolf ran?"
+TEXTS = ["the best one, and the longest of the three", "second", "the third"]
+HEADS = HeadSet.parse("1-2,0-1,1-0")
+
+
+def tiny_llm(limit: int) -> FrozenLM:
+    config = copy.deepcopy(families.CONFIGS["llama"])
+    config.max_position_embeddings = limit
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return FrozenLM(model, families.tiny_tokenizer(), name="tiny")
+
+
+LLM = tiny_llm(LIMIT)
+
+
+def pieces_of(texts: Sequence[str], cut: int | None = None, query: str = QUERY) -> Pieces:
+    return LLM.encoder.pieces(query, texts, numbered=True, max_doc_tokens=cut)
+
+
+# One byte is one token: what is left of the limit for the text of one document.
+ROOM = LIMIT - pieces_of(["x"]).size + 1
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any], Pieces]]:
+    """Every call of the encoder, and what it built."""
+    calls = []
+    build = LLM.encoder.pieces
+
+    def recorded(*arguments: Any, **options: Any) -> Pieces:
+        pieces = build(*arguments, **options)
+        calls.append((arguments, options, pieces))
+        return pieces
+
+    monkeypatch.setattr(LLM.encoder, "pieces", recorded)
+    return calls
+
+
+def test_the_best_candidate_is_placed_last_and_labels_count_from_the_top(
+    built: list[tuple[tuple[Any, ...], dict[str, Any], Pieces]],
+) -> None:
+    SequentialLayout().read(LLM, QUERY, TEXTS, HEADS, calibrate=True, max_doc_tokens=9)
+    ((arguments, options, _),) = built
+    assert arguments == (QUERY, ["the third", "second", TEXTS[0]])
+    assert options == {"numbered": True, "max_doc_tokens": 9}
+
+
+def test_spans_hold_the_texts_in_the_order_given(
+    built: list[tuple[tuple[Any, ...], dict[str, Any], Pieces]],
+) -> None:
+    found = SequentialLayout().read(LLM, QUERY, TEXTS, HEADS, calibrate=True, max_doc_tokens=None)
+    pieces = built[0][2]
+    prefix = list(pieces.opening)
+    for document in pieces.documents:
+        prefix += document.ids
+    tokenizer = families.tiny_tokenizer()
+    assert [tokenizer.decode(prefix[start:end]) for start, end in found.spans] == TEXTS
+    assert all(isinstance(span, Span) for span in found.spans)
+    assert found.query.shape == (len(HEADS), len(prefix))
+    assert found.null is not None
+    assert found.null.shape == found.query.shape
+    assert not torch.equal(found.null, found.query)
+
+
+def test_the_query_without_content_is_read_only_when_asked_for() -> None:
+    layout = SequentialLayout()
+    with_null = layout.read(LLM, QUERY, TEXTS, HEADS, calibrate=True, max_doc_tokens=None)
+    without = layout.read(LLM, QUERY, TEXTS, HEADS, calibrate=False, max_doc_tokens=None)
+    assert without.null is None
+    assert without.spans == with_null.spans
+    torch.testing.assert_close(without.query, with_null.query, atol=1e-6, rtol=0)
+
+
+def test_the_texts_given_are_left_as_they_were() -> None:
+    texts = list(TEXTS)
+    SequentialLayout().read(LLM, QUERY, texts, HEADS, calibrate=True, max_doc_tokens=3)
+    assert texts == TEXTS
+
+
+@pytest.mark.parametrize("name", [None, "sequential"])
+def test_the_layout_is_the_sequential_one_by_default(name: str | None) -> None:
+    assert get_layout(name) == SequentialLayout()
+    assert get_layout(name).name == "sequential"
+
+
+def test_a_layout_that_does_not_exist_is_named() -> None:
+    with pytest.raises(InputError) as error:
+        get_layout("spiral")
+    assert str(error.value) == "layout='spiral' is unknown; this release has: sequential."
+
+
+def test_a_prompt_may_be_as_long_as_the_limit_and_no_longer() -> None:
+    check_fits(pieces_of(["x" * ROOM]), LLM)
+    with pytest.raises(PromptTooLongError):
+        check_fits(pieces_of(["x" * (ROOM + 1)]), LLM)
+
+
+def test_the_longer_of_the_two_tails_must_fit() -> None:
+    check_fits(pieces_of(["x" * (ROOM + len(QUERY) - 3)], query="N/A"), LLM)
+    with pytest.raises(PromptTooLongError):
+        check_fits(pieces_of(["x" * (ROOM + len(QUERY) - 2)], query="N"), LLM)
+
+
+def test_an_llm_that_names_no_limit_takes_any_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LLM, "max_tokens", None)
+    check_fits(pieces_of(["x" * 9999]), LLM)
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_its_numbers() -> None:
+    # 29 tokens open the prompt, the tail has 97 for the instruction, 15 for the query and 3;
+    # each document brings a label of 3 and a separator of 2 besides its text.
+    with pytest.raises(PromptTooLongError) as error:
+        check_fits(pieces_of(["x" * 1000, "y" * 20, "z" * 500]), LLM)
+    assert str(error.value) == (
+        "the prompt has 1,679 tokens with 3 documents, but 'tiny' takes 400; "
+        "set max_doc_tokens=110 or less, or give fewer documents."
+    )
+    assert (error.value.tokens, error.value.limit) == (1679, 400)
+    assert isinstance(error.value, RouteHeadError)
+
+
+@pytest.mark.parametrize(
+    ("query", "texts", "tokens"),
+    [("q" * 500, ["x", "y"], 641), (QUERY, ["x"] * 60, 555)],
+    ids=["query", "list"],
+)
+def test_where_no_cut_helps_none_is_advised(query: str, texts: list[str], tokens: int) -> None:
+    with pytest.raises(PromptTooLongError) as error:
+        check_fits(pieces_of(texts, query=query), LLM)
+    assert str(error.value) == (
+        f"the prompt has {tokens} tokens with {len(texts)} documents, but 'tiny' takes 400; "
+        "the query or the list is too long, or give fewer documents."
+    )
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8).map(sorted), st.integers(-20, 300))
+@settings(deadline=None, max_examples=300)
+def test_the_advised_cut_is_the_largest_that_fits(lengths: list[int], room: int) -> None:
+    fitting = [
+        cut
+        for cut in range(lengths[-1] + 1)
+        if sum(min(length, cut) for length in lengths) <= max(0, room)
+    ]
+    assert _longest_cut(lengths, room) == fitting[-1]
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=9))
+@settings(deadline=None)
+def test_advice_can_be_followed_and_one_token_more_is_too_much(sizes: list[int]) -> None:
+    texts = ["x" * size for size in sizes]
+    try:
+        check_fits(pieces_of(texts), LLM)
+    except PromptTooLongError as error:
+        advised = re.search(r"set max_doc_tokens=(\d+) or less", str(error))
+        assert advised is not None
+        cut = int(advised[1])
+        check_fits(pieces_of(texts, cut), LLM)
+        with pytest.raises(PromptTooLongError):
+            check_fits(pieces_of(texts, cut + 1), LLM)
+    else:
+        assert sum(sizes) + 5 * len(sizes) + 144 <= LIMIT
+
+
+def test_a_reranker_refuses_takes_the_advice_and_then_ranks() -> None:
+    texts = ["x" * 300, "y" * 40, "z" * 300]
+    with pytest.raises(PromptTooLongError, match="set max_doc_tokens=100 or less"):
+        HeadRoutedAttentionReranker(LLM).rerank(QUERY, texts)
+    with pytest.raises(PromptTooLongError, match="set max_doc_tokens=100 or less"):
+        HeadRoutedAttentionReranker(LLM, max_doc_tokens=101).rerank(QUERY, texts)
+    ranking = HeadRoutedAttentionReranker(LLM, max_doc_tokens=100).rerank(QUERY, texts)
+    assert sorted(hit.index for hit in ranking) == [0, 1, 2]
+
+
+def test_what_is_cut_off_is_not_read() -> None:
+    reranker = HeadRoutedAttentionReranker(LLM, max_doc_tokens=4)
+    long = reranker.signals(QUERY, ["abcdefgh", "ijklmnop"], HEADS)
+    cut = reranker.signals(QUERY, ["abcd", "ijkl"], HEADS)
+    assert torch.equal(long, cut)
+    whole = HeadRoutedAttentionReranker(LLM).signals(QUERY, ["abcdefgh", "ijklmnop"], HEADS)
+    assert not torch.allclose(long, whole)

@@ -1,0 +1,336 @@
+"""The class users meet: rankings, bad input, threads."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import families
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routehead_plugins import Document, FrozenLM, Head, HeadRoutedAttentionReranker, HeadSet
+from routehead_plugins.data import Span
+from routehead_plugins.errors import (
+    HeadError,
+    InputError,
+    PromptTooLongError,
+    RouteHeadError,
+)
+from routehead_plugins.layout import TokenAttention
+from routehead_plugins.reranker import BLANK_SCORE
+from routehead_plugins.selectors import FixedHeads
+
+QUERY = "which wolf ran?"
+DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> FrozenLM:
+    return FrozenLM(families.tiny_model("llama"), families.tiny_tokenizer(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def reranker(llm: FrozenLM) -> HeadRoutedAttentionReranker:
+    return HeadRoutedAttentionReranker(llm)
+
+
+@dataclass(frozen=True)
+class PresetLayout:
+    """Gives document i the attention that its text names, one token each; no LLM is run."""
+
+    name: str = "preset"
+
+    def read(
+        self,
+        llm: FrozenLM,  # noqa: ARG002
+        query: str,  # noqa: ARG002
+        texts: Sequence[str],
+        heads: HeadSet,  # noqa: ARG002
+        *,
+        calibrate: bool,  # noqa: ARG002
+        max_doc_tokens: int | None,  # noqa: ARG002
+    ) -> TokenAttention:
+        values = torch.tensor([[float(text) for text in texts]])
+        spans = tuple(Span(place, place + 1) for place in range(len(texts)))
+        return TokenAttention(values, None, spans)
+
+
+def preset(llm: FrozenLM, **settings: Any) -> HeadRoutedAttentionReranker:
+    return HeadRoutedAttentionReranker(llm, layout=PresetLayout(), **settings)
+
+
+def test_a_ranking_is_sorted_and_names_index_score_and_document(
+    reranker: HeadRoutedAttentionReranker,
+) -> None:
+    ranking = reranker.rerank(QUERY, DOCUMENTS)
+    scores = reranker.score(QUERY, DOCUMENTS)
+    assert [hit.index for hit in ranking] == sorted(range(3), key=lambda index: -scores[index])
+    assert [hit.score for hit in ranking] == sorted(scores, reverse=True)
+    assert [hit.document.text for hit in ranking] == [DOCUMENTS[hit.index] for hit in ranking]
+    assert ranking.query == QUERY
+    assert ranking.heads == reranker.llm.heads
+
+
+def test_the_score_is_the_calibrated_mean_over_heads_without_outliers(
+    reranker: HeadRoutedAttentionReranker,
+) -> None:
+    # Aggregated before outliers are looked for, unlike per-head signals: two roads to one sum
+    # where no token is dropped.
+    plain = HeadRoutedAttentionReranker(reranker.llm, drop_outliers=False)
+    expected = plain.signals(QUERY, DOCUMENTS).mean(dim=0)
+    torch.testing.assert_close(torch.tensor(plain.score(QUERY, DOCUMENTS)), expected)
+    assert plain.score(QUERY, DOCUMENTS) != reranker.score(QUERY, DOCUMENTS)
+
+
+def test_fewer_heads_give_other_scores_and_are_named(llm: FrozenLM) -> None:
+    heads = HeadSet.parse("2-1,0-3")
+    chosen = HeadRoutedAttentionReranker(llm, FixedHeads(heads))
+    ranking = chosen.rerank(QUERY, DOCUMENTS)
+    assert ranking.heads.heads == (Head(2, 1), Head(0, 3))
+    assert chosen.score(QUERY, DOCUMENTS) != HeadRoutedAttentionReranker(llm).score(
+        QUERY, DOCUMENTS
+    )
+
+
+def test_top_n_cuts_the_ranking_and_nothing_else(reranker: HeadRoutedAttentionReranker) -> None:
+    whole = reranker.rerank(QUERY, DOCUMENTS)
+    assert reranker.rerank(QUERY, DOCUMENTS, top_n=2).hits == whole.hits[:2]
+    assert reranker.rerank(QUERY, DOCUMENTS, top_n=99).hits == whole.hits
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(["0.1", "0.2", "0.3", " "]), max_size=12))
+def test_ties_keep_the_order_of_the_candidates(llm: FrozenLM, texts: list[str]) -> None:
+    ranking = preset(llm).rerank(QUERY, texts)
+    expected = sorted(
+        range(len(texts)),
+        key=lambda index: -(float(texts[index]) if texts[index].strip() else BLANK_SCORE),
+    )
+    assert [hit.index for hit in ranking] == expected
+
+
+def test_documents_keep_their_id_metadata_and_score(llm: FrozenLM) -> None:
+    document = Document("0.5", id="d7", metadata={"page": 3}, score=12.3)
+    (hit,) = preset(llm).rerank(QUERY, [document])
+    assert hit.document is document
+
+
+def test_inputs_are_left_as_they_are(reranker: HeadRoutedAttentionReranker) -> None:
+    documents: list[str | Document] = [
+        Document("a wolf", id="x", metadata={"tags": ["grey"]}, score=1.0),
+        "rain",
+        " ",
+    ]
+    before = copy.deepcopy(documents)
+    reranker.rerank(QUERY, documents, top_n=1)
+    assert documents == before
+
+
+# What counts as bad input, and what becomes of it.
+
+
+def test_no_documents_give_an_empty_ranking(reranker: HeadRoutedAttentionReranker) -> None:
+    assert len(reranker.rerank(QUERY, [])) == 0
+    assert reranker.score(QUERY, []) == []
+
+
+def test_one_document_is_ranked_first_with_a_finite_score(
+    reranker: HeadRoutedAttentionReranker,
+) -> None:
+    (hit,) = reranker.rerank(QUERY, ["a wolf"])
+    assert hit.index == 0
+    assert -1 < hit.score < 1
+
+
+def test_blank_documents_rank_last_and_do_not_touch_the_others(
+    reranker: HeadRoutedAttentionReranker,
+) -> None:
+    scores = reranker.score(QUERY, ["", DOCUMENTS[0], " \n\t", DOCUMENTS[1], "\u00a0"])
+    assert [scores[1], scores[3]] == reranker.score(QUERY, DOCUMENTS[:2])
+    assert [scores[0], scores[2], scores[4]] == [BLANK_SCORE] * 3
+    assert reranker.score(QUERY, ["", " "]) == [BLANK_SCORE] * 2
+
+
+def test_the_same_document_twice_is_ranked_twice(llm: FrozenLM) -> None:
+    same = Document("0.5", id="twin")
+    ranking = preset(llm).rerank(QUERY, [same, Document("0.9", id="best"), same])
+    assert [(hit.index, hit.document.id) for hit in ranking] == [
+        (1, "best"),
+        (0, "twin"),
+        (2, "twin"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("", "query='' is blank; give a text."),
+        (" \n", "query=' \\n' is blank; give a text."),
+        (None, "query=None is a NoneType; give a text."),
+    ],
+)
+def test_a_blank_query_is_refused(
+    reranker: HeadRoutedAttentionReranker, query: Any, message: str
+) -> None:
+    for call in (reranker.rerank, reranker.score, reranker.signals):
+        with pytest.raises(InputError) as error:
+            call(query, DOCUMENTS)
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("top_n", [0, -1])
+def test_a_top_n_below_one_is_refused(reranker: HeadRoutedAttentionReranker, top_n: int) -> None:
+    with pytest.raises(InputError) as error:
+        reranker.rerank(QUERY, DOCUMENTS, top_n=top_n)
+    assert str(error.value) == f"top_n={top_n} returns nothing; give 1 or more, or None for all."
+
+
+def test_one_string_is_no_list_of_documents(reranker: HeadRoutedAttentionReranker) -> None:
+    with pytest.raises(InputError, match="documents is one string; give a list of texts"):
+        reranker.rerank(QUERY, "a wolf")
+
+
+def test_a_candidate_that_is_no_text_is_named(reranker: HeadRoutedAttentionReranker) -> None:
+    with pytest.raises(InputError, match=r"documents\[1\] is a int; give a str or a"):
+        reranker.rerank(QUERY, ["a wolf", 7])  # type: ignore[list-item]
+
+
+def test_signals_of_a_blank_document_are_refused(reranker: HeadRoutedAttentionReranker) -> None:
+    with pytest.raises(InputError, match=r"documents\[1\] is blank and has no signals"):
+        reranker.signals(QUERY, ["a wolf", ""])
+
+
+def test_signals_of_no_documents_are_empty(reranker: HeadRoutedAttentionReranker) -> None:
+    assert reranker.signals(QUERY, []).shape == (len(reranker.llm.heads), 0)
+
+
+def test_a_document_of_fifty_thousand_words_is_refused_with_a_way_out(llm: FrozenLM) -> None:
+    documents = ["a wolf", "wolf " * 50_000]
+    with pytest.raises(PromptTooLongError) as error:
+        HeadRoutedAttentionReranker(llm).rerank(QUERY, documents)
+    assert error.value.tokens > 250_000
+    assert error.value.limit == 4096
+    cut = int(str(error.value).split("max_doc_tokens=")[1].split()[0])
+    fitting = HeadRoutedAttentionReranker(llm, max_doc_tokens=cut)
+    assert len(fitting.rerank(QUERY, documents)) == 2
+
+
+def test_control_tokens_in_documents_and_query_are_plain_text(llm: FrozenLM) -> None:
+    reranker = HeadRoutedAttentionReranker(llm)
+    hostile = "".join(families.CONTROLS) * 3
+    scores = reranker.score(f"what is {hostile}?", [hostile, "a wolf", f"rain {hostile}"])
+    assert all(-1 < score < 1 for score in scores)
+    controls = {llm.encoder.encode([token])[0] for token in families.CONTROLS}
+    assert all(
+        len(ids) == len(token)
+        for ids, token in zip(
+            (llm.encoder.encode([token])[0] for token in families.CONTROLS),
+            families.CONTROLS,
+            strict=True,
+        )
+    )
+    assert len(controls) == len(families.CONTROLS)
+
+
+@pytest.mark.parametrize("written", ["99-0", "0-9,99-0"])
+def test_an_unknown_head_is_named_with_what_there_is(llm: FrozenLM, written: str) -> None:
+    reranker = HeadRoutedAttentionReranker(llm, FixedHeads(HeadSet.parse(written)))
+    unknown = written.replace(",", ", ")
+    with pytest.raises(HeadError) as error:
+        reranker.rerank(QUERY, DOCUMENTS)
+    assert str(error.value) == (
+        f"'tiny' has no head {unknown}; it has layers 0 to 3 with 4 heads each, counted from 0."
+    )
+
+
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+def test_a_first_stage_weight_that_is_no_weight_is_refused(llm: FrozenLM, weight: float) -> None:
+    with pytest.raises(InputError, match=r"first_stage_weight=\S+ is not a weight; give 0 or more"):
+        HeadRoutedAttentionReranker(llm, first_stage_weight=weight)
+
+
+def test_an_unknown_layout_is_refused(llm: FrozenLM) -> None:
+    with pytest.raises(InputError, match="layout='diagonal' is unknown; this release has: seq"):
+        HeadRoutedAttentionReranker(llm, layout="diagonal")
+
+
+def test_scores_that_are_no_numbers_are_refused(llm: FrozenLM) -> None:
+    with pytest.raises(RouteHeadError, match="'tiny' computed scores that are no numbers in"):
+        preset(llm).rerank(QUERY, ["nan", "0.2"])
+
+
+@pytest.mark.parametrize("argument", ["router", "document_cache"])
+def test_arguments_of_later_releases_are_refused_before_anything_is_loaded(argument: str) -> None:
+    with pytest.raises(InputError) as error:
+        HeadRoutedAttentionReranker.from_pretrained("embedded", **{argument: "x"})  # type: ignore[arg-type]
+    assert str(error.value) == f"{argument}='x' cannot be used in this release; leave it out."
+
+
+# The first stage's scores.
+
+
+def test_fusion_adds_both_sides_standardised(llm: FrozenLM) -> None:
+    documents = [
+        Document("0.1", score=30.0),
+        Document("0.2", score=10.0),
+        Document("0.3", score=20.0),
+    ]
+    z = math.sqrt(1.5)  # of three values at equal distances
+    scores = preset(llm, first_stage_weight=2.0).score(QUERY, documents)
+    assert scores == pytest.approx([-z + 2 * z, 0 - 2 * z, z + 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, math.inf])
+def test_fusion_is_off_where_one_document_has_no_score(
+    llm: FrozenLM, missing: float | None
+) -> None:
+    documents = [Document("0.1", score=30.0), Document("0.2", score=missing)]
+    assert preset(llm, first_stage_weight=2.0).score(QUERY, documents) == pytest.approx([0.1, 0.2])
+
+
+def test_equal_first_stage_scores_change_no_order(llm: FrozenLM) -> None:
+    documents = [Document(text, score=5.0) for text in ("0.1", "0.3", "0.2")]
+    ranking = preset(llm, first_stage_weight=1.0).rerank(QUERY, documents)
+    assert [hit.index for hit in ranking] == [1, 2, 0]
+
+
+def test_blank_documents_rank_last_under_fusion_too(llm: FrozenLM) -> None:
+    documents = [Document(" ", score=99.0)] + [
+        Document(str(place / 10), score=-float(place)) for place in range(9)
+    ]
+    for weight in (0.0, 5.0):
+        ranking = preset(llm, first_stage_weight=weight).rerank(QUERY, documents)
+        assert ranking[-1].index == 0
+        assert ranking[-1].score < ranking[-2].score
+
+
+# Batches and threads.
+
+
+def test_a_batch_equals_its_queries_one_by_one(
+    reranker: HeadRoutedAttentionReranker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = [(QUERY, DOCUMENTS), ("rain", DOCUMENTS[:2])]
+    assert reranker.rerank_batch(requests, top_n=2) == [
+        reranker.rerank(query, documents, top_n=2) for query, documents in requests
+    ]
+    assert capsys.readouterr() == ("", "")
+    reranker.rerank_batch(requests, show_progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_sixteen_concurrent_calls_equal_serial_ones(reranker: HeadRoutedAttentionReranker) -> None:
+    queries = [f"query {number} about wolves" for number in range(16)]
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(reranker.arerank(query, DOCUMENTS) for query in queries))
+
+    for ranking, query in zip(asyncio.run(together()), queries, strict=True):
+        assert ranking == reranker.rerank(query, DOCUMENTS)
