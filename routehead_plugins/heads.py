@@ -23,7 +23,7 @@ from routehead_plugins.data import Head
 from routehead_plugins.errors import HeadError
 
 _FORMAT, _VERSION = "routehead-heads", 1
-_HEAD = re.compile(r"\s*(\d+)-(\d+)\s*")
+_HEAD = re.compile(r"\s*(\d{1,9})-(\d{1,9})\s*")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,12 @@ class HeadSet(Sequence[Head]):
     scores: Sequence[float] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        heads = tuple(Head(int(layer), int(index)) for layer, index in self.heads)
+        try:
+            heads = tuple(Head(int(layer), int(index)) for layer, index in self.heads)
+        except (TypeError, ValueError) as error:
+            raise HeadError(
+                f"{self.heads!r} is not a list of heads; give (layer, head) pairs of numbers."
+            ) from error
         _check(heads, self.scores)
         object.__setattr__(self, "heads", heads)
         if self.scores is not None:
@@ -99,10 +104,13 @@ class HeadSet(Sequence[Head]):
         heads = content.get("heads")
         if not isinstance(heads, list) or not heads or not all(isinstance(h, str) for h in heads):
             raise HeadError(f'{str(path)!r} lists no heads; expected "heads": ["13-18", ...].')
-        return cls(
-            cls.parse(",".join(heads)),
-            **{key: content.get(key) for key in ("model", "layout", "method", "scores")},
-        )
+        try:
+            return cls(
+                cls.parse(",".join(heads)),
+                **{key: content.get(key) for key in ("model", "layout", "method", "scores")},
+            )
+        except (HeadError, TypeError, ValueError) as error:
+            raise HeadError(f"{str(path)!r} is not a valid head-set file: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write a head-set file that ``load`` reads."""

@@ -134,10 +134,10 @@ def check_fits(pieces: Pieces, llm: FrozenLM) -> None:
     lengths = sorted(document.text.size for document in pieces.documents)
     room = limit - (pieces.size - sum(lengths))
     cut = _longest_cut(lengths, room)
-    advice = f"set max_doc_tokens={cut} or less" if cut else "the query or the list is too long"
+    advice = f"set max_doc_tokens={cut} or less, or give" if cut else "give a shorter query or"
     raise PromptTooLongError(
         f"the prompt has {pieces.size:,} tokens with {len(lengths)} documents, but {llm.name!r} "
-        f"takes {limit:,}; {advice}, or give fewer documents.",
+        f"takes {limit:,}; {advice} fewer documents.",
         tokens=pieces.size,
         limit=limit,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -18,6 +19,7 @@ from routehead_plugins._optional import EMBEDDED_LLM, missing_extra
 from routehead_plugins.errors import MissingExtraError, ModelLoadError
 
 EMBEDDED = "embedded"
+_LOADING = threading.RLock()  # stderr and verbosity are one per process
 
 
 def load_model(
@@ -35,13 +37,25 @@ def load_model(
         ModelLoadError: Nothing of that name can be loaded.
         MissingExtraError: A package that this kind of file needs is not installed.
     """
-    place, arguments = _locate(name)
+    place, arguments = _located(name)
     if "gguf_file" in arguments and hasattr(transformers, "GgufConfig"):
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _quietly(), _translated(name):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, local_files_only=local_files_only, **arguments
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=dtype,
+            local_files_only=local_files_only,
+            output_loading_info=True,
+            **arguments,
         )
+        model, report = loaded
+        # The output projection may be missing: logits are never computed.
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith("lm_head."))
+        if missing:
+            raise ModelLoadError(
+                f"model {name!r} lacks {len(missing)} of its weights, such as {missing[0]!r}; "
+                "download or save it again."
+            )
         return cast(PreTrainedModel, model.to(device).eval())
 
 
@@ -52,9 +66,14 @@ def load_tokenizer(name: str, *, local_files_only: bool = False) -> Any:
         ModelLoadError: Nothing of that name can be loaded.
         MissingExtraError: A package that this kind of file needs is not installed.
     """
-    place, arguments = _locate(name)
+    place, arguments = _located(name)
     with _quietly(), _translated(name):
         return AutoTokenizer.from_pretrained(place, local_files_only=local_files_only, **arguments)
+
+
+def _located(name: str) -> tuple[str, dict[str, Any]]:
+    with _translated(name):
+        return _locate(name)
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
@@ -100,7 +119,9 @@ def _translated(name: str) -> Iterator[None]:
     """Turn the many ways in which loading fails into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (ModelLoadError, ImportError):
+        raise
+    except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise ModelLoadError(
             f"model {name!r} cannot be loaded ({reason or type(error).__name__}); give "
@@ -114,13 +135,11 @@ def _quietly() -> Iterator[None]:
 
     The bar of the GGUF reader obeys no setting, and so stderr itself is set aside meanwhile.
     """
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    with _LOADING:
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            with redirect_stderr(StringIO()):
+                yield
+        finally:
+            logging.set_verbosity(verbosity)

@@ -36,9 +36,15 @@ INSTRUCTION = (
 NULL_QUERY = "N/A"
 
 # Stands in the chat template where the prompt will stand.
-_PLACE = "PLACE-OF-THE-PROMPT"
+_PLACE = "Place of the Prompt"
 # Some templates print the date; scores must not depend on the day.
 _TODAY = datetime(2024, 7, 26, tzinfo=UTC)
+# transformers passes no functions on to a template, and so the clock is replaced inside of it.
+_FIXED_DATE = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('%{code}','{_TODAY.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
+    + " }}{% endmacro %}"
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,11 @@ class PromptEncoder:
         if not texts:
             return []
         encoded = self._tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
+            # Half a surrogate pair, as broken JSON escapes leave it, is no text to a tokenizer.
+            [text.encode(errors="replace").decode() for text in texts],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            verbose=False,
         )
         return [tuple(ids) for ids in encoded["input_ids"]]
 
@@ -160,8 +170,8 @@ def _chat_frame(tokenizer: Any) -> tuple[str, str]:
             [{"role": "user", "content": _PLACE}],
             tokenize=False,
             add_generation_prompt=True,
+            chat_template=_FIXED_DATE + tokenizer.get_chat_template(),
             date_string=_TODAY.strftime("%d %b %Y"),
-            strftime_now=_TODAY.strftime,
         )
         before, after = text.split(_PLACE)
     except Exception as error:

@@ -60,6 +60,8 @@ def standardise(scores: Tensor) -> Tensor:
     Args:
         scores: Shape (documents,). All equal, they become zeros.
     """
+    if bool((scores == scores[0]).all()):  # rounding would make something of nothing
+        return torch.zeros_like(scores)
     centred = scores - scores.mean()
     deviation = centred.square().mean().sqrt()
     return centred / deviation if deviation > 0 else torch.zeros_like(scores)
@@ -91,7 +93,7 @@ def _kept(tokens: Tensor, members: Tensor) -> Tensor:
     """One where a token is no outlier of its document, shape (heads, tokens)."""
     sizes = members.sum(dim=0)
     means = (tokens @ members) / sizes  # (heads, documents)
-    centred = (tokens - means @ members.T) * members.sum(dim=1)
+    centred = tokens - means @ members.T
     # Unbiased, as in the paper's code; a document of one token has nothing to deviate from.
     deviations = ((centred.square() @ members) / (sizes - 1).clamp(min=1)).sqrt()
     floor = -_OUTLIER_DEVIATIONS * (deviations @ members.T)  # (heads, tokens)

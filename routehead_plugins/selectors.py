@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def as_selector(heads: HeadSet | str | Path | Sequence[tuple[int, int]] | None) 
         if HeadSet.looks_like(heads):
             return FixedHeads(HeadSet.parse(heads))
     if isinstance(heads, str | Path):
-        if not Path(heads).is_file():
+        if not os.path.isfile(heads):
             raise HeadError(
                 f"heads={str(heads)!r} is neither a list of heads nor a file; "
                 'give "all", "layers:10-19", "13-18,13-1" or the path of a head-set file.'

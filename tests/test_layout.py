@@ -153,7 +153,7 @@ def test_where_no_cut_helps_none_is_advised(query: str, texts: list[str], tokens
         check_fits(pieces_of(texts, query=query), LLM)
     assert str(error.value) == (
         f"the prompt has {tokens} tokens with {len(texts)} documents, but 'tiny' takes 400; "
-        "the query or the list is too long, or give fewer documents."
+        "give a shorter query or fewer documents."
     )
 
 

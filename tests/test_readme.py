@@ -1,0 +1,53 @@
+"""The README's Python runs and prints what its comments say; its figures stand in result files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routehead_plugins import FrozenLM
+from routehead_plugins.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_blocks_print_what_their_comments_say(
+    embedded: FrozenLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(FrozenLM, "from_pretrained", lambda *_, **__: embedded)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in BLOCKS:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, "README.md", "exec"), names)
+        expected = [line[2:] for line in block.splitlines() if line.startswith("# ")]
+        assert printed.getvalue().splitlines() == expected
+    assert len(BLOCKS) >= 1
+
+
+def test_every_command_the_readme_names_exists() -> None:
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    named = set(re.findall(r"^(?:\.venv/bin/)?routehead (\w+)", README, re.MULTILINE))
+    assert named
+    assert named <= known
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make (\w+)", README)) <= targets
+
+
+def test_every_figure_of_the_results_table_stands_in_its_file() -> None:
+    """Rows read: | collection | method | nDCG@10 | ... |, as the result files have them."""
+    rows = re.findall(r"^\| ([\w-]+) \| ([\w:+,-]+) \| (0\.\d{4}) \|", README, re.MULTILINE)
+    assert rows
+    for collection, method, figure in rows:
+        path = ROOT / "benchmarks" / "results" / f"quality-{collection}.json"
+        methods = json.loads(path.read_text())["collections"][collection]["methods"]
+        assert f"{methods[method]['means']['nDCG@10']:.4f}" == figure, (collection, method)
