@@ -9,7 +9,6 @@ from typing import Any
 
 import faiss
 from langchain_classic.retrievers import ContextualCompressionRetriever
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
@@ -20,7 +19,8 @@ from routehead_plugins.adapters.langchain import HeadRoutedCompressor
 from routehead_plugins.collections import load_collection
 
 BUNDLED = Path(routehead_plugins.__file__).parent / "bundled"
-QUERIES = ["How warm should the water be for dry yeast?", "My bread fell flat in the oven"]
+SICK = "Can I get sick from cooked rice that was left on the stove overnight?"
+LAMP = "Which lamp is best for reading a star map at night?"
 
 
 class FaissRetriever(BaseRetriever):
@@ -29,49 +29,31 @@ class FaissRetriever(BaseRetriever):
     documents: list[Document]
     embedder: Any
     index: Any
-    k: int = 10
 
-    def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun
-    ) -> list[Document]:
-        scores, places = self.index.search(self.embedder.transform([query]).toarray(), self.k)
-        return [
-            self.documents[place].model_copy(update={"metadata": {"score": float(score)}})
-            for place, score in zip(places[0], scores[0], strict=True)
-        ]
-
-
-def index_documents(documents: list[Document]) -> FaissRetriever:
-    """Embed documents by their hashed words, weighed by rarity, and index them."""
-    words = HashingVectorizer(n_features=4096, alternate_sign=False, dtype="float32")
-    embedder = make_pipeline(words, TfidfTransformer())
-    vectors = embedder.fit_transform(document.page_content for document in documents).toarray()
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return FaissRetriever(documents=documents, embedder=embedder, index=index)
+    def _get_relevant_documents(self, query: str, **_: Any) -> list[Document]:
+        scores, places = self.index.search(self.embedder.transform([query]).toarray(), 8)
+        found = [self.documents[place].model_copy(deep=True) for place in places[0]]
+        for document, score in zip(found, scores[0].tolist(), strict=True):
+            document.metadata["score"] = score
+        return found
 
 
 def main() -> None:
-    """Ask the bundled collection."""
+    """Show what is found for two queries of the bundled collection, before and after."""
     corpus = load_collection(BUNDLED).corpus.values()
-    retriever = index_documents([Document(d.text, id=d.id, metadata=dict(d.metadata)) for d in corpus])
-    import sys,time
-    cols=load_collection(BUNDLED)
-    import math
-    def rr(ids,q):
-        for i,d in enumerate(ids,1):
-            if cols.qrels[q].get(d,0)>=3: return 1/i
-        return 0
-    for heads in [None,"layers","layers:10-19"]:
-      for w in [0,1.0]:
-        c = HeadRoutedCompressor(model="embedded", heads=heads, top_n=None, score_key="score", first_stage_weight=w)
-        t=time.time(); b=a=0
-        for q,t_ in list(cols.topics.items())[::4]:
-            docs=retriever.invoke(t_)
-            r=c.compress_documents(docs,t_)
-            b+=rr([d.id for d in docs],q); a+=rr([d.id for d in r],q)
-            if heads=="layers" and w: print(q,t_,rr([d.id for d in docs],q),rr([d.id for d in r],q))
-        print(heads,w,b/20,a/20,time.time()-t)
+    documents = [Document(d.text, id=d.id, metadata=dict(d.metadata)) for d in corpus]
+    words = HashingVectorizer(n_features=4096, alternate_sign=False, dtype="float32")
+    embedder = make_pipeline(words, TfidfTransformer())
+    index = faiss.IndexFlatIP(words.n_features)
+    index.add(embedder.fit_transform([d.page_content for d in documents]).toarray())
+    first = FaissRetriever(documents=documents, embedder=embedder, index=index)
+    compressor = HeadRoutedCompressor(heads="layers", score_key="score", first_stage_weight=0.5)
+    chain = compressor.as_runnable(first)
+    both = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=first)
+    for query, reranked in ((SICK, chain), (LAMP, both)):
+        print(query)
+        for name, found in (("before", first.invoke(query)), ("after", reranked.invoke(query))):
+            print(f"  {name}:", " | ".join(hit.metadata["title"] for hit in found[:3]))
 
 
 if __name__ == "__main__":
