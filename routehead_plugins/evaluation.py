@@ -256,16 +256,22 @@ class ResultTable:
         Raises:
             InputError: See `comparisons`.
         """
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
 
         header, *rows = self._rows()
-        table = Table()
-        for position, name in enumerate(header):
-            table.add_column(Text(name), justify="left" if position < 2 else "right")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        # A terminal is narrow: a single collection gives the table its title, not a column.
+        first = 1 if len(self.evaluations) == 1 else 0
+        if first:
+            table.title = next(iter(self.evaluations))
+        for name in header[first:]:
+            left = name in header[:2]
+            table.add_column(Text(name), justify="left" if left else "right")
         for row in rows:
             # Text, since rich would take the interval's brackets for markup.
-            table.add_row(*map(Text, row))
+            table.add_row(*map(Text, row[first:]))
         return table
 
     def _rows(self) -> list[list[str]]:
