@@ -78,7 +78,7 @@ class PresetLayout:
 
     name: str = "preset"
 
-    def read(self, _llm: FrozenLM, _query: str, texts: Sequence[str], *_: Any, **__: Any) -> Any:
+    def read(self, llm: FrozenLM, query: str, texts: Sequence[str], *_: Any, **__: Any) -> Any:  # noqa: ARG002
         values = torch.tensor([[float(text.split()[-1]) for text in texts]])
         spans = tuple(Span(place, place + 1) for place in range(len(texts)))
         return TokenAttention(values, None, spans)
@@ -403,6 +403,23 @@ def test_retrieval_scores_reach_the_reranker(llm: FrozenLM) -> None:
         node.score = score
     reranked = HeadRoutedRerank(reranker=fused).postprocess_nodes(nodes, query_str=QUERY)
     assert ids(reranked) == ["n2", "n0", "n1"]
+
+
+def test_documents_carry_the_id_and_the_score_of_their_node(
+    preset: HeadRoutedAttentionReranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    rank = preset.rerank
+
+    def watched(query: str, documents: Any, top_n: int | None = None) -> Any:
+        seen.extend(documents)
+        return rank(query, documents, top_n)
+
+    monkeypatch.setattr(preset, "rerank", watched)
+    nodes = bare_nodes("0.1", "0.3")
+    nodes[1].score = 0.5
+    HeadRoutedRerank(reranker=preset).postprocess_nodes(nodes, query_str=QUERY)
+    assert [(d.text, d.id, d.score) for d in seen] == [("0.1", "n0", None), ("0.3", "n1", 0.5)]
 
 
 @pytest.mark.parametrize("odd", [None, math.nan, math.inf, np.float32(0.3)])
