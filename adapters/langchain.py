@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["HeadRoutedCompressor"]
 
 # The other fields are arguments of from_pretrained.
-_OWN_FIELDS = ("reranker", "top_n", "score_threshold", "score_key")
+_OWN_FIELDS = ("reranker", "top_n", "score_threshold", "score_key", "relevant_spans")
 
 # One for all compressors: a lock among the fields could be neither pickled nor copied.
 _LOADING = threading.Lock()
@@ -62,6 +62,9 @@ class HeadRoutedCompressor(BaseDocumentCompressor):
         top_n: How many documents to return; None for all.
         score_threshold: Documents that score less are left out; None for no such limit.
         score_key: Where a document's metadata has the retriever's score, if anywhere.
+        relevant_spans: Whether to say in ``metadata["relevant_spans"]`` where in the text a score
+            came from: ``start`` and ``end`` (half-open, in characters) and ``score`` of each
+            span, most telling first, as in Cohere's API.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -80,6 +83,7 @@ class HeadRoutedCompressor(BaseDocumentCompressor):
     top_n: int | None = 3
     score_threshold: float | None = None
     score_key: str | None = None
+    relevant_spans: bool = False
 
     _loaded: tuple[dict[str, Any], Any] | None = PrivateAttr(default=None)
 
@@ -122,7 +126,7 @@ class HeadRoutedCompressor(BaseDocumentCompressor):
             RouteHeadError: The LLM cannot be loaded, or cannot read so much text.
         """
         return [
-            {"index": hit.index, **_from_hit(hit)}
+            {"index": hit.index, **self._from_hit(hit)}
             for hit in self._rank(_to_langchain(documents), query, top_n)
         ]
 
@@ -169,7 +173,7 @@ class HeadRoutedCompressor(BaseDocumentCompressor):
         documents = _to_langchain(inputs["documents"])
         return [
             documents[hit.index].model_copy(
-                update={"metadata": documents[hit.index].metadata | _from_hit(hit)}
+                update={"metadata": documents[hit.index].metadata | self._from_hit(hit)}
             )
             for hit in self._rank(documents, inputs["query"], -1)
         ]
@@ -183,9 +187,16 @@ class HeadRoutedCompressor(BaseDocumentCompressor):
         if not documents:
             return []
         candidates = [_to_document(document, self.score_key) for document in documents]
-        ranking = self._ready().rerank(query, candidates, top_n)
+        ranking = self._ready().rerank(query, candidates, top_n, spans=self.relevant_spans)
         threshold = self.score_threshold
         return [hit for hit in ranking if threshold is None or hit.score >= threshold]
+
+    def _from_hit(self, hit: data.ScoredDocument) -> dict[str, Any]:
+        """Say what was found out about a document, under the names of Cohere's API."""
+        found: dict[str, Any] = {"relevance_score": float(hit.score)}
+        if self.relevant_spans:
+            found["relevant_spans"] = [span._asdict() for span in hit.spans]
+        return found
 
     def _ready(self) -> Any:
         """Return the re-ranker, loaded by whichever thread comes first."""
@@ -243,8 +254,3 @@ def _to_document(document: Document, score_key: str | None) -> data.Document:
     score = None if score_key is None else document.metadata.get(score_key)
     found = float(score) if isinstance(score, Real) else None
     return data.Document(document.page_content, document.id, document.metadata, found)
-
-
-def _from_hit(hit: data.ScoredDocument) -> dict[str, Any]:
-    """Say what was found out about a document, under the names of Cohere's API."""
-    return {"relevance_score": float(hit.score)}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from routehead_plugins._optional import missing_extra
-from routehead_plugins.data import Document, Ranking
+from routehead_plugins.data import Document, Ranking, ScoredDocument
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
 
@@ -51,6 +51,7 @@ _OWN_FIELDS = {
     "callback_manager",
     "keep_retrieval_score",
     "metadata_mode",
+    "relevant_spans",
     "score_threshold",
     "top_n",
 }
@@ -94,6 +95,10 @@ class HeadRoutedRerank(BaseNodePostprocessor):
     keep_retrieval_score: bool = Field(description='Keep it as metadata "retrieval_score".')
     metadata_mode: MetadataMode = Field(description="Which metadata is read with the text.")
     score_threshold: float | None = Field(description="Drop lower scores.", allow_inf_nan=False)
+    relevant_spans: bool = Field(
+        description="Say in metadata where in the node's text the score came from: start, end "
+        "(half-open, in characters) and score of each span, most telling first."
+    )
 
     _reranker: HeadRoutedAttentionReranker | None = PrivateAttr(default=None)
 
@@ -114,6 +119,7 @@ class HeadRoutedRerank(BaseNodePostprocessor):
         keep_retrieval_score: bool = False,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
         score_threshold: float | None = None,
+        relevant_spans: bool = False,
         reranker: HeadRoutedAttentionReranker | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
@@ -134,6 +140,7 @@ class HeadRoutedRerank(BaseNodePostprocessor):
             "keep_retrieval_score": keep_retrieval_score,
             "metadata_mode": metadata_mode,
             "score_threshold": score_threshold,
+            "relevant_spans": relevant_spans,
             "callback_manager": callback_manager or CallbackManager(),
         }
         try:
@@ -181,7 +188,8 @@ class HeadRoutedRerank(BaseNodePostprocessor):
             EventPayload.TOP_K: top_n,
         }
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-            ranking = reranker.rerank(query, self._to_documents(nodes), top_n=top_n)
+            documents = self._to_documents(nodes)
+            ranking = reranker.rerank(query, documents, top_n=top_n, spans=self.relevant_spans)
             reranked = self._from_ranking(ranking, nodes)
             event.on_end(payload={EventPayload.NODES: reranked})
         dispatcher.event(ReRankEndEvent(nodes=reranked))
@@ -205,8 +213,12 @@ class HeadRoutedRerank(BaseNodePostprocessor):
             if self.score_threshold is not None and hit.score < self.score_threshold:
                 break
             node = nodes[hit.index].node
+            added: dict[str, Any] = {}
             if self.keep_retrieval_score:
-                node = _with_metadata(node, {"retrieval_score": hit.document.score})
+                added["retrieval_score"] = hit.document.score
+            if self.relevant_spans:
+                added["relevant_spans"] = _spans_of(hit, node)
+            node = _with_metadata(node, added) if added else node
             reranked.append(NodeWithScore(node=node, score=hit.score))
         return reranked
 
@@ -225,6 +237,17 @@ class HeadRoutedRerank(BaseNodePostprocessor):
         memo = {} if memo is None else memo
         memo[id(self._reranker)] = self._reranker
         return super().__deepcopy__(memo)
+
+
+def _spans_of(hit: ScoredDocument, node: BaseNode) -> list[dict[str, float]]:
+    """Place the spans in the node's own text, which metadata may stand before."""
+    text = node.get_content(metadata_mode=MetadataMode.NONE)
+    shift = max(0, hit.document.text.rfind(text))
+    placed = (
+        span._replace(start=max(0, span.start - shift), end=min(span.end - shift, len(text)))
+        for span in hit.spans
+    )
+    return [span._asdict() for span in placed if span.start < span.end]
 
 
 def _as_heads(heads: Any) -> Any:

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from routehead_plugins._version import __version__
-from routehead_plugins.data import Document, Head, Ranking, ScoredDocument, Span
+from routehead_plugins.data import Document, Head, Ranking, ScoredDocument, Span, TextSpan
 
 if TYPE_CHECKING:
     from routehead_plugins.backbone import FrozenLM
@@ -27,6 +27,7 @@ __all__ = [
     "Ranking",
     "ScoredDocument",
     "Span",
+    "TextSpan",
     "__version__",
 ]
 

@@ -37,6 +37,14 @@ class Span(NamedTuple):
         return self.end - self.start
 
 
+class TextSpan(NamedTuple):
+    """Characters ``[start, end)`` of a document's text, and the score they carried."""
+
+    start: int
+    end: int
+    score: float
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text to rank.
@@ -67,11 +75,13 @@ class ScoredDocument:
         index: Position of the document in the caller's list.
         score: Higher is more relevant; comparable within one ranking.
         document: The document, as it was given.
+        spans: Where in its text the score came from, most telling first; only on request.
     """
 
     index: int
     score: float
     document: Document
+    spans: tuple[TextSpan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

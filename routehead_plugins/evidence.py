@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from routehead_plugins.data import Span
+from routehead_plugins.data import Span, TextSpan
 
 # Runs of anything but space; where a script writes none, every character is a word.
 _NO_SPACES = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_NO_SPACES}]|[^\s{_NO_SPACES}]+")
-
-
-class TextSpan(NamedTuple):
-    """Characters ``[start, end)`` of a document's text, and the score they carried."""
-
-    start: int
-    end: int
-    score: float
 
 
 def evidence_spans(

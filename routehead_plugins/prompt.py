@@ -105,13 +105,40 @@ class PromptEncoder:
         if not texts:
             return []
         encoded = self._tokenizer(
-            # Half a surrogate pair, as broken JSON escapes leave it, is no text to a tokenizer.
-            [text.encode(errors="replace").decode() for text in texts],
+            [_encodable(text) for text in texts],
             add_special_tokens=False,
             split_special_tokens=True,
             verbose=False,
         )
         return [tuple(ids) for ids in encoded["input_ids"]]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Say which characters of a document's text each of its tokens stands for.
+
+        Args:
+            text: As it is given to ``pieces``.
+
+        Returns:
+            Half-open ranges of characters, one per token, before any cut.
+
+        Raises:
+            UnsupportedModelError: The tokenizer does not keep track of characters.
+        """
+        try:
+            encoded = self._tokenizer(
+                _encodable(self._space + text),
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+        except NotImplementedError as error:
+            raise UnsupportedModelError(
+                f"{type(self._tokenizer).__name__!r} does not say where its tokens stand in the "
+                "text; load a fast tokenizer, or do without spans."
+            ) from error
+        shift = len(self._space)
+        return [(max(0, a - shift), max(0, b - shift)) for a, b in encoded["offset_mapping"]]
 
     def pieces(
         self, query: str, texts: Sequence[str], *, numbered: bool, max_doc_tokens: int | None = None
@@ -180,6 +207,11 @@ def _chat_frame(tokenizer: Any) -> tuple[str, str]:
             "set tokenizer.chat_template = None to prompt without one."
         ) from error
     return before, after
+
+
+def _encodable(text: str) -> str:
+    """Replace halves of surrogate pairs, left by broken JSON escapes: no tokenizer takes them."""
+    return text.encode(errors="replace").decode()
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> tuple[int, ...]:

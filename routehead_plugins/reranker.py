@@ -12,8 +12,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from routehead_plugins.backbone import FrozenLM
-from routehead_plugins.data import Document, Ranking, ScoredDocument, as_documents, check_text
+from routehead_plugins.data import (
+    Document,
+    Ranking,
+    ScoredDocument,
+    TextSpan,
+    as_documents,
+    check_text,
+)
 from routehead_plugins.errors import InputError, RouteHeadError
+from routehead_plugins.evidence import evidence_spans
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.layout import Layout, TokenAttention, get_layout
 from routehead_plugins.prompt import check_max_doc_tokens
@@ -133,7 +141,12 @@ class HeadRoutedAttentionReranker:
         )
 
     def rerank(
-        self, query: str, documents: Sequence[str | Document], top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str | Document],
+        top_n: int | None = None,
+        *,
+        spans: bool = False,
     ) -> Ranking:
         """Rank documents by relevance to a query.
 
@@ -142,6 +155,7 @@ class HeadRoutedAttentionReranker:
             documents: Candidates, best first where there is an order; left as they are. Blank
                 ones rank last.
             top_n: How many to return; ``None`` for all. All are scored either way.
+            spans: Whether to say where in each returned document its score came from.
 
         Returns:
             The documents, best first; ties keep the order of the candidates.
@@ -154,16 +168,24 @@ class HeadRoutedAttentionReranker:
             raise InputError(f"top_n={top_n!r} returns nothing; give 1 or more, or None for all.")
         candidates = as_documents(documents)
         heads = self._select(query)
-        scores = self._scores(query, candidates, heads)
+        scores, tokens = self._scores(query, candidates, heads)
         # sorted() is stable, so that ties keep the order of the candidates.
         order = sorted(range(len(candidates)), key=lambda index: -scores[index])[:top_n]
-        hits = [ScoredDocument(index, scores[index], candidates[index]) for index in order]
+        hits = [
+            ScoredDocument(
+                index,
+                scores[index],
+                candidates[index],
+                self._spans(candidates[index], tokens.get(index)) if spans else (),
+            )
+            for index in order
+        ]
         return Ranking(query, tuple(hits), heads)
 
     def score(self, query: str, documents: Sequence[str | Document]) -> list[float]:
         """Score documents, in the order given; see ``rerank`` for what is raised."""
         candidates = as_documents(documents)
-        return self._scores(query, candidates, self._select(query))
+        return self._scores(query, candidates, self._select(query))[0]
 
     def rerank_batch(
         self,
@@ -188,10 +210,15 @@ class HeadRoutedAttentionReranker:
         return [self.rerank(query, documents, top_n) for query, documents in bar]
 
     async def arerank(
-        self, query: str, documents: Sequence[str | Document], top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[str | Document],
+        top_n: int | None = None,
+        *,
+        spans: bool = False,
     ) -> Ranking:
         """Rank documents off the event loop; see ``rerank``."""
-        return await asyncio.to_thread(self.rerank, query, documents, top_n)
+        return await asyncio.to_thread(self.rerank, query, documents, top_n, spans=spans)
 
     def signals(
         self, query: str, documents: Sequence[str | Document], heads: HeadSet | None = None
@@ -239,19 +266,19 @@ class HeadRoutedAttentionReranker:
                 max_doc_tokens=self.max_doc_tokens,
             )
 
-    def _scores(self, query: str, documents: Sequence[Document], heads: HeadSet) -> list[float]:
-        """Score every document, blank ones below all others; in the order given."""
+    def _scores(
+        self, query: str, documents: Sequence[Document], heads: HeadSet
+    ) -> tuple[list[float], dict[int, Tensor]]:
+        """Score every document in the order given, and every token of those that were read."""
         written = [index for index, document in enumerate(documents) if not document.is_blank]
         if not written:
-            return [BLANK_SCORE] * len(documents)
+            return [BLANK_SCORE] * len(documents), {}
         attention = self._read(query, [documents[index] for index in written], heads)
         # Heads are averaged before outliers are looked for: an outlier of one head is none of all.
-        null = None if attention.null is None else mean_over_heads(attention.null)[None]
+        query_mean = mean_over_heads(attention.query)[None]
+        null_mean = None if attention.null is None else mean_over_heads(attention.null)[None]
         found = document_signals(
-            mean_over_heads(attention.query)[None],
-            null,
-            attention.spans,
-            drop_outliers=self.drop_outliers,
+            query_mean, null_mean, attention.spans, drop_outliers=self.drop_outliers
         )[0].cpu()
         found = self._fused(found, [documents[index] for index in written])
         if not bool(found.isfinite().all()):
@@ -264,7 +291,15 @@ class HeadRoutedAttentionReranker:
         scores = [floor] * len(documents)
         for index, score in zip(written, found.tolist(), strict=True):
             scores[index] = score
-        return scores
+        tokens = (query_mean if null_mean is None else query_mean - null_mean)[0]
+        places = zip(written, attention.spans, strict=True)
+        return scores, {index: tokens[span.start : span.end] for index, span in places}
+
+    def _spans(self, document: Document, tokens: Tensor | None) -> tuple[TextSpan, ...]:
+        if tokens is None:
+            return ()
+        offsets = self.llm.encoder.offsets(document.text)[: len(tokens)]
+        return evidence_spans(document.text, offsets, tokens.tolist())
 
     def _fused(self, scores: Tensor, documents: Sequence[Document]) -> Tensor:
         """Add the first stage's scores where that is asked for and every document carries one."""

@@ -334,3 +334,36 @@ def test_sixteen_concurrent_calls_equal_serial_ones(reranker: HeadRoutedAttentio
 
     for ranking, query in zip(asyncio.run(together()), queries, strict=True):
         assert ranking == reranker.rerank(query, DOCUMENTS)
+
+
+# Where in the text.
+
+
+def test_spans_are_given_on_request_and_are_exact_in_the_original_text(
+    reranker: HeadRoutedAttentionReranker,
+) -> None:
+    documents = ["  a wolf\tran \u00fcber the hill \U0001f43a!", " ", "rain fell on grey stones"]
+    assert all(hit.spans == () for hit in reranker.rerank(QUERY, documents))
+    for hit in reranker.rerank(QUERY, documents, spans=True):
+        assert bool(hit.spans) == (hit.index != 1)
+        assert list(hit.spans) == sorted(hit.spans, key=lambda span: -span.score)
+        for span in hit.spans:
+            words = hit.document.text[span.start : span.end]
+            assert words == words.strip() != ""
+
+
+def test_spans_carry_the_calibrated_score_of_their_tokens(llm: FrozenLM) -> None:
+    plain = HeadRoutedAttentionReranker(llm, drop_outliers=False)
+    # Every token is a byte, and so every word's score is the sum over its letters.
+    (hit,) = plain.rerank(QUERY, ["wolf"], spans=True)
+    assert hit.spans == ()  # one word alone stands above no mean
+    (hit,) = plain.rerank(QUERY, ["wolf rain stone"], spans=True)
+    assert sum(span.score for span in hit.spans) <= hit.score + 1.0
+    assert all(span.score <= 1.0 for span in hit.spans)
+
+
+def test_no_span_points_into_text_that_was_cut_off(llm: FrozenLM) -> None:
+    cut = HeadRoutedAttentionReranker(llm, max_doc_tokens=12)
+    (hit,) = cut.rerank(QUERY, ["a wolf ran over the hill in the rain"], spans=True)
+    assert hit.spans
+    assert all(span.start < 12 for span in hit.spans)

@@ -47,10 +47,16 @@ class FakeReranker:
         self.calls: list[tuple[str, list[data.Document], int | None]] = []
 
     def rerank(
-        self, query: str, documents: Sequence[data.Document], top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[data.Document],
+        top_n: int | None = None,
+        *,
+        spans: bool = False,
     ) -> Ranking:
         self.calls.append((query, list(documents), top_n))
-        scored = [ScoredDocument(i, float(len(d.text)), d) for i, d in enumerate(documents)]
+        found = (data.TextSpan(0, 4, 0.5),) if spans else ()
+        scored = [ScoredDocument(i, float(len(d.text)), d, found) for i, d in enumerate(documents)]
         ranked = sorted(scored, key=lambda hit: -hit.score)
         return Ranking(query, tuple(ranked[:top_n]), NO_HEADS)
 
@@ -621,7 +627,7 @@ def test_the_model_is_loaded_once_under_eight_threads(loader: FakeLoader) -> Non
 
 def test_fields_are_the_arguments_of_from_pretrained() -> None:
     arguments = inspect.signature(HeadRoutedAttentionReranker.from_pretrained).parameters
-    own = ["reranker", "top_n", "score_threshold", "score_key"]
+    own = ["reranker", "top_n", "score_threshold", "score_key", "relevant_spans"]
     assert list(HeadRoutedCompressor.model_fields) == [*arguments, *own]
     for name, field in HeadRoutedCompressor.model_fields.items():
         if name in arguments and field.default is not None:
@@ -688,3 +694,13 @@ def test_without_langchain_the_error_holds_the_pip_line() -> None:
         "MissingExtraError package 'langchain_core' is not installed; "
         'run: pip install "routehead-plugins[langchain]"\n'
     )
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_relevant_spans_are_given_on_request(wanted: bool) -> None:
+    compressor = HeadRoutedCompressor(reranker=FakeReranker(), relevant_spans=wanted)
+    (document,) = compressor.compress_documents([Document("wolf ran")], QUERY)
+    (result,) = compressor.rerank(["wolf ran"], QUERY)
+    expected = [{"start": 0, "end": 4, "score": 0.5}] if wanted else None
+    assert document.metadata.get("relevant_spans") == expected
+    assert result.get("relevant_spans") == expected

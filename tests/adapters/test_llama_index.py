@@ -44,9 +44,9 @@ from llama_index_instrumentation import root_dispatcher
 from llama_index_instrumentation.events.span import SpanDropEvent
 from pydantic import Field
 
-from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, attention
-from routehead_plugins.adapters.llama_index import HeadRoutedRerank
-from routehead_plugins.data import Span
+from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, attention, data
+from routehead_plugins.adapters.llama_index import HeadRoutedRerank, _spans_of
+from routehead_plugins.data import ScoredDocument, Span, TextSpan
 from routehead_plugins.errors import InputError, MissingExtraError, ModelLoadError
 from routehead_plugins.layout import TokenAttention
 from routehead_plugins.reranker import BLANK_SCORE
@@ -69,6 +69,7 @@ FIELDS: dict[str, Any] = {
     "keep_retrieval_score": True,
     "metadata_mode": MetadataMode.LLM,
     "score_threshold": 0.1,
+    "relevant_spans": True,
 }
 
 
@@ -411,7 +412,7 @@ def test_documents_carry_the_id_and_the_score_of_their_node(
     seen: list[Any] = []
     rank = preset.rerank
 
-    def watched(query: str, documents: Any, top_n: int | None = None) -> Any:
+    def watched(query: str, documents: Any, top_n: int | None = None, **_: Any) -> Any:
         seen.extend(documents)
         return rank(query, documents, top_n)
 
@@ -626,7 +627,7 @@ def test_the_llm_is_loaded_once_by_eight_threads(loads: list[Any]) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(ids(result) == ["n1", "n0"] for result in pool.map(call, range(8)))
-    own = ("top_n", "keep_retrieval_score", "metadata_mode", "score_threshold")
+    own = ("top_n", "keep_retrieval_score", "metadata_mode", "score_threshold", "relevant_spans")
     assert loads == [{name: value for name, value in FIELDS.items() if name not in own}]
 
 
@@ -786,3 +787,29 @@ def test_a_missing_framework_is_a_pip_line(tmp_path: Path) -> None:
     )
     assert (finished.stdout, finished.stderr) == (expected, "")
     assert issubclass(MissingExtraError, ImportError)
+
+
+def test_relevant_spans_stand_in_the_nodes_own_text(
+    reranker: HeadRoutedAttentionReranker,
+) -> None:
+    node = TextNode(text="a grey wolf ran over the hill", metadata={"page": "seven"})
+    rerank = HeadRoutedRerank(reranker=reranker, relevant_spans=True)
+    (found,) = rerank.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+    spans = found.node.metadata["relevant_spans"]
+    assert spans
+    for span in spans:
+        words = node.text[span["start"] : span["end"]]
+        assert words == words.strip() != ""
+    assert "relevant_spans" not in node.metadata
+    assert "relevant_spans" not in found.node.get_content(metadata_mode=MetadataMode.LLM)
+
+
+def test_spans_in_the_metadata_are_cut_off() -> None:
+    node = TextNode(text="a wolf ran")
+    read = data.Document("page: seven\n\na wolf ran")
+    spans = (TextSpan(0, 5, 0.9), TextSpan(6, 14, 0.5), TextSpan(15, 19, 0.2))
+    placed = _spans_of(ScoredDocument(0, 1.0, read, spans), node)
+    assert placed == [
+        {"start": 0, "end": 1, "score": 0.5},
+        {"start": 2, "end": 6, "score": 0.2},
+    ]
