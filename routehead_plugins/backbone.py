@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,10 +12,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from routehead_plugins.attention import Tap, fork, readable_heads, run, tapped_view
 from routehead_plugins.data import check_text
+from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.loading import load_model, load_tokenizer
 from routehead_plugins.precision import pick_device, pick_dtype
 from routehead_plugins.prompt import PromptEncoder
+
+# Tokens embedded at once, padding included.
+_BATCH_TOKENS = 4096
 
 
 class FrozenLM:
@@ -98,6 +103,63 @@ class FrozenLM:
         return int(self._view.config.get_text_config(decoder=True).num_hidden_layers)
 
     @torch.inference_mode()
+    def embed(
+        self, texts: Sequence[str], *, layer: int | None = None, max_tokens: int | None = 512
+    ) -> Tensor:
+        """Embed texts for a dense first stage: the mean of a layer's states over the tokens.
+
+        A few coordinates of an LLM's states are hundreds of times larger than the others: shift and
+        scale every coordinate by its mean and deviation over the corpus (``Standardiser``) before
+        comparing.
+
+        Args:
+            texts: What to embed; a blank text gives zeros.
+            layer: After how many layers to look; ``None`` for four fifths of them.
+            max_tokens: Longer texts are cut here.
+
+        Returns:
+            Shape (texts, width), float32, on the CPU, not normalised.
+
+        Raises:
+            InputError: There is no such layer.
+        """
+        layer = round(0.8 * self.num_layers) if layer is None else layer
+        if not 0 <= layer <= self.num_layers:
+            raise InputError(
+                f"layer={layer} is not a layer of {self.name!r}; give 0 to {self.num_layers}."
+            )
+        encoded = self.encoder.plain([text.strip() for text in texts], max_tokens)
+        # Longest first, so that a batch is padded little and the largest comes before all others.
+        order = sorted(range(len(texts)), key=lambda place: -len(encoded[place]))
+        found: list[Tensor | None] = [None] * len(texts)
+        while order:
+            size = max(1, _BATCH_TOKENS // len(encoded[order[0]]))
+            batch, order = order[:size], order[size:]
+            with self.turn:
+                means = self._means([encoded[place] for place in batch], layer)
+            for place, mean in zip(batch, means, strict=True):
+                found[place] = mean
+        width = int(self._view.config.get_text_config(decoder=True).hidden_size)
+        return torch.stack(cast(list[Tensor], found)) if found else torch.empty(0, width)
+
+    def _means(self, sequences: list[tuple[int, ...]], layer: int) -> Tensor:
+        """Mean state of every sequence but for its first token, which all others lean on."""
+        ids, lengths = self._padded(sequences)
+        states = self._view(input_ids=ids, output_hidden_states=True, use_cache=False)
+        kept = torch.arange(ids.shape[1], device=self.device)[None]
+        kept = ((kept > 0) & (kept < lengths[:, None])).to(torch.float32)
+        sums = (states.hidden_states[layer].float() * kept[..., None]).sum(dim=1)
+        means: Tensor = sums / kept.sum(dim=1, keepdim=True).clamp(min=1)
+        return means.cpu()
+
+    def _padded(self, sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Pad on the right, where the causal mask keeps padding out of sight by itself."""
+        width = max(len(ids) for ids in sequences)
+        rows = [list(ids) + [ids[-1]] * (width - len(ids)) for ids in sequences]
+        lengths = torch.tensor([len(ids) for ids in sequences], device=self.device)
+        return torch.tensor(rows, device=self.device), lengths
+
+    @torch.inference_mode()
     def prefill(self, ids: Tensor, *, last_layer: int) -> DynamicCache:
         """Run tokens once and keep what later tokens need of them.
 
@@ -128,13 +190,8 @@ class FrozenLM:
         Returns:
             Mean over a tail's tokens, float32, shape (tails, heads, tokens in the cache).
         """
-        lengths = torch.tensor([len(tail) for tail in tails], device=self.device)
-        width = max(len(tail) for tail in tails)
-        # Tails are padded on the right, where the causal mask already keeps padding out of sight.
-        ids = torch.tensor(
-            [list(tail) + [tail[-1]] * (width - len(tail)) for tail in tails], device=self.device
-        )
-        columns = torch.arange(width, device=self.device)[None]
+        ids, lengths = self._padded(tails)
+        columns = torch.arange(ids.shape[1], device=self.device)[None]
         row_weights = (columns < lengths[:, None]) / lengths[:, None]
         tap = Tap(heads, row_weights, keys=cache.get_seq_length(), last_layer=heads.last_layer)
         positions = (start + columns).expand(len(tails), -1)

@@ -25,6 +25,7 @@ from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.trec import Qrels, Rankings, Run, read_qrels, read_run, write_run
 
 __all__ = [
+    "BUNDLED",
     "Collection",
     "Qrels",
     "Rankings",
@@ -41,6 +42,9 @@ __all__ = [
 
 Topics: TypeAlias = dict[str, str]
 """Query -> its text."""
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""The collection that comes with the package, for demonstrations."""
 
 CORPUS_FILE = "corpus.jsonl"
 TOPICS_FILE = "queries.jsonl"

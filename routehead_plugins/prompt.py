@@ -112,6 +112,17 @@ class PromptEncoder:
         )
         return [tuple(ids) for ids in encoded["input_ids"]]
 
+    def plain(self, texts: Sequence[str], max_tokens: int | None = None) -> list[tuple[int, ...]]:
+        """Tokenize texts on their own, each behind a first token that all have in common.
+
+        Args:
+            texts: Without any prompt around them.
+            max_tokens: Longer texts are cut here; the first token does not count.
+        """
+        first = self._separator[:1]
+        encoded = self.encode([self._space + text if text else "" for text in texts])
+        return [first + ids[:max_tokens] for ids in encoded]
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Say which characters of a document's text each of its tokens stands for.
 

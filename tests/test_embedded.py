@@ -9,8 +9,7 @@ from typer.testing import CliRunner
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
 from routehead_plugins.cli import app
-from routehead_plugins.collections import load_collection
-from routehead_plugins.commands.demo import BUNDLED
+from routehead_plugins.collections import BUNDLED, load_collection
 from routehead_plugins.selectors import LayerInterval
 
 PASSAGES = [

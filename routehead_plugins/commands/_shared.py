@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from routehead_plugins._version import __version__
 from routehead_plugins.adapters.pyserini import HeadRoutedStage, build_index
 from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.data import Document
 from routehead_plugins.precision import pick_device, pick_dtype
 from routehead_plugins.prompt import check_max_doc_tokens
+from routehead_plugins.scoring import fuse
 
 # Results go to stdout, everything about the work itself goes here.
 err = Console(stderr=True)
@@ -94,3 +97,30 @@ def stamp(path: Path | None) -> list[Any] | None:
         return None
     state = path.stat()
     return [str(path.resolve()), state.st_size, state.st_mtime_ns]
+
+
+def ranked(
+    documents: Sequence[Document], scores: Sequence[float], weight: float
+) -> list[tuple[str, float]]:
+    """Order documents by score, fused where a weight is given; blank ones stay last.
+
+    Args:
+        documents: The candidates, with their retrieval scores.
+        scores: The re-ranker's, one per document.
+        weight: Of the retrieval scores; 0 leaves them out.
+
+    Returns:
+        Pairs of document id and score, best first.
+    """
+    written = [i for i, document in enumerate(documents) if not document.is_blank]
+    final = dict(enumerate(scores))
+    if weight and written:
+        fused = fuse(
+            torch.tensor([scores[i] for i in written]),
+            torch.tensor([documents[i].score or 0.0 for i in written]),
+            weight,
+        )
+        lowest = float(fused.min())
+        final = dict.fromkeys(final, lowest - 1) | dict(zip(written, fused.tolist(), strict=True))
+    order = sorted(final, key=lambda i: -final[i])
+    return [(documents[i].id or "", final[i]) for i in order]

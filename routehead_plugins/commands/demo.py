@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from routehead_plugins.adapters.pyserini import HeadRoutedStage, Hit
-from routehead_plugins.collections import Collection, Topics, load_collection
-from routehead_plugins.commands._shared import ModelOptions, bm25_stage, err, progress
+from routehead_plugins.collections import BUNDLED, Collection, Topics, load_collection
+from routehead_plugins.commands._shared import ModelOptions, bm25_stage, err, progress, ranked
 from routehead_plugins.evaluation import ResultTable, evaluate
 from routehead_plugins.reranker import HeadRoutedAttentionReranker
 from routehead_plugins.selectors import as_selector
 
-BUNDLED = Path(__file__).parents[1] / "bundled"
 # The grade of passages that answer the query in full.
 _ANSWERS = 3
+
+# Method -> query -> pairs of document id and score, best first.
+_Rankings = Mapping[str, Mapping[str, Sequence[tuple[str, float]]]]
 
 
 def run_demo(queries: int, hits: int, heads: str, options: ModelOptions) -> None:
@@ -36,18 +37,26 @@ def run_demo(queries: int, hits: int, heads: str, options: ModelOptions) -> None
     selector = as_selector(heads)
     collection = load_collection(BUNDLED)
     topics = _spread(collection.topics, queries)
-    console = Console()
+    rankings: dict[str, dict[str, list[tuple[str, float]]]] = {
+        "bm25": {},
+        heads: {},
+        f"{heads}+bm25": {},
+    }
     with bm25_stage(BUNDLED, hits) as bm25:
-        llm = options.load()
+        reranker = HeadRoutedAttentionReranker(options.load(), selector)
+        llm = reranker.llm
         err.print(f"{options.model}: {llm.num_layers} layers, {llm.dtype}, {llm.device}")
-        stage = HeadRoutedStage(bm25.searcher, HeadRoutedAttentionReranker(llm, selector))
-        results: dict[str, list[Hit]] = {}
         with progress("Re-ranking", len(topics)) as advance:
-            for query_id, query in topics.items():
-                results[query_id] = stage.rerank_documents(query, bm25.retrieve(query))
+            for key, query in topics.items():
+                documents = bm25.retrieve(query)
+                scores = reranker.score(query, documents)
+                rankings["bm25"][key] = [(d.id or "", d.score or 0.0) for d in documents]
+                rankings[heads][key] = ranked(documents, scores, weight=0.0)
+                rankings[f"{heads}+bm25"][key] = ranked(documents, scores, weight=1.0)
                 advance()
-    console.print(_queries_table(collection, topics, results))
-    console.print(_summary(collection, topics, results, heads).to_rich())
+    console = Console()
+    console.print(_ranks(collection, topics, rankings))
+    console.print(_figures(collection, topics, rankings).to_rich())
     console.print(
         f"{len(topics)} of {len(collection.topics)} bundled queries (--queries for more), "
         f"BM25 top {hits}, read by {options.model!r}.\n"
@@ -64,49 +73,35 @@ def _spread(topics: Topics, count: int) -> Topics:
     return dict(items[place * len(items) // count] for place in range(count))
 
 
-def _queries_table(
-    collection: Collection, topics: Topics, results: Mapping[str, Sequence[Hit]]
-) -> Table:
-    """One row per query: rank of the first answer before and after, and what is on top now."""
-    table = Table("query", "BM25", "re-ranked", "now first", title="Rank of the first full answer")
-    for query_id, query in topics.items():
-        hits, grades = results[query_id], collection.qrels[query_id]
-        before = _first_answer(_retrieved(hits), grades)
-        after = _first_answer(hits, grades)
-        top = str(hits[0].document.metadata.get("title", hits[0].docid)) if hits else ""
-        table.add_row(Text(query), _place(before), _moved(before, after), Text(top))
+def _ranks(collection: Collection, topics: Topics, rankings: _Rankings) -> Table:
+    """One row per query: rank of its first full answer, before and after."""
+    first, *others = rankings
+    table = Table(box=SIMPLE_HEAD, title="Rank of the first full answer", pad_edge=False)
+    for name in ("query", first, *others):
+        table.add_column(name, justify="left" if name == "query" else "right")
+    for key, query in topics.items():
+        places = {
+            name: _first_answer(ranking[key], collection.qrels[key])
+            for name, ranking in rankings.items()
+        }
+        moved = [_moved(places[first], places[name]) for name in others]
+        table.add_row(Text(query), _moved(places[first], places[first]), *moved)
     return table
 
 
-def _first_answer(hits: Iterable[Hit], grades: Mapping[str, int]) -> int | None:
-    places = (place for place, hit in enumerate(hits, 1) if grades.get(hit.docid, 0) >= _ANSWERS)
+def _first_answer(ranking: Sequence[tuple[str, float]], grades: Mapping[str, int]) -> int | None:
+    places = (place for place, (key, _) in enumerate(ranking, 1) if grades.get(key, 0) >= _ANSWERS)
     return next(places, None)
 
 
-def _place(rank: int | None) -> str:
-    return "-" if rank is None else str(rank)
-
-
 def _moved(before: int | None, after: int | None) -> Text:
+    """Show a rank, and by colour whether it is better than before; "-" where none was found."""
     if before is None or after is None or before == after:
-        return Text(_place(after))
+        return Text("-" if after is None else str(after))
     return Text(f"{after} up", "green") if after < before else Text(f"{after} down", "red")
 
 
-def _summary(
-    collection: Collection, topics: Topics, results: Mapping[str, Sequence[Hit]], heads: str
-) -> ResultTable:
-    qrels = {query_id: collection.qrels[query_id] for query_id in topics}
-    first_stage = {
-        query_id: [(hit.docid, hit.retrieval_score or 0.0) for hit in _retrieved(hits)]
-        for query_id, hits in results.items()
-    }
-    reranked = {
-        query_id: [(hit.docid, hit.score) for hit in hits] for query_id, hits in results.items()
-    }
-    methods = {"bm25": evaluate(first_stage, qrels), heads: evaluate(reranked, qrels)}
+def _figures(collection: Collection, topics: Topics, rankings: _Rankings) -> ResultTable:
+    qrels = {key: collection.qrels[key] for key in topics}
+    methods = {name: evaluate(ranking, qrels) for name, ranking in rankings.items()}
     return ResultTable({collection.name: methods}, baseline="bm25")
-
-
-def _retrieved(hits: Sequence[Hit]) -> list[Hit]:
-    return sorted(hits, key=lambda hit: hit.retrieval_rank)

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from routehead_plugins.adapters.pyserini import bm25_run
 from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.collections import (
@@ -21,14 +19,19 @@ from routehead_plugins.collections import (
     Collection,
     load_collection,
 )
-from routehead_plugins.commands._shared import ModelOptions, bm25_stage, progress, stamp
+from routehead_plugins.commands._shared import (
+    ModelOptions,
+    bm25_stage,
+    progress,
+    ranked,
+    stamp,
+)
 from routehead_plugins.data import Document
 from routehead_plugins.errors import InputError
 from routehead_plugins.evaluation import Evaluation, ResultTable, evaluate, parse_measures
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.journal import Journal
 from routehead_plugins.reranker import HeadRoutedAttentionReranker
-from routehead_plugins.scoring import fuse
 from routehead_plugins.selectors import as_selector
 
 FIRST_STAGE = "bm25"
@@ -171,7 +174,7 @@ class _Bench:
                 for key, documents in candidates.items()
             }
         scores = self._scores(collection.name, base, topics, candidates)
-        return {key: _ranked(candidates[key], scores[key], weight) for key in topics}
+        return {key: ranked(candidates[key], scores[key], weight) for key in topics}
 
     def _scores(
         self,
@@ -192,24 +195,6 @@ class _Bench:
                     self.journal.append(places[key], reranker.score(topics[key], candidates[key]))
                     advance()
         return {key: self.journal.done[place] for key, place in places.items()}
-
-
-def _ranked(
-    documents: Sequence[Document], scores: Sequence[float], weight: float
-) -> list[tuple[str, float]]:
-    """Order documents by score, fused where a weight is given; blank ones stay last."""
-    written = [i for i, document in enumerate(documents) if not document.is_blank]
-    final = dict(enumerate(scores))
-    if weight and written:
-        fused = fuse(
-            torch.tensor([scores[i] for i in written]),
-            torch.tensor([documents[i].score or 0.0 for i in written]),
-            weight,
-        )
-        lowest = float(fused.min())
-        final = dict.fromkeys(final, lowest - 1) | dict(zip(written, fused.tolist(), strict=True))
-    order = sorted(final, key=lambda i: -final[i])
-    return [(documents[i].id or "", final[i]) for i in order]
 
 
 def _retrieved(collection: Collection, topics: Mapping[str, str], hits: int) -> Collection:
