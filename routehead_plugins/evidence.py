@@ -17,8 +17,9 @@ def evidence_spans(
 ) -> tuple[TextSpan, ...]:
     """Find the passages that carried a document's score.
 
-    Tokens are summed into words. Of the words' scores above the document's mean, all maximal
-    scoring segments are taken: runs of words that no word before or after would improve.
+    Tokens are summed into words, every word is averaged with its two neighbours, and of what lies
+    above the document's mean all maximal scoring segments are taken: runs that no word before or
+    after would improve.
 
     Args:
         text: The document.
@@ -27,7 +28,7 @@ def evidence_spans(
 
     Returns:
         Spans that begin and end with a word, most telling first; none overlap. A span's score is
-        what its tokens carried together.
+        how far its words stand above the document's mean, summed.
     """
     words = [Span(*match.span()) for match in _WORD.finditer(text)]
     sums = _word_scores(words, offsets, scores)
@@ -35,11 +36,12 @@ def evidence_spans(
     words = [word for word in words if word.start < read]
     if not words:
         return ()
-    sums = sums[: len(words)]
-    mean = sum(sums) / len(sums)
+    smooth = _averaged(sums[: len(words)])
+    mean = sum(smooth) / len(smooth)
+    above = [score - mean for score in smooth]
     spans = [
-        TextSpan(words[first].start, words[last - 1].end, sum(sums[first:last]))
-        for first, last in maximal_segments([score - mean for score in sums])
+        TextSpan(words[first].start, words[last - 1].end, sum(above[first:last]))
+        for first, last in maximal_segments(above)
     ]
     return tuple(sorted(spans, key=lambda span: (-span.score, span.start)))
 
@@ -56,6 +58,12 @@ def _word_scores(
         if words:
             sums[place] += score
     return sums
+
+
+def _averaged(scores: Sequence[float]) -> list[float]:
+    """Average every place with its neighbours: words answer together, not alone."""
+    windows = (scores[max(0, place - 1) : place + 2] for place in range(len(scores)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def maximal_segments(scores: Sequence[float]) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ from routehead_plugins.evidence import evidence_spans
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.layout import Layout, TokenAttention, get_layout
 from routehead_plugins.prompt import check_max_doc_tokens
-from routehead_plugins.scoring import document_signals, fuse, mean_over_heads
+from routehead_plugins.scoring import document_signals, fuse, mean_over_heads, residuals
 from routehead_plugins.selectors import Selector, as_selector
 
 # Calibrated attention mass lies between -1 and 1: nothing that was read scores lower than this.
@@ -168,16 +168,12 @@ class HeadRoutedAttentionReranker:
             raise InputError(f"top_n={top_n!r} returns nothing; give 1 or more, or None for all.")
         candidates = as_documents(documents)
         heads = self._select(query)
-        scores, tokens = self._scores(query, candidates, heads)
+        scores, read = self._scores(query, candidates, heads)
         # sorted() is stable, so that ties keep the order of the candidates.
         order = sorted(range(len(candidates)), key=lambda index: -scores[index])[:top_n]
+        found = self._spans(candidates, order, read) if spans else {}
         hits = [
-            ScoredDocument(
-                index,
-                scores[index],
-                candidates[index],
-                self._spans(candidates[index], tokens.get(index)) if spans else (),
-            )
+            ScoredDocument(index, scores[index], candidates[index], found.get(index, ()))
             for index in order
         ]
         return Ranking(query, tuple(hits), heads)
@@ -268,17 +264,18 @@ class HeadRoutedAttentionReranker:
 
     def _scores(
         self, query: str, documents: Sequence[Document], heads: HeadSet
-    ) -> tuple[list[float], dict[int, Tensor]]:
-        """Score every document in the order given, and every token of those that were read."""
+    ) -> tuple[list[float], TokenAttention | None]:
+        """Score every document in the order given; also say what was read of those not blank."""
         written = [index for index, document in enumerate(documents) if not document.is_blank]
         if not written:
-            return [BLANK_SCORE] * len(documents), {}
+            return [BLANK_SCORE] * len(documents), None
         attention = self._read(query, [documents[index] for index in written], heads)
         # Heads are averaged before outliers are looked for: an outlier of one head is none of all.
-        query_mean = mean_over_heads(attention.query)[None]
-        null_mean = None if attention.null is None else mean_over_heads(attention.null)[None]
         found = document_signals(
-            query_mean, null_mean, attention.spans, drop_outliers=self.drop_outliers
+            mean_over_heads(attention.query)[None],
+            None if attention.null is None else mean_over_heads(attention.null)[None],
+            attention.spans,
+            drop_outliers=self.drop_outliers,
         )[0].cpu()
         found = self._fused(found, [documents[index] for index in written])
         if not bool(found.isfinite().all()):
@@ -291,15 +288,23 @@ class HeadRoutedAttentionReranker:
         scores = [floor] * len(documents)
         for index, score in zip(written, found.tolist(), strict=True):
             scores[index] = score
-        tokens = (query_mean if null_mean is None else query_mean - null_mean)[0]
-        places = zip(written, attention.spans, strict=True)
-        return scores, {index: tokens[span.start : span.end] for index, span in places}
+        return scores, attention
 
-    def _spans(self, document: Document, tokens: Tensor | None) -> tuple[TextSpan, ...]:
-        if tokens is None:
-            return ()
-        offsets = self.llm.encoder.offsets(document.text)[: len(tokens)]
-        return evidence_spans(document.text, offsets, tokens.tolist())
+    def _spans(
+        self, documents: Sequence[Document], wanted: Sequence[int], read: TokenAttention | None
+    ) -> dict[int, tuple[TextSpan, ...]]:
+        """Find the evidence in the documents that are wanted and were read."""
+        if read is None:
+            return {}
+        tokens = residuals(read.query, read.null).tolist()
+        written = [index for index, document in enumerate(documents) if not document.is_blank]
+        found = {}
+        for index, span in zip(written, read.spans, strict=True):
+            if index in wanted:
+                text = documents[index].text
+                offsets = self.llm.encoder.offsets(text)[: span.size]
+                found[index] = evidence_spans(text, offsets, tokens[span.start : span.end])
+        return found
 
     def _fused(self, scores: Tensor, documents: Sequence[Document]) -> Tensor:
         """Add the first stage's scores where that is asked for and every document carries one."""

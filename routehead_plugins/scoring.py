@@ -13,6 +13,8 @@ from torch import Tensor
 from routehead_plugins.data import Span
 
 _OUTLIER_DEVIATIONS = 2.0
+# Attention below 1e-10 is as good as none; its root keeps residuals finite.
+_LEAST_DEVIATION = 1e-5
 
 
 def document_signals(
@@ -52,6 +54,25 @@ def mean_over_heads(signals: Tensor) -> Tensor:
         Shape (anything,).
     """
     return signals.mean(dim=0)
+
+
+def residuals(attention: Tensor, null_attention: Tensor | None) -> Tensor:
+    """How far each token's attention stands out from what the null query would make expect.
+
+    Pearson residuals, as if attention were counted: a difference that is small beside a title or a
+    full stop, at which every query stares, is large at a word that only this query looks at.
+
+    Args:
+        attention: Mean over the query's tokens, shape (heads, tokens).
+        null_attention: The same for a query without content; ``None`` leaves attention as it is.
+
+    Returns:
+        Mean over the heads, shape (tokens,).
+    """
+    if null_attention is None:
+        return attention.mean(dim=0)
+    deviation = null_attention.sqrt() + _LEAST_DEVIATION
+    return ((attention - null_attention) / deviation).mean(dim=0)
 
 
 def standardise(scores: Tensor) -> Tensor:

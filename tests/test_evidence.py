@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,13 +53,16 @@ def test_the_strongest_words_are_one_span_in_the_original_text() -> None:
     ]
     scores = [0, 0, 0, 0, 0.3, 0.2, 0.3, 0, 0]
     (span,) = evidence_spans(text, offsets, [float(score) for score in scores])
-    assert text[span.start : span.end] == "grey wolf"
-    assert span.score == 0.8
+    # Words: 0 0 0 .3 .5 0; averaged: 0 0 .1 .267 .267 .25; their mean is .147.
+    assert text[span.start : span.end] == "grey wolf ran."
+    assert span.score == pytest.approx(0.8 / 3 + 0.8 / 3 + 0.25 - 3 * (0.8 / 3 * 2 + 0.35) / 6)
 
 
 def test_text_that_was_cut_off_is_no_evidence() -> None:
     spans = evidence_spans("one two three four", [(0, 3), (3, 7)], [0.0, 1.0])
-    assert [(span.start, span.end) for span in spans] == [(4, 7)]
+    assert [(span.start, span.end) for span in spans] == []  # averaged, both words are alike
+    spans = evidence_spans("one two three four", [(0, 3), (3, 7), (7, 13)], [0.0, 0.0, 1.0])
+    assert [(span.start, span.end) for span in spans] == [(4, 13)]
 
 
 def test_equal_scores_point_nowhere() -> None:
@@ -69,7 +73,7 @@ def test_equal_scores_point_nowhere() -> None:
 
 def test_scripts_without_spaces_are_split_into_characters() -> None:
     spans = evidence_spans("狼が走る", [(0, 1), (1, 2), (2, 3), (3, 4)], [1.0, 0.0, 0.0, 0.0])
-    assert [(span.start, span.end) for span in spans] == [(0, 1)]
+    assert [(span.start, span.end) for span in spans] == [(0, 2)]
 
 
 @given(st.text(max_size=40), st.lists(st.floats(-1, 1), max_size=40))

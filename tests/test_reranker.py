@@ -352,14 +352,9 @@ def test_spans_are_given_on_request_and_are_exact_in_the_original_text(
             assert words == words.strip() != ""
 
 
-def test_spans_carry_the_calibrated_score_of_their_tokens(llm: FrozenLM) -> None:
-    plain = HeadRoutedAttentionReranker(llm, drop_outliers=False)
-    # Every token is a byte, and so every word's score is the sum over its letters.
-    (hit,) = plain.rerank(QUERY, ["wolf"], spans=True)
-    assert hit.spans == ()  # one word alone stands above no mean
-    (hit,) = plain.rerank(QUERY, ["wolf rain stone"], spans=True)
-    assert sum(span.score for span in hit.spans) <= hit.score + 1.0
-    assert all(span.score <= 1.0 for span in hit.spans)
+def test_one_word_alone_stands_above_no_mean(llm: FrozenLM) -> None:
+    (hit,) = HeadRoutedAttentionReranker(llm).rerank(QUERY, ["wolf"], spans=True)
+    assert hit.spans == ()
 
 
 def test_no_span_points_into_text_that_was_cut_off(llm: FrozenLM) -> None:

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from routehead_plugins import Head, Span
+from routehead_plugins import Head, Span, scoring
 from routehead_plugins.scoring import document_signals, fuse, mean_over_heads, standardise
 
 HEADS = 3
@@ -174,3 +174,11 @@ def test_the_first_stage_is_added_by_its_weight(weight: float, expected: list[fl
 def test_a_first_stage_without_opinion_changes_nothing() -> None:
     scores = torch.tensor([0.5, 0.25, 0.75])
     assert torch.equal(fuse(scores, torch.full((3,), 7.0), 3.0), standardise(scores))
+
+
+def test_residuals_are_large_where_little_was_expected() -> None:
+    attention = torch.tensor([[0.26, 0.02, 0.0]])
+    null = torch.tensor([[0.25, 0.01, 0.0]])
+    expected = [0.01 / (0.5 + 1e-5), 0.01 / (0.1 + 1e-5), 0.0]
+    assert scoring.residuals(attention, null).tolist() == pytest.approx(expected)
+    assert scoring.residuals(attention, None).tolist() == pytest.approx([0.26, 0.02, 0.0])
