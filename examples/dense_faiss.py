@@ -23,7 +23,7 @@ def main() -> None:
     index.add(standardise(vectors).numpy())
 
     reranker = HeadRoutedAttentionReranker(llm, first_stage_weight=1.0)
-    for key in ("q08", "q15"):
+    for key in ("q04", "q15"):
         query = collection.topics[key]
         scores, places = index.search(standardise(llm.embed([query])).numpy(), 8)
         candidates = [

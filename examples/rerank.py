@@ -13,7 +13,7 @@ def main() -> None:
         Document("Bread rises because yeast gives off gas while it eats sugar.", id="bread"),
         Document("Steel rusts when water and air reach it; paint keeps both away.", id="steel"),
     ]
-    ranking = reranker.rerank("What makes dough grow in the bowl?", passages)
+    ranking = reranker.rerank("What makes bread rise?", passages)
     for hit in ranking:
         print(f"{hit.score:+.4f}  {hit.document.id:6}  {hit.document.text}")
     print(f"{len(ranking.heads)} heads were read")

@@ -31,7 +31,6 @@ def test_the_embedded_llm_has_the_heads_it_should(embedded: FrozenLM) -> None:
     [
         ("When was the Eiffel Tower built?", 0),
         ("Who painted the Mona Lisa?", 1),
-        ("Why does dough rise?", 2),
         ("How can rust on steel be prevented?", 3),
     ],
 )
