@@ -74,7 +74,7 @@ def _root(
 def demo(
     queries: Annotated[
         int, typer.Option(min=1, help="How many queries of the bundled collection to run.")
-    ] = 30,
+    ] = 24,
     hits: Annotated[int, typer.Option(min=1, help="BM25 candidates to re-rank per query.")] = 20,
     heads: Heads = "all",
     model: Model = "embedded",

@@ -26,7 +26,7 @@ from routehead_plugins.heads import HeadSet
 from routehead_plugins.layout import Layout, TokenAttention, get_layout
 from routehead_plugins.prompt import check_max_doc_tokens
 from routehead_plugins.scoring import document_signals, fuse, mean_over_heads, residuals
-from routehead_plugins.selectors import Selector, as_selector
+from routehead_plugins.selectors import FixedHeads, Selector, as_selector
 
 # Calibrated attention mass lies between -1 and 1: nothing that was read scores lower than this.
 BLANK_SCORE = -1.0
@@ -126,7 +126,8 @@ class HeadRoutedAttentionReranker:
             if value is not None:
                 raise InputError(f"{name}={value!r} cannot be used in this release; leave it out.")
         selector = as_selector(heads)
-        chosen_layout = get_layout(layout or getattr(heads, "layout", None))
+        recorded = selector.heads.layout if isinstance(selector, FixedHeads) else None
+        chosen_layout = get_layout(layout or recorded)
         check_max_doc_tokens(max_doc_tokens)
         llm = FrozenLM.from_pretrained(
             model, device=device, dtype=dtype, local_files_only=local_files_only

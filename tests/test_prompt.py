@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from routehead_plugins import FrozenLM
 from routehead_plugins.errors import InputError, UnsupportedModelError
 from routehead_plugins.prompt import PromptEncoder, check_max_doc_tokens
 
@@ -295,3 +296,22 @@ def test_one_space_stands_before_documents_and_query(kind: str) -> None:
     read = [document.ids[slice(*document.text)] for document in pieces.documents]
     assert read == [(1,), (1, 1)]
     assert pieces.tail[-1] == 1
+
+
+@given(text=st.text(max_size=30))
+def test_offsets_cover_the_text_in_order(text: str) -> None:
+    encoder = PromptEncoder(families.tiny_tokenizer())
+    offsets = encoder.offsets(text)
+    (ids,) = encoder.encode([text])
+    assert len(offsets) == len(ids)
+    assert offsets == sorted(offsets)
+    covered = {place for start, end in offsets for place in range(start, end)}
+    assert covered == set(range(len(text)))
+
+
+def test_offsets_leave_out_the_space_put_before_a_text(embedded: FrozenLM) -> None:
+    text = "grey  wolves \u00fcber"
+    offsets = embedded.encoder.offsets(text)
+    assert embedded.encoder._space == " "
+    assert offsets[0] == (0, 4)
+    assert max(end for _, end in offsets) == len(text)

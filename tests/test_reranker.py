@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import families
@@ -362,3 +363,28 @@ def test_no_span_points_into_text_that_was_cut_off(llm: FrozenLM) -> None:
     (hit,) = cut.rerank(QUERY, ["a wolf ran over the hill in the rain"], spans=True)
     assert hit.spans
     assert all(span.start < 12 for span in hit.spans)
+
+
+def test_the_layout_is_the_one_the_heads_were_chosen_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llm: FrozenLM
+) -> None:
+    monkeypatch.setattr(FrozenLM, "from_pretrained", lambda *_, **__: llm)
+    path = tmp_path / "heads.json"
+    HeadSet.parse("0-1").save(path)
+    assert HeadRoutedAttentionReranker.from_pretrained("tiny", heads=path).layout.name == (
+        "sequential"
+    )
+    HeadSet([(0, 1)], layout="spiral").save(path)
+    for heads in (path, HeadSet.load(path)):
+        with pytest.raises(InputError, match="layout='spiral' is unknown"):
+            HeadRoutedAttentionReranker.from_pretrained("tiny", heads=heads)
+    chosen = HeadRoutedAttentionReranker.from_pretrained("tiny", heads=path, layout="sequential")
+    assert chosen.layout.name == "sequential"
+
+
+def test_wrong_heads_show_when_the_llm_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, llm: FrozenLM
+) -> None:
+    monkeypatch.setattr(FrozenLM, "from_pretrained", lambda *_, **__: llm)
+    with pytest.raises(HeadError, match="'tiny' has no head 99-0"):
+        HeadRoutedAttentionReranker.from_pretrained("tiny", heads="99-0")
