@@ -235,6 +235,7 @@ class HeadRoutedAttentionReranker:
             HeadError: The LLM does not have these heads.
             PromptTooLongError: The candidates do not fit the LLM's context.
         """
+        check_text("query", query)
         chosen = self._select(query) if heads is None else heads
         chosen.check_within(self.llm.heads, self.llm.name)
         candidates = as_documents(documents)

@@ -30,7 +30,7 @@ def document_signals(
         attention: Mean over the query's tokens, shape (heads, tokens).
         null_attention: The same for a query without content, subtracted token by token (Eq. 2);
             ``None`` leaves the attention uncalibrated.
-        spans: Tokens of each document, one span per document, none empty.
+        spans: Tokens of each document, one span per document; an empty one gets 0.
         drop_outliers: Leave out tokens at or below their document's mean minus two standard
             deviations (Eq. 3): punctuation and the like that the null query stares at.
 
@@ -112,7 +112,7 @@ def _membership(spans: Sequence[Span], like: Tensor) -> Tensor:
 
 def _kept(tokens: Tensor, members: Tensor) -> Tensor:
     """One where a token is no outlier of its document, shape (heads, tokens)."""
-    sizes = members.sum(dim=0)
+    sizes = members.sum(dim=0).clamp(min=1)
     means = (tokens @ members) / sizes  # (heads, documents)
     centred = tokens - means @ members.T
     # Unbiased, as in the paper's code; a document of one token has nothing to deviate from.

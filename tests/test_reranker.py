@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,8 @@ def test_the_same_document_twice_is_ranked_twice(llm: FrozenLM) -> None:
 def test_a_blank_query_is_refused(
     reranker: HeadRoutedAttentionReranker, query: Any, message: str
 ) -> None:
-    for call in (reranker.rerank, reranker.score, reranker.signals):
+    named = partial(reranker.signals, heads=HeadSet.parse("0-0"))
+    for call in (reranker.rerank, reranker.score, reranker.signals, named):
         with pytest.raises(InputError) as error:
             call(query, DOCUMENTS)
         assert str(error.value) == message

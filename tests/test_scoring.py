@@ -182,3 +182,11 @@ def test_residuals_are_large_where_little_was_expected() -> None:
     expected = [0.01 / (0.5 + 1e-5), 0.01 / (0.1 + 1e-5), 0.0]
     assert scoring.residuals(attention, null).tolist() == pytest.approx(expected)
     assert scoring.residuals(attention, None).tolist() == pytest.approx([0.26, 0.02, 0.0])
+
+
+@pytest.mark.parametrize("drop_outliers", [True, False])
+def test_a_document_without_tokens_gets_zero_and_spoils_no_other(drop_outliers: bool) -> None:
+    attention = torch.tensor([[0.1, 0.2, 0.4]])
+    spans = [Span(0, 2), Span(2, 2), Span(2, 3)]
+    signals = document_signals(attention, None, spans, drop_outliers=drop_outliers)
+    assert signals[0].tolist() == pytest.approx([0.3, 0.0, 0.4])
