@@ -217,7 +217,13 @@ def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     view: PreTrainedModel = copy.deepcopy(model.get_decoder(), shared).eval()
-    name = _register("sdpa" if view._supports_sdpa else "eager")
+    for module in view.modules():
+        # The caller's hooks are for the caller's own runs.
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    # Early releases of transformers 5 run capped models on SDPA, which leaves the cap out.
+    capped = getattr(view.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
+    name = _register("sdpa" if view._supports_sdpa and not capped else "eager")
     if view._can_set_attn_implementation():
         view.set_attn_implementation(name)
     if view.config._attn_implementation != name:

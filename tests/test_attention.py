@@ -195,6 +195,20 @@ def test_a_model_in_training_mode_is_read_without_dropout() -> None:
     )
 
 
+def test_hooks_of_the_caller_stay_and_are_not_called() -> None:
+    model = families.tiny_model("llama")
+    calls: list[str] = []
+    layer = cast(Any, model).model.layers[0]
+    layer.register_forward_hook(lambda *_: calls.append("after"))
+    layer.register_forward_pre_hook(lambda *_: calls.append("before"))
+    reranker = HeadRoutedAttentionReranker(FrozenLM(model, families.tiny_tokenizer()))
+    reranker.rerank(QUERY, DOCUMENTS)
+    assert calls == []
+    with torch.no_grad():
+        model(torch.tensor([[1, 20, 30]]))
+    assert calls == ["before", "after"]
+
+
 def test_the_view_shares_the_memory_of_the_model() -> None:
     model = families.tiny_model("qwen3")
     view = attention.tapped_view(model)
