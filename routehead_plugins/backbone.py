@@ -108,9 +108,9 @@ class FrozenLM:
     ) -> Tensor:
         """Embed texts for a dense first stage: the mean of a layer's states over the tokens.
 
-        A few coordinates of an LLM's states are hundreds of times larger than the others: shift and
-        scale every coordinate by its mean and deviation over the corpus (``Standardiser``) before
-        comparing.
+        A few coordinates of an LLM's states are tens of times larger than the others, in every text
+        alike: shift and scale every coordinate by its mean and deviation over the corpus
+        (``Standardiser``) before comparing.
 
         Args:
             texts: What to embed; a blank text gives zeros.
