@@ -97,7 +97,7 @@ class HeadRoutedCompressor(BaseDocumentCompressor):
         """
         super().__init__(**fields)
         # Not in a validator: pydantic would wrap the one line in several of its own.
-        _check_top_n(self.top_n)
+        data.check_top_n(self.top_n)
         if self.score_threshold is not None and math.isnan(self.score_threshold):
             raise InputError("score_threshold=nan is no number; give one, or None for no limit.")
         given = [name for name, default in _model_arguments() if getattr(self, name) != default]
@@ -183,7 +183,7 @@ class HeadRoutedCompressor(BaseDocumentCompressor):
     ) -> list[data.ScoredDocument]:
         data.check_text("query", query)
         top_n = self.top_n if top_n == -1 else top_n
-        _check_top_n(top_n)
+        data.check_top_n(top_n)
         if not documents:
             return []
         candidates = [_to_document(document, self.score_key) for document in documents]
@@ -230,11 +230,6 @@ def _model_arguments() -> list[tuple[str, Any]]:
     # Of this class, lest a subclass's own fields be taken for more of them.
     fields = HeadRoutedCompressor.model_fields.items()
     return [(name, field.default) for name, field in fields if name not in _OWN_FIELDS]
-
-
-def _check_top_n(top_n: int | None) -> None:
-    if top_n is not None and top_n < 1:
-        raise InputError(f"top_n={top_n!r} returns nothing; give 1 or more, or None for all.")
 
 
 def _to_langchain(documents: Any) -> list[Document]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from routehead_plugins._optional import missing_extra
-from routehead_plugins.data import Document, Ranking, ScoredDocument
+from routehead_plugins.data import Document, Ranking, ScoredDocument, check_top_n
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
 
@@ -123,8 +123,8 @@ class HeadRoutedRerank(BaseNodePostprocessor):
         reranker: HeadRoutedAttentionReranker | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        if isinstance(top_n, int) and top_n < 1:
-            raise InputError(f"top_n={top_n!r} returns nothing; give 1 or more, or None for all.")
+        if isinstance(top_n, int):
+            check_top_n(top_n)
         fields: dict[str, Any] = {
             "model": str(model or (reranker.llm.name if reranker else "embedded")),
             "top_n": top_n,

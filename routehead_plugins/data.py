@@ -137,6 +137,16 @@ def as_documents(documents: Sequence[str | Document]) -> list[Document]:
     return converted
 
 
+def check_top_n(top_n: int | None) -> None:
+    """Accept a number of results, or ``None`` for all.
+
+    Raises:
+        InputError: It is below 1.
+    """
+    if top_n is not None and top_n < 1:
+        raise InputError(f"top_n={top_n!r} returns nothing; give 1 or more, or None for all.")
+
+
 def check_text(name: str, value: object) -> None:
     """Accept a text that says something.
 

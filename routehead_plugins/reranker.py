@@ -19,6 +19,7 @@ from routehead_plugins.data import (
     TextSpan,
     as_documents,
     check_text,
+    check_top_n,
 )
 from routehead_plugins.errors import InputError, RouteHeadError
 from routehead_plugins.evidence import evidence_spans
@@ -165,8 +166,7 @@ class HeadRoutedAttentionReranker:
             InputError: The query is blank, ``top_n`` is below 1, or a candidate is no text.
             PromptTooLongError: The candidates do not fit the LLM's context.
         """
-        if top_n is not None and top_n < 1:
-            raise InputError(f"top_n={top_n!r} returns nothing; give 1 or more, or None for all.")
+        check_top_n(top_n)
         candidates = as_documents(documents)
         heads = self._select(query)
         scores, read = self._scores(query, candidates, heads)
@@ -268,7 +268,7 @@ class HeadRoutedAttentionReranker:
         self, query: str, documents: Sequence[Document], heads: HeadSet
     ) -> tuple[list[float], TokenAttention | None]:
         """Score every document in the order given; also say what was read of those not blank."""
-        written = [index for index, document in enumerate(documents) if not document.is_blank]
+        written = _written(documents)
         if not written:
             return [BLANK_SCORE] * len(documents), None
         attention = self._read(query, [documents[index] for index in written], heads)
@@ -299,9 +299,8 @@ class HeadRoutedAttentionReranker:
         if read is None:
             return {}
         tokens = residuals(read.query, read.null).tolist()
-        written = [index for index, document in enumerate(documents) if not document.is_blank]
         found = {}
-        for index, span in zip(written, read.spans, strict=True):
+        for index, span in zip(_written(documents), read.spans, strict=True):
             if index in wanted:
                 text = documents[index].text
                 offsets = self.llm.encoder.offsets(text)[: span.size]
@@ -314,3 +313,8 @@ class HeadRoutedAttentionReranker:
         if self.first_stage_weight == 0 or len(carried) < len(documents):
             return scores
         return fuse(scores, torch.tensor(carried, dtype=scores.dtype), self.first_stage_weight)
+
+
+def _written(documents: Sequence[Document]) -> list[int]:
+    """Places of the documents that are read: all but blank ones."""
+    return [index for index, document in enumerate(documents) if not document.is_blank]

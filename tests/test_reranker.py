@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from presets import PresetLayout
 
 from routehead_plugins import Document, FrozenLM, Head, HeadRoutedAttentionReranker, HeadSet
-from routehead_plugins.data import Span
 from routehead_plugins.errors import (
     HeadError,
     InputError,
     PromptTooLongError,
     RouteHeadError,
 )
-from routehead_plugins.layout import TokenAttention
 from routehead_plugins.reranker import BLANK_SCORE
 from routehead_plugins.selectors import FixedHeads
 
@@ -41,27 +38,6 @@ def llm() -> FrozenLM:
 @pytest.fixture(scope="module")
 def reranker(llm: FrozenLM) -> HeadRoutedAttentionReranker:
     return HeadRoutedAttentionReranker(llm)
-
-
-@dataclass(frozen=True)
-class PresetLayout:
-    """Gives document i the attention that its text names, one token each; no LLM is run."""
-
-    name: str = "preset"
-
-    def read(
-        self,
-        llm: FrozenLM,  # noqa: ARG002
-        query: str,  # noqa: ARG002
-        texts: Sequence[str],
-        heads: HeadSet,  # noqa: ARG002
-        *,
-        calibrate: bool,  # noqa: ARG002
-        max_doc_tokens: int | None,  # noqa: ARG002
-    ) -> TokenAttention:
-        values = torch.tensor([[float(text) for text in texts]])
-        spans = tuple(Span(place, place + 1) for place in range(len(texts)))
-        return TokenAttention(values, None, spans)
 
 
 def preset(llm: FrozenLM, **settings: Any) -> HeadRoutedAttentionReranker:

