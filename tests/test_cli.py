@@ -13,10 +13,11 @@ import families
 import pytest
 from typer.testing import CliRunner, Result
 
-from routehead_plugins import __version__
+from routehead_plugins import HeadSet, __version__
 from routehead_plugins.adapters.pyserini import HeadRoutedStage
 from routehead_plugins.cli import app
 from routehead_plugins.collections import read_run, write_run
+from routehead_plugins.commands import rerank as rerank_command
 from routehead_plugins.commands.evaluate import split_methods
 from routehead_plugins.errors import InputError, RouteHeadError
 from routehead_plugins.requests_io import read_requests
@@ -166,6 +167,33 @@ def test_a_stopped_job_goes_on_where_it_was(
     assert "Going on: 1 queries were done before." in result.output
     assert asked == [QUERIES["2"]]
     assert output.read_text() == whole.read_text()
+
+
+@pytest.mark.parametrize("changed", ["heads", "corpus"])
+def test_a_job_whose_files_have_changed_starts_afresh(
+    invoke: Invoke,
+    collection: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: str,
+) -> None:
+    heads, output = tmp_path / "heads.json", tmp_path / "out.trec"
+    HeadSet.parse("0-1").save(heads)
+    arguments = [
+        *("rerank", "--corpus", collection, "--topics", collection / "queries.jsonl"),
+        *("--run", collection / "run.bm25.trec", "--heads", heads, "--output", output),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(rerank_command, "_write", lambda *_: 1 / 0)
+        assert isinstance(invoke(*arguments).exception, ZeroDivisionError)
+    if changed == "heads":
+        HeadSet.parse("2-3").save(heads)
+    else:
+        with (collection / "corpus.jsonl").open("a") as stream:
+            stream.write('\n{"_id": "d5", "text": "Snow."}\n')
+    result = invoke(*arguments)
+    assert result.exit_code == 0
+    assert "Going on" not in result.output
 
 
 def test_evaluation_prints_a_table_and_writes_it(

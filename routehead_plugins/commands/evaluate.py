@@ -106,7 +106,12 @@ def run_evaluation(job: EvaluationJob) -> ResultTable:
     """
     _check(job)
     collections = [load_collection(path) for path in job.collections]
-    state = {**job.settings(), "collections": [_stamps(c) for c in collections]}
+    state = {
+        **job.settings(),
+        "collections": [_stamps(c) for c in collections],
+        # What head-set files hold, not what they are called.
+        "selectors": [repr(as_selector(m.removesuffix(_FUSED))) for m in _read_by(job.methods)],
+    }
     # Without an output there is no place where a later call would look for the journal.
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -124,9 +129,8 @@ def run_evaluation(job: EvaluationJob) -> ResultTable:
 def _check(job: EvaluationJob) -> None:
     """Refuse what cannot work before anything is loaded."""
     parse_measures(job.measures)
-    for method in job.methods:
-        if method != FIRST_STAGE:
-            as_selector(method.removesuffix(_FUSED))
+    for method in _read_by(job.methods):
+        as_selector(method.removesuffix(_FUSED))
     if job.baseline not in job.methods:
         raise InputError(
             f"baseline {job.baseline!r} is not among the methods {', '.join(job.methods)}; "
@@ -137,6 +141,11 @@ def _check(job: EvaluationJob) -> None:
     names = [path.resolve().name for path in job.collections]
     if len(set(names)) < len(names):
         raise InputError(f"two collections have the same folder name: {', '.join(names)}.")
+
+
+def _read_by(methods: Sequence[str]) -> list[str]:
+    """Those methods for which the LLM is run."""
+    return [method for method in methods if method != FIRST_STAGE]
 
 
 class _Bench:

@@ -63,12 +63,14 @@ class RerankJob:
 
     def settings(self) -> dict[str, Any]:
         """Everything the results depend on, for the journal."""
-        inputs = ("corpus", "index", "run", "requests")
+        inputs = ("index", "run", "requests")
         return {
             **{name: stamp(getattr(self, name)) for name in inputs},
             "topics": None if self.topics is None else stamp(Path(self.topics)) or self.topics,
+            "corpus": stamp(_corpus_file(self.corpus)),
             "hits": self.hits,
-            "heads": self.heads,
+            # What a head-set file holds, not what it is called.
+            "heads": repr(as_selector(self.heads)),
             "first_stage_weight": self.first_stage_weight,
             "remove_query": self.remove_query,
             **self.llm.settings(),
@@ -135,7 +137,8 @@ def _inputs(job: RerankJob) -> Iterator[_Inputs]:
         yield _Inputs(queries, lambda query_id: requests[query_id].candidates)
         return
     topics = load_topics(job.topics or "")
-    corpus = _corpus(job.corpus)
+    corpus_file = _corpus_file(job.corpus)
+    corpus = None if corpus_file is None else read_corpus(corpus_file)
     run = None if job.run is None else _asked(read_run(job.run), topics)
     if run is not None and job.index is None:
         yield _looked_up(job, topics, run, HeadRoutedStage(None, corpus=corpus))
@@ -148,10 +151,8 @@ def _inputs(job: RerankJob) -> Iterator[_Inputs]:
         yield _looked_up(job, topics, run, HeadRoutedStage(stage.searcher, corpus=corpus))
 
 
-def _corpus(path: Path | None) -> dict[str, Document] | None:
-    if path is None:
-        return None
-    return read_corpus(path / CORPUS_FILE if path.is_dir() else path)
+def _corpus_file(path: Path | None) -> Path | None:
+    return path / CORPUS_FILE if path is not None and path.is_dir() else path
 
 
 def _asked(run: Run, topics: Topics) -> Run:
