@@ -11,7 +11,7 @@ from routehead_plugins.errors import InputError
 
 # Shape of one feed-forward product of a small LLM over a few hundred tokens.
 _ROWS, _INNER, _COLUMNS = 256, 576, 1536
-_REPEATS = 7
+_REPEATS = 25
 # Below this gain the three digits of bfloat16 are not worth giving up float32's seven for.
 _WORTHWHILE = 1.3
 
