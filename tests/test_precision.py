@@ -62,8 +62,8 @@ def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> N
     assert pick_dtype(torch.bfloat16, CPU) == torch.bfloat16
 
 
-def test_the_shortest_of_seven_runs_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = [9.0, 4.0, 2.0, 7.0, 3.0, 8.0, 5.0]
+def test_the_shortest_of_twenty_five_runs_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [9.0, 4.0, 7.0, 3.0, 8.0] * 3 + [2.0] + [5.0] * 9
     readings = iter(
         [at for start, run in enumerate(seconds) for at in (start * 99, start * 99 + run)]
     )
