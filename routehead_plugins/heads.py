@@ -3,7 +3,8 @@
 A head is written ``layer-head``, both counted from zero: ``13-18``. A head-set file is JSON::
 
     {"format": "routehead-heads", "version": 1, "heads": ["13-18", "13-1"],
-     "model": "...", "layout": "sequential", "method": "...", "scores": [0.08, 0.07]}
+     "model": "...", "layout": "sequential", "method": "...", "scores": [0.08, 0.07],
+     "source": "...", "data": "..."}
 
 Only ``format``, ``version`` and ``heads`` must be there.
 """
@@ -23,6 +24,7 @@ from routehead_plugins.data import Head
 from routehead_plugins.errors import HeadError
 
 _FORMAT, _VERSION = "routehead-heads", 1
+_RECORDS = ("model", "layout", "method", "scores", "source", "data")
 _HEAD = re.compile(r"\s*(\d{1,9})-(\d{1,9})\s*")
 
 
@@ -36,6 +38,8 @@ class HeadSet(Sequence[Head]):
         layout: The prompt layout they were chosen for, likewise.
         method: How they were chosen, likewise.
         scores: One figure per head from the method that chose them, likewise.
+        source: Where they were published, likewise.
+        data: What they were chosen on, likewise.
 
     Raises:
         HeadError: A head is repeated or negative, or the scores do not match the heads.
@@ -46,6 +50,8 @@ class HeadSet(Sequence[Head]):
     layout: str | None = field(default=None, kw_only=True)
     method: str | None = field(default=None, kw_only=True)
     scores: Sequence[float] | None = field(default=None, kw_only=True)
+    source: str | None = field(default=None, kw_only=True)
+    data: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         try:
@@ -107,7 +113,7 @@ class HeadSet(Sequence[Head]):
         try:
             return cls(
                 cls.parse(",".join(heads)),
-                **{key: content.get(key) for key in ("model", "layout", "method", "scores")},
+                **{key: content.get(key) for key in _RECORDS},
             )
         except (HeadError, TypeError, ValueError) as error:
             raise HeadError(f"{str(path)!r} is not a valid head-set file: {error}") from error
@@ -120,6 +126,8 @@ class HeadSet(Sequence[Head]):
             "model": self.model,
             "layout": self.layout,
             "method": self.method,
+            "source": self.source,
+            "data": self.data,
             "heads": [str(head) for head in self],
             "scores": None if self.scores is None else list(self.scores),
         }

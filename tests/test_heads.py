@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def head_sets(draw: st.DrawFn) -> HeadSet:
         layout=draw(NAMES),
         method=draw(NAMES),
         scores=draw(st.none() | scores),
+        source=draw(NAMES),
+        data=draw(NAMES),
     )
 
 
@@ -55,12 +58,15 @@ def test_a_saved_set_loads_as_it_was(
 
 def test_a_file_holds_what_the_documentation_says(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
-    HeadSet([(13, 18), (13, 1)], model="m", layout="sequential", scores=[0.08, 0.07]).save(path)
+    heads = HeadSet([(13, 18), (13, 1)], model="m", layout="sequential", scores=[0.08, 0.07])
+    replace(heads, source="a paper", data="some questions").save(path)
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "format": "routehead-heads",
         "version": 1,
         "model": "m",
         "layout": "sequential",
+        "source": "a paper",
+        "data": "some questions",
         "heads": ["13-18", "13-1"],
         "scores": [0.08, 0.07],
     }
@@ -211,7 +217,10 @@ def test_a_set_is_a_sequence_of_heads() -> None:
     assert not HeadSet(())
 
 
-@pytest.mark.parametrize("changed", [{"model": "other"}, {"scores": [0.1]}, {"layout": "parallel"}])
+@pytest.mark.parametrize(
+    "changed",
+    [{"model": "other"}, {"scores": [0.1]}, {"layout": "parallel"}, {"source": "x"}, {"data": "x"}],
+)
 def test_sets_that_differ_in_their_records_are_not_equal(changed: dict[str, Any]) -> None:
     assert HeadSet([(0, 0)]) != HeadSet([(0, 0)], **changed)
 

@@ -11,6 +11,7 @@ import pytest
 
 from routehead_plugins import FrozenLM, HeadSet
 from routehead_plugins.errors import HeadError
+from routehead_plugins.published import published_heads
 from routehead_plugins.selectors import (
     AllHeads,
     FixedHeads,
@@ -119,7 +120,23 @@ def test_a_path_is_a_path_whatever_it_looks_like(
     assert as_selector("3-4") == FixedHeads(HeadSet([(3, 4)]))
 
 
-WRONG = ["13-18;13-1", "no/such/file.json", "layers:3", "layers:a-b", "ALL", "", ".", "1-2,"]
+@pytest.mark.parametrize("name", ["qr:Llama-3.1-8B-Instruct", "core:Phi-4", "CoRe:microsoft/phi-4"])
+def test_published_heads_can_be_asked_for_by_name(name: str) -> None:
+    assert as_selector(name) == FixedHeads(published_heads(name))
+
+
+def test_a_published_set_that_does_not_exist_is_not_taken_for_a_file() -> None:
+    with pytest.raises(HeadError) as error:
+        as_selector("qr:Llama-3.1-8B-Instrukt")
+    assert "is not a published head set; did you mean qr:Llama-3.1-8B-Instruct" in str(error.value)
+
+
+def test_published_heads_that_the_llm_does_not_have_are_refused(llm: FrozenLM) -> None:
+    with pytest.raises(HeadError, match="'tiny' has no head 17-1"):
+        as_selector("core:phi-4").select("q", llm)
+
+
+WRONG = ["13-18;13-1", "no/such/file.json", "layers:3", "layers:a-b", "ALL", "", ".", "1-2,", "C:x"]
 
 
 # A list of every head with one mistake in it is longer than a file name may be.
@@ -129,7 +146,8 @@ def test_a_text_that_names_no_heads_is_refused(heads: str | Path) -> None:
         as_selector(heads)
     assert str(error.value) == (
         f"heads={str(heads)!r} is neither a list of heads nor a file; "
-        'give "all", "layers:10-19", "13-18,13-1" or the path of a head-set file.'
+        'give "all", "layers:10-19", "13-18,13-1", "qr:Llama-3.1-8B-Instruct" '
+        "or the path of a head-set file."
     )
 
 
