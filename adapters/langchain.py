@@ -54,7 +54,9 @@ class HeadRoutedCompressor(BaseDocumentCompressor):
         device: Where the LLM runs.
         dtype: The precision it runs in.
         layout: How documents and query are arranged.
-        document_cache: Memory for what was read of the documents.
+        document_cache: Memory for what was computed of the documents, such as "2GB".
+        window: Documents read at once in the sequential layout.
+        stride: Documents by which windows are apart.
         max_doc_tokens: Longer documents are cut here.
         first_stage_weight: Weight of the retriever's scores, see ``score_key``.
         local_files_only: Never ask the Hub.
@@ -76,6 +78,8 @@ class HeadRoutedCompressor(BaseDocumentCompressor):
     dtype: Any = "auto"
     layout: str | None = None
     document_cache: str | int | None = None
+    window: int | None = None
+    stride: int | None = None
     max_doc_tokens: int | None = None
     first_stage_weight: float | None = None
     local_files_only: bool = False

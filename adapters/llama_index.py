@@ -89,6 +89,8 @@ class HeadRoutedRerank(BaseNodePostprocessor):
     dtype: str = Field(description='Number format, such as "float32"; "auto" picks the fastest.')
     layout: str | None = Field(description="Prompt layout; None: the one the heads are for.")
     document_cache: str | int | None = Field(description='Memory for documents, such as "2GB".')
+    window: int | None = Field(description="Documents read at once, sequential layout.")
+    stride: int | None = Field(description="Documents by which windows are apart.")
     max_doc_tokens: int | None = Field(description="Longer documents are cut here.")
     first_stage_weight: float | None = Field(description="Weight of the retriever's scores.")
     local_files_only: bool = Field(description="Never ask the Hub, use its local cache.")
@@ -113,6 +115,8 @@ class HeadRoutedRerank(BaseNodePostprocessor):
         dtype: str | torch.dtype = "auto",
         layout: str | None = None,
         document_cache: str | int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
         max_doc_tokens: int | None = None,
         first_stage_weight: float | None = None,
         local_files_only: bool = False,
@@ -134,6 +138,8 @@ class HeadRoutedRerank(BaseNodePostprocessor):
             "dtype": str(dtype).removeprefix("torch."),
             "layout": layout or getattr(heads, "layout", None),  # lost where heads become text
             "document_cache": document_cache,
+            "window": window,
+            "stride": stride,
             "max_doc_tokens": max_doc_tokens,
             "first_stage_weight": first_stage_weight,
             "local_files_only": local_files_only,

@@ -52,7 +52,7 @@ def _hits(spans: tuple[TextSpan, ...], start: int, end: int) -> bool:
 
 def main() -> None:
     """Measure, print and write."""
-    options = ModelOptions("embedded", None, "auto", None)
+    options = ModelOptions()
     collection = load_collection(BUNDLED)
     with bm25_stage(BUNDLED, hits=5) as stage:
         retrieved = {

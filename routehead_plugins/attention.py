@@ -19,8 +19,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -32,8 +32,11 @@ _Attention = Callable[..., tuple[Tensor, Tensor | None]]
 # Names with "sdpa", "flash" or "flex_attention" in them trigger transformers' own support checks.
 _TAP_NAMES = {"eager": "routehead_tap_additive", "sdpa": "routehead_tap_boolean"}
 
-# Attention scores held at once, (batch, heads, rows, keys): 256 MiB of float32.
+# Attention scores held at once, (heads, rows, keys): 256 MiB of float32.
 _MAX_SCORES = 1 << 26
+
+
+_NO_HEADS = HeadSet(())
 
 
 class _StopForward(Exception):  # noqa: N818 - control flow, not an error
@@ -44,44 +47,72 @@ class _StopForward(Exception):  # noqa: N818 - control flow, not an error
 
 
 @dataclass
+class Rows:
+    """The tokens from which attention is read, and what they may look back at.
+
+    Transformers derives its masks from places in the cache. Where several documents share their
+    positions, or several tails their first tokens, place and position differ, and so these masks
+    are built here.
+
+    Attributes:
+        weights: Weight of every row in each average, shape (averages, rows).
+        positions: Position of every row, shape (rows,).
+        sees: Which rows each row may look at, itself included, shape (rows, rows).
+        past: Position of every key that was there before, shape (past keys,); all may be seen
+            that lie within a layer's window.
+    """
+
+    weights: Tensor
+    positions: Tensor
+    sees: Tensor
+    past: Tensor
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Tensor:
+        """Which keys each row may see, shape (1, 1, rows, past keys and rows)."""
+        if window not in self._masks:
+            seen = torch.cat([self.sees.new_ones(len(self.sees), len(self.past)), self.sees], dim=1)
+            if window is not None:
+                keys = torch.cat([self.past, self.positions])
+                seen &= keys > self.positions[:, None] - window
+            self._masks[window] = seen[None, None]
+        return self._masks[window]
+
+
+@dataclass
 class Tap:
     """What one forward is asked to read, and what it read.
 
     Attributes:
-        heads: Heads to read; empty to read none.
-        row_weights: Weight of every query row in the average, shape (batch, rows).
-        keys: Number of leading key positions to keep.
         last_layer: The forward stops in this layer, as soon as its keys are in the cache.
-        read: Filled by the forward: layer -> attention, shape (batch, heads of the layer, keys).
+        heads: Heads to read; empty to read none.
+        rows: From which tokens to read; ``None`` where nothing is read.
+        read: Filled by the forward: layer -> attention, shape (averages, heads of the layer, past
+            keys).
     """
 
-    heads: HeadSet
-    row_weights: Tensor | None
-    keys: int
     last_layer: int
+    heads: HeadSet = _NO_HEADS
+    rows: Rows | None = None
     read: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        device = None if self.row_weights is None else self.row_weights.device
+        device = None if self.rows is None else self.rows.weights.device
         self._indices = {
             layer: torch.tensor(indices, device=device)
             for layer, indices in self.heads.by_layer.items()
         }
 
-    def visit(
-        self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, options: _Options
-    ) -> None:
+    def visit(self, layer: int, query: Tensor, key: Tensor, options: _Options) -> None:
         """Read this layer's heads, and stop the forward where nothing deeper is wanted."""
         heads = self._indices.get(layer)
-        if heads is not None and self.row_weights is not None:
-            self.read[layer] = _mean_attention(
-                query, key, mask, heads, self.row_weights, self.keys, options
-            )
+        if heads is not None and self.rows is not None:
+            self.read[layer] = _mean_attention(query, key, heads, self.rows, options)
         if layer >= self.last_layer:
             raise _StopForward
 
     def result(self) -> Tensor:
-        """Attention in the order of ``heads``, shape (batch, heads, keys)."""
+        """Attention in the order of ``heads``, shape (averages, heads, past keys)."""
         by_layer = torch.cat([self.read[layer] for layer in self.heads.by_layer], dim=1)
         return by_layer[:, self.heads.places_by_layer]
 
@@ -97,66 +128,61 @@ class _Options:
 
 
 def _mean_attention(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    heads: Tensor,
-    row_weights: Tensor,
-    keys: int,
-    options: _Options,
+    query: Tensor, key: Tensor, heads: Tensor, rows: Rows, options: _Options
 ) -> Tensor:
     """Average the attention of the chosen heads over the query rows.
 
     Args:
-        query: After rotary embedding, shape (batch, query heads, rows, dim).
-        key: After rotary embedding, shape (batch, key heads, all keys, dim).
-        mask: Boolean (true: may be seen) or additive, broadcast to (batch, 1, rows, all keys);
-            ``None`` for plain causal attention.
+        query: After rotary embedding, shape (1, query heads, rows, dim).
+        key: After rotary embedding, shape (1, key heads, all keys, dim).
         heads: Indices of the query heads to read, shape (heads,).
-        row_weights: Shape (batch, rows).
-        keys: Number of leading keys to keep.
+        rows: Weights and masks of the rows.
         options: Scaling, soft cap, sinks, window of this layer.
 
     Returns:
-        Attention in float32, shape (batch, heads, keys).
+        Attention in float32, shape (averages, heads, past keys).
     """
-    batch, query_heads, rows, _ = query.shape
-    if mask is None or mask.ndim != 4:
-        mask = _causal_mask(rows, key.shape[2], options.sliding_window, query.device)
-    groups = query_heads // key.shape[1]
-    # float32: a bfloat16 product rounds scores to three digits, more than heads differ by.
-    keys_t = key.float().transpose(-1, -2)  # (batch, key heads, dim, all keys)
-    chunk = max(1, _MAX_SCORES // max(1, batch * rows * key.shape[2]))
+    mask = rows.mask(options.sliding_window)[0]
+    groups = query.shape[1] // key.shape[1]
+    chunk = max(1, _MAX_SCORES // (query.shape[2] * key.shape[2]))
     parts = []
     for some in heads.split(chunk):
-        rows_of = query[:, some].float() * options.scaling
-        scores = rows_of @ keys_t[:, some // groups]  # (batch, heads, rows, all keys)
-        probabilities = _softmax(scores, mask, options, some)
-        parts.append(torch.einsum("bhrk,br->bhk", probabilities[..., :keys], row_weights))
-    return torch.cat(parts, dim=1)
+        # float32: a bfloat16 product rounds scores to three digits, more than heads differ by.
+        keys = key[0, some // groups].float()
+        scores = (query[0, some].float() * options.scaling) @ keys.transpose(-1, -2)
+        probabilities = _softmax(scores, mask, options, some)  # (heads, rows, all keys)
+        parts.append(rows.weights @ probabilities[..., : len(rows.past)])
+    return torch.cat(parts).transpose(0, 1)
 
 
 def _softmax(scores: Tensor, mask: Tensor, options: _Options, heads: Tensor) -> Tensor:
     """Soft-cap, mask and normalise scores as the layer itself does, in float32."""
     if options.softcap is not None:
         scores = torch.tanh(scores / options.softcap) * options.softcap
-    mask = mask[..., : scores.shape[-1]]
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    scores = scores.masked_fill(~mask, -torch.inf)
     if options.sinks is None:
         return scores.softmax(dim=-1)
     # A sink is one more key that takes its share of attention and is seen by nobody.
-    sinks = options.sinks[heads].float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    sinks = options.sinks[heads].float().view(-1, 1, 1).expand(*scores.shape[:2], 1)
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
 
-def _causal_mask(rows: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """Let row i, the last ``rows`` of ``keys`` positions, see itself and what is before it."""
-    own = torch.arange(keys - rows, keys, device=device)[:, None]
-    other = torch.arange(keys, device=device)[None, :]
-    allowed = other <= own
-    if window is not None:
-        allowed &= other > own - window
-    return allowed[None, None]
+def _packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+) -> Tensor:
+    """Masked attention in which the query heads of a group are further rows of their key head.
+
+    The same sums as with every key head repeated for its group, without the copies.
+
+    Returns:
+        Shape (batch, rows, query heads, dim).
+    """
+    batch, heads, rows, _ = query.shape
+    groups = heads // key.shape[1]
+    packed = query.reshape(batch, key.shape[1], groups * rows, -1)
+    mask = mask[..., : key.shape[2]].repeat(1, 1, groups, 1)
+    found = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
+    return found.view(batch, heads, rows, -1).transpose(1, 2)
 
 
 def _make_tap(flavour: str) -> _Attention:
@@ -172,25 +198,34 @@ def _make_tap(flavour: str) -> _Attention:
         routehead_tap: Tap | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        scaling = options.get("scaling") or query.shape[-1] ** -0.5
         if routehead_tap is not None:
             if not getattr(module, "is_causal", True):
                 raise ValueError("it looks forward as well as back")
-            read = _Options(
-                scaling=options.get("scaling") or query.shape[-1] ** -0.5,
-                softcap=options.get("softcap"),
-                sinks=options.get("s_aux"),
-                sliding_window=options.get("sliding_window"),
-            )
-            layer = cast(int, module.layer_idx)
-            routehead_tap.visit(layer, query, key, attention_mask, read)
+            window = options.get("sliding_window")
+            read = _Options(scaling, options.get("softcap"), options.get("s_aux"), window)
+            routehead_tap.visit(cast(int, module.layer_idx), query, key, read)
+            if routehead_tap.rows is not None:
+                attention_mask = routehead_tap.rows.mask(window)
         if flavour == "eager":
             # Each family has its own, since soft caps and sinks differ between them.
             own = sys.modules[type(module).__module__].eager_attention_forward
-            return own(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+            mask = _additive(attention_mask, query)
+            return own(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
+        if attention_mask is not None and attention_mask.ndim == 4:
+            return _packed_attention(query, key, value, attention_mask, scaling), None
         attention = ALL_ATTENTION_FUNCTIONS[flavour]
         return attention(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
 
     return attend
+
+
+def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """Turn a boolean mask into one that is added to the scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    least = torch.finfo(query.dtype).min
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, least)
 
 
 def _register(flavour: str) -> str:
@@ -210,13 +245,13 @@ def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
         model: Any decoder of transformers; left as it is.
 
     Returns:
-        The decoder without its vocabulary head, in evaluation mode.
+        The whole model, in evaluation mode; ``get_decoder`` gives what is tapped.
 
     Raises:
         UnsupportedModelError: Its attention cannot be exchanged, so there is nothing to read.
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    view: PreTrainedModel = copy.deepcopy(model.get_decoder(), shared).eval()
+    view: PreTrainedModel = copy.deepcopy(model, shared).eval()
     for module in view.modules():
         # The caller's hooks are for the caller's own runs.
         module._forward_hooks.clear()
@@ -245,7 +280,7 @@ def run(
     """Run the view on some tokens, up to and not beyond the attention of ``tap.last_layer``.
 
     Args:
-        view: From ``tapped_view``.
+        view: The decoder of a ``tapped_view``.
         ids: Token ids, shape (batch, tokens).
         positions: Position of every token, shape (batch, tokens).
         cache: What the tokens can look back at; their own keys and values are added to it.
@@ -261,22 +296,11 @@ def run(
         )
 
 
-def fork(cache: DynamicCache, batch: int) -> DynamicCache:
-    """Repeat a cache of batch 1 without copying it; what is added to the fork stays in the fork."""
-    forked = DynamicCache()
-    for layer in cast(list[DynamicLayer], cache.layers):
-        twin = copy.copy(layer)
-        twin.keys = cast(Tensor, layer.keys).expand(batch, -1, -1, -1)
-        twin.values = cast(Tensor, layer.values).expand(batch, -1, -1, -1)
-        forked.layers.append(twin)
-    return forked
-
-
 def readable_heads(view: PreTrainedModel, model: PreTrainedModel) -> HeadSet:
     """Find out which layers show their attention, by running one token through all of them.
 
     Args:
-        view: From ``tapped_view``.
+        view: The decoder of a ``tapped_view``.
         model: What the view was made of, for the message.
 
     Raises:
@@ -298,6 +322,8 @@ def readable_heads(view: PreTrainedModel, model: PreTrainedModel) -> HeadSet:
 
 class _Census:
     """Stands where a tap would, and counts the heads that pass."""
+
+    rows = None
 
     def __init__(self) -> None:
         self.heads: dict[int, int] = {}

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from routehead_plugins.attention import Tap, fork, readable_heads, run, tapped_view
+from routehead_plugins.attention import Rows, Tap, readable_heads, run, tapped_view
+from routehead_plugins.cache import KeyValues, added, joined
 from routehead_plugins.data import check_text
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import InputError, UnsupportedModelError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.loading import load_model, load_tokenizer
+from routehead_plugins.loading import load
 from routehead_plugins.precision import pick_device, pick_dtype
 from routehead_plugins.prompt import PromptEncoder
+from routehead_plugins.token_tree import token_tree
 
 # Tokens embedded at once, padding included.
 _BATCH_TOKENS = 4096
@@ -47,7 +49,9 @@ class FrozenLM:
         """
         self.name = name or model.name_or_path or type(model).__name__
         self.turn = threading.Lock()
-        self._view = tapped_view(model)
+        self._identity = object()
+        self._whole = tapped_view(model)
+        self._view = cast(PreTrainedModel, self._whole.get_decoder())
         self.heads = readable_heads(self._view, model)
         self.encoder = PromptEncoder(tokenizer)
         config = model.config.get_text_config(decoder=True)
@@ -61,6 +65,7 @@ class FrozenLM:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
         local_files_only: bool = False,
+        layers: Callable[[int], int] | None = None,
     ) -> FrozenLM:
         """Load an LLM and its tokenizer.
 
@@ -71,6 +76,8 @@ class FrozenLM:
             dtype: ``"auto"`` takes bfloat16 where the device is measured to be fast at it and
                 float32 elsewhere.
             local_files_only: Never ask the Hub, use what is in its local cache.
+            layers: Told how many layers the LLM has, says how many of the leading ones are needed;
+                no deeper one is loaded, nor can be read.
 
         Raises:
             ModelLoadError: Nothing of that name can be loaded.
@@ -81,10 +88,14 @@ class FrozenLM:
         check_text("model", model)
         place = pick_device(device)
         number_format = pick_dtype(dtype, place)
-        loaded = load_model(
-            model, dtype=number_format, device=place, local_files_only=local_files_only
+        loaded, tokenizer = load(
+            model,
+            dtype=number_format,
+            device=place,
+            local_files_only=local_files_only,
+            # Heads beyond the last layer are for ``HeadSet.check_within`` to complain of.
+            layers=None if layers is None else lambda total: min(total, layers(total)),
         )
-        tokenizer = load_tokenizer(model, local_files_only=local_files_only)
         return cls(loaded, tokenizer, name=model)
 
     @property
@@ -124,10 +135,11 @@ class FrozenLM:
             InputError: There is no such layer.
         """
         layer = round(0.8 * self.num_layers) if layer is None else layer
-        if not 0 <= layer <= self.num_layers:
-            raise InputError(
-                f"layer={layer} is not a layer of {self.name!r}; give 0 to {self.num_layers}."
-            )
+        loaded = self.heads.last_layer + 1
+        # States behind the last layer that was loaded are normalised, others are not.
+        deepest = loaded if loaded == self.num_layers else loaded - 1
+        if not 0 <= layer <= deepest:
+            raise InputError(f"layer={layer} is not a layer of {self.name!r}; give 0 to {deepest}.")
         encoded = self.encoder.plain([text.strip() for text in texts], max_tokens)
         # Longest first, so that a batch is padded little and the largest comes before all others.
         order = sorted(range(len(texts)), key=lambda place: -len(encoded[place]))
@@ -160,40 +172,125 @@ class FrozenLM:
         return torch.tensor(rows, device=self.device), lengths
 
     @torch.inference_mode()
-    def prefill(self, ids: Tensor, *, last_layer: int) -> DynamicCache:
-        """Run tokens once and keep what later tokens need of them.
+    def log_likelihoods(
+        self, contexts: Sequence[tuple[int, ...]], target: tuple[int, ...]
+    ) -> Tensor:
+        """How likely the same continuation is behind each of several contexts.
 
         Args:
-            ids: Token ids, shape (1, tokens).
-            last_layer: Keys and values are kept up to this layer; no deeper layer is run.
+            contexts: Token ids, none of them empty.
+            target: Token ids of the continuation.
+
+        Returns:
+            Sum over the target's tokens of the natural logarithm, shape (contexts,), on the CPU.
+
+        Raises:
+            UnsupportedModelError: Its last layers or its output projection were not loaded.
         """
-        # Without a configuration every layer keeps all keys, also where a window hides some of
-        # them: the tail's masks do the hiding.
-        cache = DynamicCache()
-        tap = Tap(HeadSet(()), row_weights=None, keys=0, last_layer=last_layer)
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        run(self._view, ids, positions, cache, tap)
-        return cache
+        if self.heads.last_layer + 1 < self.num_layers or not self._whole.get_output_embeddings():
+            raise UnsupportedModelError(
+                f"{self.name!r} was loaded without its last layers or its output projection and "
+                "cannot tell likelihoods; load all of a causal LLM."
+            )
+        order = sorted(range(len(contexts)), key=lambda place: -len(contexts[place]))
+        found = torch.empty(len(contexts))
+        while order:
+            size = max(1, _BATCH_TOKENS // (len(contexts[order[0]]) + len(target)))
+            batch, order = order[:size], order[size:]
+            with self.turn:
+                found[batch] = self._log_likelihoods([contexts[p] for p in batch], target)
+        return found
+
+    def _log_likelihoods(
+        self, contexts: Sequence[tuple[int, ...]], target: tuple[int, ...]
+    ) -> Tensor:
+        """Pad on the left, so that the target stands in the same columns of every row."""
+        width = max(map(len, contexts))
+        blanks = [width - len(context) for context in contexts]
+        rows = [
+            [context[0]] * blank + [*context, *target[:-1]]
+            for context, blank in zip(contexts, blanks, strict=True)
+        ]
+        columns = torch.arange(len(rows[0]), device=self.device)[None]
+        unpadded = columns - torch.tensor(blanks, device=self.device)[:, None]
+        output = self._whole(
+            input_ids=torch.tensor(rows, device=self.device),
+            attention_mask=(unpadded >= 0).long(),
+            position_ids=unpadded.clamp(min=0),
+            use_cache=False,
+            logits_to_keep=len(target),
+        )
+        logs = output.logits[:, -len(target) :].float().log_softmax(dim=-1)
+        wanted = torch.tensor(target, device=self.device)[None, :, None].expand(len(rows), -1, -1)
+        sums: Tensor = logs.gather(2, wanted).sum(dim=(1, 2))
+        return sums.cpu()
+
+    @property
+    def state(self) -> Hashable:
+        """Something that is different once the weights are: what keys and values are kept under.
+
+        Optimizers, ``load_state_dict`` and ``to`` are noticed, writing into ``.data`` is not.
+        """
+        weights = self._view.parameters()
+        # Tensors made in inference mode count no versions.
+        versions = ((w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights)
+        return self._identity, tuple(versions)
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        *,
+        last_layer: int,
+        behind: KeyValues | None = None,
+    ) -> list[KeyValues]:
+        """Run sequences once, each on its own, and keep what later tokens need of them.
+
+        Args:
+            sequences: Token ids; run as one batch, padded to the longest.
+            last_layer: Keys and values are kept up to this layer; no deeper layer is run.
+            behind: What every sequence stands behind and looks back at.
+
+        Returns:
+            One per sequence; without what they stand behind.
+        """
+        ids, _ = self._padded(sequences)
+        start = 0 if behind is None else behind.end
+        past = [] if behind is None else [behind]
+        cache = joined(past, last_layer=last_layer, batch=len(sequences))
+        positions = torch.arange(start, start + ids.shape[1], device=self.device)
+        run(self._view, ids, positions.expand(len(ids), -1), cache, Tap(last_layer))
+        return added(cache, [len(sequence) for sequence in sequences], start=start)
 
     @torch.inference_mode()
     def read(
-        self, cache: DynamicCache, tails: list[tuple[int, ...]], heads: HeadSet, *, start: int
+        self,
+        past: Sequence[KeyValues],
+        tails: Sequence[tuple[int, ...]],
+        heads: HeadSet,
+        *,
+        start: int,
     ) -> Tensor:
-        """Attention of several tails to the tokens in a cache, in one batched pass.
+        """Attention of several tails to the tokens before them, in one pass.
 
         Args:
-            cache: From ``prefill``; left as it is.
-            tails: Token ids of each tail; every tail sees the cache and itself only.
-            heads: The heads to read, none deeper than the cache.
+            past: From ``prefill``, in any number of pieces; left as they are.
+            tails: Token ids of each tail; every tail sees what is past and itself only.
+            heads: The heads to read, none deeper than what is past.
             start: Position of the tails' first token.
 
         Returns:
-            Mean over a tail's tokens, float32, shape (tails, heads, tokens in the cache).
+            Mean over a tail's tokens, float32, shape (tails, heads, tokens of all pieces).
         """
-        ids, lengths = self._padded(tails)
-        columns = torch.arange(ids.shape[1], device=self.device)[None]
-        row_weights = (columns < lengths[:, None]) / lengths[:, None]
-        tap = Tap(heads, row_weights, keys=cache.get_seq_length(), last_layer=heads.last_layer)
-        positions = (start + columns).expand(len(tails), -1)
-        run(self._view, ids, positions, fork(cache, len(tails)), tap)
+        tree = token_tree(tails)
+        ids, positions = tree.ids.to(self.device)[None], (start + tree.depths).to(self.device)
+        places = [torch.arange(piece.start, piece.end) for piece in past]
+        rows = Rows(
+            weights=tree.weights.to(self.device),
+            positions=positions,
+            sees=tree.sees.to(self.device),
+            past=torch.cat(places).to(self.device),
+        )
+        tap = Tap(heads.last_layer, heads, rows)
+        run(self._view, ids, positions[None], joined(past, last_layer=tap.last_layer), tap)
         return tap.result()

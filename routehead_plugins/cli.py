@@ -39,11 +39,31 @@ Dtype = Annotated[
 MaxDocTokens = Annotated[
     int | None, typer.Option(help="Cut longer documents here.  [default: no cut]")
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        help="**sequential**: all documents in one prompt; **parallel**: each on its own, any "
+        "number of them.  [default: the one the heads were chosen for, or sequential]"
+    ),
+]
+DocumentCache = Annotated[
+    str | None,
+    typer.Option(help="Keep what was computed for documents, up to this size, such as 2GB."),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(help="Documents read at once, sequential layout.  [default: all of them]"),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(help="Documents by which windows are apart.  [default: half a window]"),
+]
 Heads = Annotated[
     str,
     typer.Option(
         help="Heads to read: **all**, **layers:10-19** (or **layers**, the middle third), "
-        "**13-18,13-1** (layer-head), or the path of a head-set file."
+        "**13-18,13-1** (layer-head), a published set such as **qr:Llama-3.1-8B-Instruct**, or "
+        "the path of a head-set file."
     ),
 ]
 FirstStageWeight = Annotated[
@@ -89,7 +109,7 @@ def demo(
     from routehead_plugins.commands._shared import ModelOptions
     from routehead_plugins.commands.demo import run_demo
 
-    run_demo(queries, hits, heads, ModelOptions(model, device, dtype, None))
+    run_demo(queries, hits, heads, ModelOptions(model, device, dtype))
 
 
 @app.command()
@@ -128,6 +148,10 @@ def rerank(
     device: Device = None,
     dtype: Dtype = "auto",
     max_doc_tokens: MaxDocTokens = None,
+    layout: Layout = None,
+    document_cache: DocumentCache = None,
+    window: Window = None,
+    stride: Stride = None,
 ) -> None:
     """Re-rank a run, or what BM25 finds, and write a run.
 
@@ -153,7 +177,9 @@ def rerank(
             first_stage_weight=first_stage_weight,
             tag=tag,
             remove_query=remove_query,
-            llm=ModelOptions(model, device, dtype, max_doc_tokens),
+            llm=ModelOptions(
+                model, device, dtype, max_doc_tokens, layout, document_cache, window, stride
+            ),
         )
     )
 
@@ -187,6 +213,10 @@ def evaluate(
     device: Device = None,
     dtype: Dtype = "auto",
     max_doc_tokens: MaxDocTokens = None,
+    layout: Layout = None,
+    document_cache: DocumentCache = None,
+    window: Window = None,
+    stride: Stride = None,
 ) -> None:
     """Measure methods on judged collections, and whether they differ.
 
@@ -209,7 +239,9 @@ def evaluate(
             baseline=baseline,
             first_stage_weight=first_stage_weight,
             output=output,
-            llm=ModelOptions(model, device, dtype, max_doc_tokens),
+            llm=ModelOptions(
+                model, device, dtype, max_doc_tokens, layout, document_cache, window, stride
+            ),
         )
     )
     Console().print(table.to_rich())

@@ -92,11 +92,13 @@ class Ranking(Sequence[ScoredDocument]):
         query: What the documents were ranked for.
         hits: The scored documents, best first.
         heads: The heads that were read for this query.
+        layout: How documents and query were arranged.
     """
 
     query: str
     hits: tuple[ScoredDocument, ...]
     heads: HeadSet
+    layout: str | None = None
 
     @overload
     def __getitem__(self, position: int) -> ScoredDocument: ...

@@ -4,26 +4,53 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from routehead_plugins._gguf import parsed_once
 from routehead_plugins._optional import EMBEDDED_LLM, missing_extra
-from routehead_plugins.errors import MissingExtraError, ModelLoadError
+from routehead_plugins._shallow import num_layers, outline, without_deeper
+from routehead_plugins.errors import InputError, MissingExtraError, ModelLoadError
 
 EMBEDDED = "embedded"
 _LOADING = threading.RLock()  # stderr and verbosity are one per process
 
 
+def load(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    local_files_only: bool = False,
+    layers: Callable[[int], int] | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """Load the weights and the tokenizer, as ``load_model`` and ``load_tokenizer`` do.
+
+    A GGUF file is parsed once for both. Arguments and errors are those of ``load_model``.
+    """
+    _, arguments = _located(name)
+    with _parsing(arguments):
+        model = load_model(
+            name, dtype=dtype, device=device, local_files_only=local_files_only, layers=layers
+        )
+        return model, load_tokenizer(name, local_files_only=local_files_only)
+
+
 def load_model(
-    name: str, *, dtype: torch.dtype, device: torch.device, local_files_only: bool = False
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    local_files_only: bool = False,
+    layers: Callable[[int], int] | None = None,
 ) -> PreTrainedModel:
     """Load the weights.
 
@@ -32,31 +59,59 @@ def load_model(
         dtype: Number format of the parameters.
         device: Where to put them.
         local_files_only: Never ask the Hub, use what is in its local cache.
+        layers: Told how many layers the LLM has, says how many of them to load, from the first on;
+            ``None`` for all. Deeper ones take no memory, and are not read from safetensors files.
+            A decoder whose layers do not stand in one list is loaded whole. What ``layers`` raises
+            is passed on.
+
+    Returns:
+        The LLM in evaluation mode. Its configuration still names the full number of layers, since
+        some families derive from it what their first layers do.
 
     Raises:
         ModelLoadError: Nothing of that name can be loaded.
         MissingExtraError: A package that this kind of file needs is not installed.
+        InputError: ``layers`` asks for fewer than one layer, or for more than there are.
     """
     place, arguments = _located(name)
-    if "gguf_file" in arguments and hasattr(transformers, "GgufConfig"):
-        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with _quietly(), _translated(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place,
-            dtype=dtype,
-            local_files_only=local_files_only,
-            output_loading_info=True,
-            **arguments,
-        )
-        model, report = loaded
-        # The output projection may be missing: logits are never computed.
-        missing = sorted(key for key in report["missing_keys"] if not key.startswith("lm_head."))
-        if missing:
-            raise ModelLoadError(
-                f"model {name!r} lacks {len(missing)} of its weights, such as {missing[0]!r}; "
-                "download or save it again."
+    arguments["local_files_only"] = local_files_only
+    with _parsing(arguments):
+        kind: Any = AutoModelForCausalLM
+        if layers is not None:
+            kind, arguments["config"] = _leading(name, place, arguments, layers)
+        with _quietly(), _translated(name):
+            if "gguf_file" in arguments and hasattr(transformers, "GgufConfig"):
+                arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+            model, report = kind.from_pretrained(
+                place, dtype=dtype, output_loading_info=True, **arguments
             )
-        return cast(PreTrainedModel, model.to(device).eval())
+            _check_complete(name, report["missing_keys"])
+            return cast(PreTrainedModel, model.to(device).eval())
+
+
+def _leading(
+    name: str, place: str, arguments: dict[str, Any], layers: Callable[[int], int]
+) -> tuple[Any, Any]:
+    """Ask how many layers are wanted; return the class that builds them, and its configuration."""
+    with _quietly(), _translated(name):
+        model = outline(AutoConfig.from_pretrained(place, **arguments))
+        total = num_layers(model)
+    wanted = layers(total)
+    if not 1 <= wanted <= total:
+        raise InputError(
+            f"layers={wanted} is not a number that {name!r} can be cut to; give 1 to {total}."
+        )
+    return without_deeper(type(model), wanted), model.config
+
+
+def _check_complete(name: str, missing_keys: Iterable[str]) -> None:
+    # The output projection may be missing: logits are never computed.
+    missing = sorted(key for key in missing_keys if not key.startswith("lm_head."))
+    if missing:
+        raise ModelLoadError(
+            f"model {name!r} lacks {len(missing)} of its weights, such as {missing[0]!r}; "
+            "download or save it again."
+        )
 
 
 def load_tokenizer(name: str, *, local_files_only: bool = False) -> Any:
@@ -67,7 +122,7 @@ def load_tokenizer(name: str, *, local_files_only: bool = False) -> Any:
         MissingExtraError: A package that this kind of file needs is not installed.
     """
     place, arguments = _located(name)
-    with _quietly(), _translated(name):
+    with _parsing(arguments), _quietly(), _translated(name):
         return AutoTokenizer.from_pretrained(place, local_files_only=local_files_only, **arguments)
 
 
@@ -112,6 +167,10 @@ def _require_gguf() -> None:
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise missing_extra(ImportError(name=package), "embedded")
+
+
+def _parsing(arguments: dict[str, Any]) -> AbstractContextManager[None]:
+    return parsed_once() if "gguf_file" in arguments else nullcontext()
 
 
 @contextmanager

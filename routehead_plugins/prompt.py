@@ -23,6 +23,7 @@ from tokenizers import AddedToken
 
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError, UnsupportedModelError
+from routehead_plugins.token_cache import TokenCache
 
 # The wording of ICR (arXiv 2410.02642), which QRHead and CoRe took over: documents first, query
 # last, since under a causal mask only what comes last can look back at every document.
@@ -34,6 +35,8 @@ INSTRUCTION = (
     "Query:"
 )
 NULL_QUERY = "N/A"
+# Whose next words are the query, for query likelihood.
+QUESTION = "Document:{text}\n\nQuery:"
 
 # Stands in the chat template where the prompt will stand.
 _PLACE = "Place of the Prompt"
@@ -95,6 +98,7 @@ class PromptEncoder:
         # From here on this copy never sees control tokens: the setting is one per tokenizer, not
         # one per call, and so must not alternate between threads.
         self._tokenizer = _without_control_tokens(tokenizer)
+        self._documents = TokenCache(self.encode)
         self._space = "" if self._adds_a_space() else " "
         self._announcement = self.encode([ANNOUNCEMENT])[0]
         self._separator = self.encode([SEPARATOR])[0]
@@ -162,7 +166,7 @@ class PromptEncoder:
             numbered: Whether labels count the documents, ``[1]``, ``[2]``, ...
             max_doc_tokens: Longer documents are cut here; the query never is.
         """
-        encoded = self.encode([self._space + text for text in texts])
+        encoded = self._documents([self._space + text for text in texts])
         labels = [
             LABEL.format(number=place) if numbered else "" for place in range(1, len(texts) + 1)
         ]
@@ -177,6 +181,24 @@ class PromptEncoder:
             tail=self._tail(query),
             null_tail=self._tail(NULL_QUERY),
         )
+
+    def question(
+        self, query: str, texts: Sequence[str], max_doc_tokens: int | None = None
+    ) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+        """Build prompts that ask for a question that a document answers.
+
+        Args:
+            query: The question.
+            texts: The documents.
+            max_doc_tokens: Longer documents are cut here.
+
+        Returns:
+            What stands before the question, one per document, and the question's tokens.
+        """
+        before, behind = self.encode(QUESTION.split("{text}"))
+        encoded = self._documents([self._space + text for text in texts])
+        contexts = [self._separator[:1] + before + ids[:max_doc_tokens] + behind for ids in encoded]
+        return contexts, self.encode([self._space + query])[0]
 
     def _tail(self, query: str) -> tuple[int, ...]:
         return self._instruction + self.encode([self._space + query])[0] + self._after

@@ -24,10 +24,10 @@ from routehead_plugins.data import (
 from routehead_plugins.errors import InputError, RouteHeadError
 from routehead_plugins.evidence import evidence_spans
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layout import Layout, TokenAttention, get_layout
+from routehead_plugins.layouts import Layout, TokenAttention, get_layout
 from routehead_plugins.prompt import check_max_doc_tokens
 from routehead_plugins.scoring import document_signals, fuse, mean_over_heads, residuals
-from routehead_plugins.selectors import FixedHeads, Selector, as_selector
+from routehead_plugins.selectors import Selector, as_selector
 
 # Calibrated attention mass lies between -1 and 1: nothing that was read scores lower than this.
 BLANK_SCORE = -1.0
@@ -60,7 +60,8 @@ class HeadRoutedAttentionReranker:
         Args:
             backbone: The frozen LLM.
             selector: Chooses the heads; every head by default.
-            layout: A layout or its name; ``"sequential"`` by default.
+            layout: A layout or its name; by default the one the selector's heads were chosen for,
+                or else ``"sequential"``.
             calibrate: Subtract what the heads look at when the query says nothing.
             drop_outliers: Leave out tokens that the query without content stares at.
             first_stage_weight: Weight of the candidates' own scores, where all carry one; both
@@ -68,8 +69,7 @@ class HeadRoutedAttentionReranker:
             max_doc_tokens: Longer documents are cut here, the query never is.
 
         Raises:
-            InputError: A setting is out of range.
-            HeadError: The selector names heads that the LLM does not have.
+            InputError: A setting is out of range, or the heads were chosen for another layout.
         """
         check_max_doc_tokens(max_doc_tokens)
         if not math.isfinite(first_stage_weight) or first_stage_weight < 0:
@@ -78,7 +78,10 @@ class HeadRoutedAttentionReranker:
             )
         self.llm = backbone
         self.selector = as_selector(None) if selector is None else selector
-        self.layout = get_layout(layout) if layout is None or isinstance(layout, str) else layout
+        if layout is None or isinstance(layout, str):
+            layout = get_layout(layout or self.selector.layout)
+        _check_layout(self.selector, layout)
+        self.layout = layout
         self.calibrate = calibrate
         self.drop_outliers = drop_outliers
         self.first_stage_weight = first_stage_weight
@@ -95,6 +98,8 @@ class HeadRoutedAttentionReranker:
         dtype: str | torch.dtype = "auto",
         layout: str | None = None,
         document_cache: str | int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
         max_doc_tokens: int | None = None,
         first_stage_weight: float = 0.0,
         local_files_only: bool = False,
@@ -110,8 +115,13 @@ class HeadRoutedAttentionReranker:
             device: ``None`` picks cuda, then mps, then cpu.
             dtype: ``"auto"`` takes bfloat16 where the device is measured to be fast at it and
                 float32 elsewhere.
-            layout: ``"sequential"``; ``None`` takes the one the heads were chosen for.
-            document_cache: Not in this release; leave it out.
+            layout: ``"sequential"`` (all documents in one prompt) or ``"parallel"`` (each on its
+                own: any number of them, in any order, at a cost linear in their number); ``None``
+                takes the one the heads were chosen for.
+            document_cache: How much of what was computed is kept for later queries, such as
+                ``"2GB"``: documents in the parallel layout, whole lists of them in the sequential.
+            window: Documents read at once in the sequential layout; ``None`` for all.
+            stride: Documents by which windows are apart; ``None`` for half a window.
             max_doc_tokens: Longer documents are cut here, the query never is.
             first_stage_weight: Weight of the candidates' own scores, where all carry one.
             local_files_only: Never ask the Hub, use what is in its local cache.
@@ -123,15 +133,20 @@ class HeadRoutedAttentionReranker:
             MissingExtraError: A package that this kind of model needs is not installed.
             UnsupportedModelError: The LLM has no attention to read.
         """
-        for name, value in {"router": router, "document_cache": document_cache}.items():
-            if value is not None:
-                raise InputError(f"{name}={value!r} cannot be used in this release; leave it out.")
+        if router is not None:
+            raise InputError(f"router={router!r} cannot be used in this release; leave it out.")
         selector = as_selector(heads)
-        recorded = selector.heads.layout if isinstance(selector, FixedHeads) else None
-        chosen_layout = get_layout(layout or recorded)
+        chosen_layout = get_layout(
+            layout or selector.layout, document_cache=document_cache, window=window, stride=stride
+        )
+        _check_layout(selector, chosen_layout)
         check_max_doc_tokens(max_doc_tokens)
         llm = FrozenLM.from_pretrained(
-            model, device=device, dtype=dtype, local_files_only=local_files_only
+            model,
+            device=device,
+            dtype=dtype,
+            local_files_only=local_files_only,
+            layers=selector.layers,
         )
         selector.select("", llm)  # wrong heads should show now, not at the first query
         return cls(
@@ -177,7 +192,7 @@ class HeadRoutedAttentionReranker:
             ScoredDocument(index, scores[index], candidates[index], found.get(index, ()))
             for index in order
         ]
-        return Ranking(query, tuple(hits), heads)
+        return Ranking(query, tuple(hits), heads, self.layout.name)
 
     def score(self, query: str, documents: Sequence[str | Document]) -> list[float]:
         """Score documents, in the order given; see ``rerank`` for what is raised."""
@@ -313,6 +328,14 @@ class HeadRoutedAttentionReranker:
         if self.first_stage_weight == 0 or len(carried) < len(documents):
             return scores
         return fuse(scores, torch.tensor(carried, dtype=scores.dtype), self.first_stage_weight)
+
+
+def _check_layout(selector: Selector, layout: Layout) -> None:
+    if selector.layout not in (None, layout.name):
+        raise InputError(
+            f"the heads were chosen for the {selector.layout} layout, but layout={layout.name!r}; "
+            "leave layout out, or choose heads for this one."
+        )
 
 
 def _written(documents: Sequence[Document]) -> list[int]:

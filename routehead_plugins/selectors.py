@@ -12,12 +12,26 @@ from typing import Protocol
 from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.errors import HeadError
 from routehead_plugins.heads import HeadSet
+from routehead_plugins.published import looks_published, published_heads
 
 _INTERVAL = re.compile(r"layers(?::(\d+)-(\d+))?")
 
 
 class Selector(Protocol):
-    """Names the heads to read for a query."""
+    """Names the heads to read for a query; only ``select`` must be written."""
+
+    @property
+    def layout(self) -> str | None:
+        """The prompt layout its heads were chosen for; ``None`` where any will do."""
+        return None
+
+    def layers(self, num_layers: int) -> int:
+        """How many leading layers of an LLM it needs, whatever the query.
+
+        Args:
+            num_layers: How many there are.
+        """
+        return num_layers
 
     def select(self, query: str, llm: FrozenLM) -> HeadSet:
         """Choose heads.
@@ -33,7 +47,7 @@ class Selector(Protocol):
 
 
 @dataclass(frozen=True)
-class AllHeads:
+class AllHeads(Selector):
     """Every head (ICR, arXiv 2410.02642)."""
 
     def select(self, query: str, llm: FrozenLM) -> HeadSet:  # noqa: ARG002
@@ -42,7 +56,7 @@ class AllHeads:
 
 
 @dataclass(frozen=True)
-class LayerInterval:
+class LayerInterval(Selector):
     """All heads of some consecutive layers (Selective-ICR, arXiv 2602.22591).
 
     The paper finds relevance to follow a bell curve over the layers and reads a centred interval;
@@ -56,6 +70,10 @@ class LayerInterval:
     first: int | None = None
     last: int | None = None
 
+    def layers(self, num_layers: int) -> int:
+        """Count the layers up to the interval's end."""
+        return 2 * num_layers // 3 if self.last is None else self.last + 1
+
     def select(self, query: str, llm: FrozenLM) -> HeadSet:  # noqa: ARG002
         """Choose the heads of the interval.
 
@@ -64,7 +82,7 @@ class LayerInterval:
         """
         layers = llm.num_layers
         first = layers // 3 if self.first is None else self.first
-        last = 2 * layers // 3 - 1 if self.last is None else self.last
+        last = self.layers(layers) - 1
         heads = [head for head in llm.heads if first <= head.layer <= last]
         if not heads or last >= layers:
             raise HeadError(
@@ -75,7 +93,7 @@ class LayerInterval:
 
 
 @dataclass(frozen=True)
-class FixedHeads:
+class FixedHeads(Selector):
     """The same heads for every query.
 
     Attributes:
@@ -83,6 +101,15 @@ class FixedHeads:
     """
 
     heads: HeadSet
+
+    @property
+    def layout(self) -> str | None:
+        """The layout that the head set records."""
+        return self.heads.layout
+
+    def layers(self, num_layers: int) -> int:  # noqa: ARG002
+        """Count the layers up to the deepest head."""
+        return self.heads.last_layer + 1
 
     def select(self, query: str, llm: FrozenLM) -> HeadSet:  # noqa: ARG002
         """Choose the fixed heads.
@@ -98,11 +125,12 @@ def as_selector(heads: HeadSet | str | Path | Sequence[tuple[int, int]] | None) 
     """Read the ways in which heads can be named.
 
     Args:
-        heads: ``None`` or ``"all"``; ``"layers"`` or ``"layers:10-19"``; ``"13-18,13-1"``; the path
-            of a head-set file; a ``HeadSet`` or a sequence of pairs.
+        heads: ``None`` or ``"all"``; ``"layers"`` or ``"layers:10-19"``; ``"13-18,13-1"``;
+            ``"qr:Llama-3.1-8B-Instruct"`` or ``"core:phi-4"``, a published set by its name, see
+            ``published_names``; the path of a head-set file; a ``HeadSet`` or a sequence of pairs.
 
     Raises:
-        HeadError: It is none of these.
+        HeadError: It is none of these, or there is no published set of that name.
     """
     if heads is None or heads == "all":
         return AllHeads()
@@ -113,11 +141,14 @@ def as_selector(heads: HeadSet | str | Path | Sequence[tuple[int, int]] | None) 
             return LayerInterval(first, last)
         if HeadSet.looks_like(heads):
             return FixedHeads(HeadSet.parse(heads))
+        if looks_published(heads):
+            return FixedHeads(published_heads(heads))
     if isinstance(heads, str | Path):
         if not os.path.isfile(heads):
             raise HeadError(
-                f"heads={str(heads)!r} is neither a list of heads nor a file; "
-                'give "all", "layers:10-19", "13-18,13-1" or the path of a head-set file.'
+                f"heads={str(heads)!r} is neither a list of heads nor a file; give "
+                '"all", "layers:10-19", "13-18,13-1", "qr:Llama-3.1-8B-Instruct" '
+                "or the path of a head-set file."
             )
         return FixedHeads(HeadSet.load(heads))
     return FixedHeads(heads if isinstance(heads, HeadSet) else HeadSet(heads))

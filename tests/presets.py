@@ -9,7 +9,7 @@ import torch
 
 from routehead_plugins import FrozenLM, HeadSet
 from routehead_plugins.data import Span
-from routehead_plugins.layout import TokenAttention
+from routehead_plugins.layouts import TokenAttention
 
 
 @dataclass(frozen=True)

@@ -55,3 +55,46 @@ def signals(
             row.append(sum(kept))
         table.append(row)
     return table
+
+
+def parallel_attention(
+    twin: PreTrainedModel, opening: list[int], documents: list[list[int]], tail: list[int]
+) -> Tensor:
+    """One full pass with the positions and the mask of the parallel layout written out.
+
+    Returns:
+        Mean over tail rows, (layers, heads, tokens of opening and documents).
+    """
+    ids, positions, owners = list(opening), list(range(len(opening))), [-1] * len(opening)
+    for number, document in enumerate(documents):
+        ids += document
+        positions += range(len(opening), len(opening) + len(document))
+        owners += [number] * len(document)
+    past, start = len(ids), max(positions) + 1
+    ids += tail
+    positions += range(start, start + len(tail))
+    owners += [len(documents)] * len(tail)
+
+    def mask(window: int | None) -> Tensor:
+        added = torch.full((len(ids), len(ids)), torch.finfo(torch.float32).min)
+        for row in range(len(ids)):
+            for column in range(row + 1):
+                near = window is None or positions[row] - positions[column] < window
+                known = owners[column] in (-1, owners[row]) or row >= past
+                if near and known:
+                    added[row, column] = 0.0
+        return added[None, None]
+
+    window = getattr(twin.config, "sliding_window", None)
+    masks: Any = mask(window)
+    if getattr(twin.config, "layer_types", None):
+        masks = {"full_attention": mask(None), "sliding_attention": mask(window)}
+    with torch.no_grad():
+        output: Any = twin(
+            torch.tensor([ids]),
+            position_ids=torch.tensor([positions]),
+            attention_mask=masks,
+            output_attentions=True,
+            use_cache=False,
+        )
+    return torch.stack([m[0, :, past:, :past].float().mean(dim=1) for m in output.attentions])

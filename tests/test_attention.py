@@ -88,7 +88,7 @@ def test_chosen_heads_are_read_in_the_order_given(
     assert_close(signals, expected_signals(family, reranker, heads))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def llama() -> HeadRoutedAttentionReranker:
     model = families.tiny_model("llama")
     return HeadRoutedAttentionReranker(FrozenLM(model, families.tiny_tokenizer()))
@@ -116,7 +116,11 @@ def test_documents_run_once_and_both_tails_in_one_pass(
     llama.signals(QUERY, DOCUMENTS)
     pieces = llama.llm.encoder.pieces(QUERY, DOCUMENTS, numbered=True)
     prefix = len(pieces.opening) + sum(len(document.ids) for document in pieces.documents)
-    assert passes == [(1, prefix), (2, len(pieces.tail))]
+    both = {pieces.tail[:end] for end in range(1, len(pieces.tail) + 1)}
+    both |= {pieces.null_tail[:end] for end in range(1, len(pieces.null_tail) + 1)}
+    assert passes == [(1, prefix), (1, len(both))]  # what the tails share is run once
+    llama.signals("another query", DOCUMENTS)
+    assert len(passes) == 3  # the same documents are not run again
 
 
 def test_no_layer_runs_beyond_the_deepest_chosen_head(llama: HeadRoutedAttentionReranker) -> None:
@@ -148,13 +152,24 @@ def test_long_prompts_are_read_in_chunks_with_the_same_result(
     torch.testing.assert_close(llama.signals(QUERY, DOCUMENTS), whole, atol=1e-7, rtol=0)
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_the_tap_masks_as_the_model_does_when_it_is_given_no_mask(window: int | None) -> None:
-    mask = attention._causal_mask(rows=2, keys=5, window=window, device=torch.device("cpu"))
-    seen = (
-        [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]] if window is None else [[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+@pytest.mark.parametrize(
+    ("window", "seen"),
+    [
+        (None, [[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0, 1]]),
+        (3, [[0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0, 1]]),
+    ],
+)
+def test_rows_see_what_is_past_within_the_window_and_their_own_path(
+    window: int | None, seen: list[list[int]]
+) -> None:
+    # Two documents at positions 1 to 2 and 1; a tail of one token with two continuations.
+    rows = attention.Rows(
+        weights=torch.ones(1, 3) / 3,
+        positions=torch.tensor([4, 5, 5]),
+        sees=torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]]).bool(),
+        past=torch.tensor([0, 1, 2, 1]),
     )
-    assert mask[0, 0].int().tolist() == seen
+    assert rows.mask(window)[0, 0].int().tolist() == seen
 
 
 def state_of(model: PreTrainedModel) -> dict[str, Any]:

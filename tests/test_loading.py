@@ -65,6 +65,10 @@ def load(name: str | Path) -> PreTrainedModel:
     return load_model(str(name), dtype=torch.float32, device=CPU)
 
 
+def load_leading(name: str | Path) -> PreTrainedModel:
+    return load_model(str(name), dtype=torch.float32, device=CPU, layers=lambda _: 1)
+
+
 def assert_same_signals(llm: FrozenLM, written: PreTrainedModel) -> None:
     in_memory = FrozenLM(written, families.tiny_tokenizer())
     expected = HeadRoutedAttentionReranker(in_memory).signals(QUERY, DOCUMENTS)
@@ -116,7 +120,7 @@ def one_line(raised: pytest.ExceptionInfo[ModelLoadError]) -> str:
     return message
 
 
-LOADERS = pytest.mark.parametrize("loader", [load, load_tokenizer])
+LOADERS = pytest.mark.parametrize("loader", [load, load_leading, load_tokenizer])
 
 
 @LOADERS
@@ -212,12 +216,15 @@ DAMAGE = {
 }
 
 
+@pytest.mark.parametrize("loader", [load, load_leading])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_model_is_refused(copied: Path, damage: str) -> None:
+def test_a_damaged_model_is_refused(
+    copied: Path, damage: str, loader: Callable[[str | Path], Any]
+) -> None:
     DAMAGE[damage](copied)
     pattern = BROKEN.format(name=repr(str(copied)), reason=".+")
     with pytest.raises(ModelLoadError, match=f"^{pattern}$") as error:
-        load(copied)
+        loader(copied)
     one_line(error)
 
 

@@ -23,8 +23,9 @@ from routehead_plugins.errors import (
     PromptTooLongError,
     RouteHeadError,
 )
+from routehead_plugins.layouts import ParallelLayout
 from routehead_plugins.reranker import BLANK_SCORE
-from routehead_plugins.selectors import FixedHeads
+from routehead_plugins.selectors import FixedHeads, as_selector
 
 QUERY = "which wolf ran?"
 DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river"]
@@ -236,7 +237,9 @@ def test_a_first_stage_weight_that_is_no_weight_is_refused(llm: FrozenLM, weight
 
 
 def test_an_unknown_layout_is_refused(llm: FrozenLM) -> None:
-    with pytest.raises(InputError, match="layout='diagonal' is unknown; this release has: seq"):
+    with pytest.raises(
+        InputError, match="layout='diagonal' is unknown; give one of: sequential, parallel"
+    ):
         HeadRoutedAttentionReranker(llm, layout="diagonal")
 
 
@@ -245,11 +248,10 @@ def test_scores_that_are_no_numbers_are_refused(llm: FrozenLM) -> None:
         preset(llm).rerank(QUERY, ["nan", "0.2"])
 
 
-@pytest.mark.parametrize("argument", ["router", "document_cache"])
-def test_arguments_of_later_releases_are_refused_before_anything_is_loaded(argument: str) -> None:
+def test_a_router_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(InputError) as error:
-        HeadRoutedAttentionReranker.from_pretrained("embedded", **{argument: "x"})  # type: ignore[arg-type]
-    assert str(error.value) == f"{argument}='x' cannot be used in this release; leave it out."
+        HeadRoutedAttentionReranker.from_pretrained("embedded", router="x")
+    assert str(error.value) == "router='x' cannot be used in this release; leave it out."
 
 
 # The first stage's scores.
@@ -356,8 +358,16 @@ def test_the_layout_is_the_one_the_heads_were_chosen_for(
     for heads in (path, HeadSet.load(path)):
         with pytest.raises(InputError, match="layout='spiral' is unknown"):
             HeadRoutedAttentionReranker.from_pretrained("tiny", heads=heads)
-    chosen = HeadRoutedAttentionReranker.from_pretrained("tiny", heads=path, layout="sequential")
-    assert chosen.layout.name == "sequential"
+    with pytest.raises(InputError) as error:
+        HeadRoutedAttentionReranker.from_pretrained("tiny", heads=path, layout="sequential")
+    assert str(error.value) == (
+        "the heads were chosen for the spiral layout, but layout='sequential'; "
+        "leave layout out, or choose heads for this one."
+    )
+    HeadSet([(0, 1)], layout="parallel").save(path)
+    assert HeadRoutedAttentionReranker(llm, as_selector(path)).layout == ParallelLayout()
+    ranking = HeadRoutedAttentionReranker(llm, as_selector(path)).rerank("q", ["a", "b"])
+    assert ranking.layout == "parallel"
 
 
 def test_wrong_heads_show_when_the_llm_is_loaded(

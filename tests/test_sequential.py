@@ -1,8 +1,9 @@
-"""The sequential layout: order, spans, limits, and advice that can be followed."""
+"""The sequential layout: order, spans, windows, limits, and advice that can be followed."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,9 @@ from transformers import AutoModelForCausalLM
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError, PromptTooLongError, RouteHeadError
-from routehead_plugins.layout import SequentialLayout, _longest_cut, check_fits, get_layout
+from routehead_plugins.layouts import LAYOUTS, SequentialLayout, get_layout
+from routehead_plugins.layouts.base import longest_cut
+from routehead_plugins.layouts.sequential import check_fits
 from routehead_plugins.prompt import Pieces
 
 LIMIT = 400
@@ -110,7 +113,8 @@ def test_the_layout_is_the_sequential_one_by_default(name: str | None) -> None:
 def test_a_layout_that_does_not_exist_is_named() -> None:
     with pytest.raises(InputError) as error:
         get_layout("spiral")
-    assert str(error.value) == "layout='spiral' is unknown; this release has: sequential."
+    assert str(error.value) == "layout='spiral' is unknown; give one of: sequential, parallel."
+    assert [get_layout(name).name for name in LAYOUTS] == list(LAYOUTS)
 
 
 def test_a_prompt_may_be_as_long_as_the_limit_and_no_longer() -> None:
@@ -144,17 +148,126 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "texts", "tokens"),
-    [("q" * 500, ["x", "y"], 641), (QUERY, ["x"] * 60, 555)],
+    ("query", "texts", "tokens", "advice"),
+    [
+        ("q" * 500, ["x", "y"], 641, "give a shorter query or fewer documents"),
+        (QUERY, ["x"] * 60, 555, "set window=36 or layout='parallel', or give fewer documents"),
+    ],
     ids=["query", "list"],
 )
-def test_where_no_cut_helps_none_is_advised(query: str, texts: list[str], tokens: int) -> None:
+def test_where_no_cut_helps_none_is_advised(
+    query: str, texts: list[str], tokens: int, advice: str
+) -> None:
     with pytest.raises(PromptTooLongError) as error:
         check_fits(pieces_of(texts, query=query), LLM)
     assert str(error.value) == (
         f"the prompt has {tokens} tokens with {len(texts)} documents, but 'tiny' takes 400; "
-        "give a shorter query or fewer documents."
+        f"{advice}."
     )
+
+
+@given(st.lists(st.integers(1, 200), min_size=4, max_size=12))
+@settings(deadline=None)
+def test_the_advised_window_fits_wherever_it_stands(sizes: list[int]) -> None:
+    texts = ["x" * size for size in sizes]
+    try:
+        check_fits(pieces_of(texts), LLM)
+    except PromptTooLongError as error:
+        advised = re.search(r"set window=(\d+)", str(error))
+        if advised is not None:
+            window = SequentialLayout(window=int(advised[1]))
+            for start, end in window._windows(len(texts)):
+                check_fits(pieces_of(texts[start:end]), LLM)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.data())
+def test_windows_are_full_and_leave_no_document_out(
+    documents: int, window: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.none() | st.integers(1, window))
+    ranges = list(SequentialLayout(window, stride)._windows(documents))
+    assert {place for start, end in ranges for place in range(start, end)} == set(range(documents))
+    assert {end - start for start, end in ranges} == {min(window, documents)}
+    steps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(ranges)]
+    assert all(0 < step <= (stride or max(1, window // 2)) for step in steps)
+
+
+def test_a_document_in_two_windows_gets_the_mean_of_both() -> None:
+    texts = [*TEXTS, "number four", "five"]
+    layout = SequentialLayout(window=3, stride=2)
+    found = layout.read(LLM, QUERY, texts, HEADS, calibrate=True, max_doc_tokens=None)
+    expected: list[list[torch.Tensor]] = [[] for _ in texts]
+    for start in (0, 2):
+        one = SequentialLayout().read(
+            LLM, QUERY, texts[start : start + 3], HEADS, calibrate=True, max_doc_tokens=None
+        )
+        assert one.null is not None
+        for place, span in enumerate(one.spans, start):
+            both = torch.stack([one.query, one.null])
+            expected[place].append(both[..., span.start : span.end])
+    assert [len(parts) for parts in expected] == [1, 1, 2, 1, 1]
+    assert found.null is not None
+    for parts, span in zip(expected, found.spans, strict=True):
+        actual = torch.stack([found.query, found.null])[..., span.start : span.end]
+        torch.testing.assert_close(actual, sum(parts) / len(parts), atol=1e-7, rtol=0)
+    assert found.query.shape[-1] == sum(span.size for span in found.spans)
+
+
+def test_a_window_as_wide_as_the_list_changes_nothing() -> None:
+    options: dict[str, Any] = {"calibrate": True, "max_doc_tokens": None}
+    wide = SequentialLayout(window=3).read(LLM, QUERY, TEXTS, HEADS, **options)
+    plain = SequentialLayout().read(LLM, QUERY, TEXTS, HEADS, **options)
+    assert wide.spans == plain.spans
+    assert torch.equal(wide.query, plain.query)
+
+
+def test_windows_take_lists_that_do_not_fit_at_once() -> None:
+    texts = ["x" * size for size in range(20, 80, 4)]
+    with pytest.raises(PromptTooLongError, match="set window=3 or layout='parallel'"):
+        HeadRoutedAttentionReranker(LLM).rerank(QUERY, texts)
+    windowed = HeadRoutedAttentionReranker(LLM, layout=SequentialLayout(window=3))
+    assert sorted(hit.index for hit in windowed.rerank(QUERY, texts)) == list(range(15))
+    assert windowed.signals(QUERY, texts, HEADS).shape == (3, 15)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": 0}, "window=0 reads nothing; give 1 or more documents, or None."),
+        ({"stride": 3}, "stride=3 has no window to move; give window= as well."),
+        ({"window": 4, "stride": 5}, "stride=5 leaves documents out; give 1 to 4, the window."),
+        ({"window": 4, "stride": 0}, "stride=0 leaves documents out; give 1 to 4, the window."),
+        (
+            {"name": "parallel", "window": 4},
+            "window=4 is for the sequential layout; "
+            "the parallel one takes any number of documents: leave it out.",
+        ),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        get_layout(**({"name": "sequential"} | settings))
+    assert str(error.value) == message
+
+
+def test_the_same_list_of_documents_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, ran = SequentialLayout(), []
+    prefill = LLM.prefill
+
+    def counted(sequences: Any, **options: Any) -> Any:
+        ran.append(len(sequences[0]))
+        return prefill(sequences, **options)
+
+    monkeypatch.setattr(LLM, "prefill", counted)
+    options: dict[str, Any] = {"calibrate": True, "max_doc_tokens": None}
+    first = layout.read(LLM, QUERY, TEXTS, HEADS, **options)
+    layout.read(LLM, "another query", TEXTS, HEADS, **options)
+    again = layout.read(LLM, QUERY, TEXTS, HEADS, **options)
+    assert len(ran) == 1
+    assert torch.equal(first.query, again.query)
+    layout.read(LLM, QUERY, TEXTS[:2], HEADS, **options)
+    layout.read(LLM, QUERY, TEXTS, HeadSet.parse("3-0"), **options)  # deeper
+    assert len(ran) == 3
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8).map(sorted), st.integers(-20, 300))
@@ -165,7 +278,7 @@ def test_the_advised_cut_is_the_largest_that_fits(lengths: list[int], room: int)
         for cut in range(lengths[-1] + 1)
         if sum(min(length, cut) for length in lengths) <= max(0, room)
     ]
-    assert _longest_cut(lengths, room) == fitting[-1]
+    assert longest_cut(lengths, room) == fitting[-1]
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=9))

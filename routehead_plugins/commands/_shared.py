@@ -17,9 +17,11 @@ from routehead_plugins._version import __version__
 from routehead_plugins.adapters.pyserini import HeadRoutedStage, build_index
 from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.data import Document
+from routehead_plugins.layouts import Layout, get_layout
 from routehead_plugins.precision import pick_device, pick_dtype
 from routehead_plugins.prompt import check_max_doc_tokens
 from routehead_plugins.scoring import fuse
+from routehead_plugins.selectors import Selector
 
 # Results go to stdout, everything about the work itself goes here.
 err = Console(stderr=True)
@@ -34,18 +36,46 @@ class ModelOptions:
         device: ``None`` picks one.
         dtype: ``"auto"`` picks one.
         max_doc_tokens: Where documents are cut; ``None`` for nowhere.
+        layout: ``None`` takes the one the heads were chosen for.
+        document_cache: How much of what was computed is kept.
+        window: Documents read at once in the sequential layout; ``None`` for all.
+        stride: Documents by which windows are apart.
     """
 
-    model: str
-    device: str | None
-    dtype: str
-    max_doc_tokens: int | None
+    model: str = "embedded"
+    device: str | None = None
+    dtype: str = "auto"
+    max_doc_tokens: int | None = None
+    layout: str | None = None
+    document_cache: str | None = None
+    window: int | None = None
+    stride: int | None = None
 
-    def load(self) -> FrozenLM:
-        """Load the LLM, with a sign of life on the terminal."""
+    def load(self, selector: Selector | None = None) -> FrozenLM:
+        """Load the LLM, with a sign of life on the terminal.
+
+        Args:
+            selector: The only one that will be used; layers it never needs are not loaded.
+        """
         check_max_doc_tokens(self.max_doc_tokens)
+        layers = None if selector is None else selector.layers
         with err.status(f"Loading {self.model} ..."):
-            return FrozenLM.from_pretrained(self.model, device=self.device, dtype=self.dtype)
+            return FrozenLM.from_pretrained(
+                self.model, device=self.device, dtype=self.dtype, layers=layers
+            )
+
+    def arrange(self, selector: Selector) -> Layout:
+        """Make the layout, the one of the selector's heads where none is named.
+
+        Raises:
+            InputError: There is no such layout, or a setting does not fit it.
+        """
+        return get_layout(
+            self.layout or selector.layout,
+            document_cache=self.document_cache,
+            window=self.window,
+            stride=self.stride,
+        )
 
     def settings(self) -> dict[str, Any]:
         """What the scores depend on, for journals and results; device and dtype as picked.
@@ -56,7 +86,7 @@ class ModelOptions:
         device = pick_device(self.device)
         dtype = str(pick_dtype(self.dtype, device)).removeprefix("torch.")
         picked = {"device": device.type, "dtype": dtype, "version": __version__}
-        return asdict(self) | picked
+        return {k: v for k, v in asdict(self).items() if k != "document_cache"} | picked
 
 
 @contextmanager

@@ -196,8 +196,12 @@ class _Bench:
         places = {key: f"{collection}/{base}/{key}" for key in topics}
         missing = [key for key in topics if places[key] not in self.journal.done]
         if missing:
+            selector = as_selector(base)
             reranker = HeadRoutedAttentionReranker(
-                self.llm, as_selector(base), max_doc_tokens=self.job.llm.max_doc_tokens
+                self.llm,
+                selector,
+                layout=self.job.llm.arrange(selector),
+                max_doc_tokens=self.job.llm.max_doc_tokens,
             )
             with progress(f"{collection}: {base}", len(missing)) as advance:
                 for key in missing:

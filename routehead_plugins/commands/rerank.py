@@ -176,9 +176,12 @@ def _looked_up(job: RerankJob, topics: Topics, run: Run, texts: HeadRoutedStage)
 
 def _stage(job: RerankJob) -> HeadRoutedStage:
     """Load the LLM; only when there is work for it."""
+    selector = as_selector(job.heads)
+    layout = job.llm.arrange(selector)
     reranker = HeadRoutedAttentionReranker(
-        job.llm.load(),
-        as_selector(job.heads),
+        job.llm.load(selector),
+        selector,
+        layout=layout,
         max_doc_tokens=job.llm.max_doc_tokens,
         first_stage_weight=job.first_stage_weight,
     )

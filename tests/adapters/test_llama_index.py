@@ -62,6 +62,8 @@ FIELDS: dict[str, Any] = {
     "dtype": "float32",
     "layout": "sequential",
     "document_cache": "2GB",
+    "window": 20,
+    "stride": 10,
     "max_doc_tokens": 100,
     "first_stage_weight": 0.5,
     "local_files_only": True,

@@ -1,0 +1,52 @@
+"""Documents of one length, and queries, from the bundled collection."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from routehead_plugins.collections import BUNDLED, read_corpus, read_topics
+from routehead_plugins.errors import InputError
+from routehead_plugins.prompt import PromptEncoder
+
+
+def make_documents(encoder: PromptEncoder, count: int, tokens: int) -> list[str]:
+    """Cut the bundled collection into distinct documents of at least so many tokens each.
+
+    Read with ``max_doc_tokens=tokens``, all have exactly that length.
+    """
+    texts = [document.text for document in read_corpus(BUNDLED / "corpus.jsonl").values()]
+    words = re.findall(r"\S+\s*", "\n\n".join(texts))
+    documents: list[str] = []
+    start = lap = 0
+    while len(documents) < count:
+        ends = range(start + 1, min(start + tokens, len(words)) + 1)
+        # Every word is at least one token, and more words are more tokens.
+        place = bisect_left(ends, tokens, key=lambda end: len(_tokens(encoder, words[start:end])))
+        if place == len(ends):  # begin again, a little later, so that no document comes twice
+            lap += 1
+            start = 17 * lap
+            if lap > count:
+                raise InputError(f"--doc-tokens={tokens} is more than the collection has.")
+            continue
+        documents.append("".join(words[start : ends[place]]).strip())
+        start = ends[place]
+    cut = {_tokens(encoder, [document])[:tokens] for document in documents}
+    if len(cut) < count:
+        raise InputError(f"{count} documents of {tokens} tokens are not all different; give fewer.")
+    return documents
+
+
+def _tokens(encoder: PromptEncoder, words: Sequence[str]) -> tuple[int, ...]:
+    piece = encoder.pieces("", ["".join(words).strip()], numbered=False).documents[0]
+    return piece.ids[piece.text.start : piece.text.end]
+
+
+def make_queries(encoder: PromptEncoder, count: int) -> list[str]:
+    """Queries of the bundled collection that are nearest to the median length."""
+    queries = list(read_topics(BUNDLED / "queries.jsonl").values())
+    lengths = dict(zip(queries, map(len, encoder.encode(queries)), strict=True))
+    median = sorted(lengths.values())[len(lengths) // 2]
+    nearest = sorted(queries, key=lambda query: abs(lengths[query] - median))
+    return [nearest[place % len(nearest)] for place in range(count)]

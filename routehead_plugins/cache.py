@@ -1,0 +1,210 @@
+"""Keys and values: cut apart, put together, and kept for later within a bound."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from routehead_plugins.errors import InputError
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B)\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """What later tokens need of some consecutive tokens.
+
+    Attributes:
+        layers: Keys and values of the leading layers, each of shape (1, key heads, tokens, dim).
+        start: Position of the first token.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    start: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are."""
+        return int(self.layers[0][0].shape[2])
+
+    @property
+    def end(self) -> int:
+        """Position behind the last token."""
+        return self.start + self.tokens
+
+    @property
+    def last_layer(self) -> int:
+        """The deepest layer that is held."""
+        return len(self.layers) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tensors, shared or not."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+    def copied(self) -> KeyValues:
+        """Copy the tensors, so that they do not hold on to those they were cut from."""
+        layers = tuple((keys.clone(), values.clone()) for keys, values in self.layers)
+        return KeyValues(layers, self.start)
+
+
+class _JoinedLayer(DynamicLayer):
+    """A layer of a cache that stands on pieces it does not change.
+
+    What a forward adds is put behind the pieces for that forward alone and kept apart.
+    """
+
+    def __init__(self, pieces: Sequence[tuple[Tensor, Tensor]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._pieces = pieces
+        self._past = sum(keys.shape[2] for keys, _ in pieces)
+        self.is_initialized = True
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = key_states, value_states
+        if not self._pieces:
+            return key_states, value_states
+        keys = torch.cat([*(keys for keys, _ in self._pieces), key_states], dim=2)
+        values = torch.cat([*(values for _, values in self._pieces), value_states], dim=2)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return self._past + (0 if self.keys is None else int(self.keys.shape[2]))
+
+
+def joined(pieces: Sequence[KeyValues], *, last_layer: int, batch: int = 1) -> DynamicCache:
+    """Make a cache of several pieces, one after the other; each layer is put together when read.
+
+    Args:
+        pieces: Left as they are.
+        last_layer: The deepest layer that will be run.
+        batch: How many sequences stand on the same pieces.
+    """
+    cache = DynamicCache()
+    for layer in range(last_layer + 1):
+        held = [
+            tuple(tensor.expand(batch, -1, -1, -1) for tensor in piece.layers[layer])
+            for piece in pieces
+        ]
+        cache.layers.append(_JoinedLayer(cast(list[tuple[Tensor, Tensor]], held)))
+    return cache
+
+
+def added(cache: DynamicCache, lengths: Sequence[int], *, start: int) -> list[KeyValues]:
+    """Cut out what a forward added to a cache made by ``joined``.
+
+    Args:
+        cache: After the forward.
+        lengths: How many leading tokens of each sequence count; the rest is padding.
+        start: Position of the first token.
+
+    Returns:
+        One per sequence; views, not copies.
+    """
+    layers = [cast(_JoinedLayer, layer) for layer in cache.layers]
+    return [
+        KeyValues(
+            tuple(
+                (
+                    cast(Tensor, layer.keys)[row : row + 1, :, :length],
+                    cast(Tensor, layer.values)[row : row + 1, :, :length],
+                )
+                for layer in layers
+            ),
+            start,
+        )
+        for row, length in enumerate(lengths)
+    ]
+
+
+class KeyValueCache:
+    """Keeps keys and values up to a number of bytes; the longest unused go first. Thread-safe.
+
+    Attributes:
+        max_bytes: The bound.
+        nbytes: What is held now.
+        hits: How often something was found.
+        misses: How often not.
+    """
+
+    def __init__(self, max_bytes: int | str) -> None:
+        """Start empty.
+
+        Args:
+            max_bytes: A number of bytes, or a text such as ``"2GB"`` or ``"512 MiB"``.
+
+        Raises:
+            InputError: It is neither.
+        """
+        self.max_bytes = parse_bytes(max_bytes)
+        self.nbytes = self.hits = self.misses = 0
+        self._held: OrderedDict[Hashable, KeyValues] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, key: Hashable, *, last_layer: int) -> KeyValues | None:
+        """Find what was put under a key, if it reaches down to a layer."""
+        with self._lock:
+            found = self._held.get(key)
+            if found is None or found.last_layer < last_layer:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._held.move_to_end(key)
+            return found
+
+    def put(self, key: Hashable, kept: KeyValues) -> None:
+        """Keep something, in place of what was there, and drop what no longer fits."""
+        with self._lock:
+            self._drop(key)
+            if kept.nbytes > self.max_bytes:
+                return
+            self._held[key] = kept
+            self.nbytes += kept.nbytes
+            while self.nbytes > self.max_bytes:
+                self._drop(next(iter(self._held)))
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._held.clear()
+            self.nbytes = 0
+
+    def _drop(self, key: Hashable) -> None:
+        dropped = self._held.pop(key, None)
+        self.nbytes -= 0 if dropped is None else dropped.nbytes
+
+
+def parse_bytes(size: int | str) -> int:
+    """Read a size as people write it: ``"2GB"``, ``"512 MiB"``, or a number of bytes.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    found = 0 if match is None else int(float(match[1]) * _UNITS[match[2].upper()])
+    if found < 1:
+        raise InputError(
+            f'document_cache={size!r} is not a size; give "2GB", "512MiB" or a number of bytes.'
+        )
+    return found
