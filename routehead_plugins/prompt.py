@@ -32,8 +32,8 @@ LABEL = "[{number}]"
 SEPARATOR = "\n\n"
 INSTRUCTION = (
     "Please find information that are relevant to the following query in the paragraphs above.\n\n"
-    "Query:"
 )
+MARKER = "Query:"
 NULL_QUERY = "N/A"
 # Whose next words are the query, for query likelihood.
 QUESTION = "Document:{text}\n\nQuery:"
@@ -71,12 +71,19 @@ class Pieces:
     documents: tuple[DocumentPiece, ...]
     tail: tuple[int, ...]
     null_tail: tuple[int, ...]
+    bare_null_tail: tuple[int, ...] = ()
+    query: tuple[int, ...] = ()
+
+    @property
+    def tail_size(self) -> int:
+        """Tokens of the longest tail."""
+        return max(len(self.tail), len(self.null_tail))
 
     @property
     def size(self) -> int:
         """Tokens of the longest sequence that holds every document and one tail."""
         documents = sum(len(document.ids) for document in self.documents)
-        return len(self.opening) + documents + max(len(self.tail), len(self.null_tail))
+        return len(self.opening) + documents + self.tail_size
 
 
 class PromptEncoder:
@@ -102,7 +109,7 @@ class PromptEncoder:
         self._space = "" if self._adds_a_space() else " "
         self._announcement = self.encode([ANNOUNCEMENT])[0]
         self._separator = self.encode([SEPARATOR])[0]
-        self._instruction = self.encode([INSTRUCTION])[0]
+        self._instruction = self.encode([INSTRUCTION + MARKER])[0]
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Tokenize plain texts, one by one, without any control token."""
@@ -156,7 +163,13 @@ class PromptEncoder:
         return [(max(0, a - shift), max(0, b - shift)) for a, b in encoded["offset_mapping"]]
 
     def pieces(
-        self, query: str, texts: Sequence[str], *, numbered: bool, max_doc_tokens: int | None = None
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        numbered: bool,
+        max_doc_tokens: int | None = None,
+        instruction: str | None = None,
     ) -> Pieces:
         """Build the pieces of one prompt.
 
@@ -165,6 +178,7 @@ class PromptEncoder:
             texts: The documents, in the order in which they will be read.
             numbered: Whether labels count the documents, ``[1]``, ``[2]``, ...
             max_doc_tokens: Longer documents are cut here; the query never is.
+            instruction: What counts as relevant; stands right before the query.
         """
         encoded = self._documents([self._space + text for text in texts])
         labels = [
@@ -178,8 +192,10 @@ class PromptEncoder:
         return Pieces(
             opening=self._before + self._announcement,
             documents=tuple(documents),
-            tail=self._tail(query),
-            null_tail=self._tail(NULL_QUERY),
+            tail=self._tail(query, instruction),
+            null_tail=self._tail(NULL_QUERY, instruction),
+            bare_null_tail=self._tail(NULL_QUERY),
+            query=self.encode([self._space + query])[0],
         )
 
     def question(
@@ -200,8 +216,11 @@ class PromptEncoder:
         contexts = [self._separator[:1] + before + ids[:max_doc_tokens] + behind for ids in encoded]
         return contexts, self.encode([self._space + query])[0]
 
-    def _tail(self, query: str) -> tuple[int, ...]:
-        return self._instruction + self.encode([self._space + query])[0] + self._after
+    def _tail(self, query: str, instruction: str | None = None) -> tuple[int, ...]:
+        asked = self._instruction
+        if instruction is not None:
+            (asked,) = self.encode([f"{INSTRUCTION}{instruction.strip()}{SEPARATOR}{MARKER}"])
+        return asked + self.encode([self._space + query])[0] + self._after
 
     def _adds_a_space(self) -> bool:
         """Whether the tokenizer itself puts the space before a word that begins a piece."""

@@ -9,7 +9,7 @@ import torch
 
 from routehead_plugins import FrozenLM, HeadSet
 from routehead_plugins.data import Span
-from routehead_plugins.layouts import TokenAttention
+from routehead_plugins.layouts import ReadOptions, TokenAttention
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,7 @@ class PresetLayout:
         query: str,  # noqa: ARG002
         texts: Sequence[str],
         heads: HeadSet,  # noqa: ARG002
-        *,
-        calibrate: bool,  # noqa: ARG002
-        max_doc_tokens: int | None,  # noqa: ARG002
+        options: ReadOptions,  # noqa: ARG002
     ) -> TokenAttention:
         values = torch.tensor([[float(text.split()[-1]) for text in texts]])
         spans = tuple(Span(place, place + 1) for place in range(len(texts)))

@@ -21,6 +21,7 @@ from transformers import (
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, attention, backbone
 from routehead_plugins.errors import UnsupportedModelError
+from routehead_plugins.layouts import ReadOptions
 
 QUERY = "which wolf ran?"
 DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river, one of them wet"]
@@ -55,7 +56,7 @@ def expected_signals(
             null if reranker.calibrate else None,
             spans[::-1],
             list(heads),
-            drop_outliers=reranker.drop_outliers,
+            drop_outliers=reranker.readout.drop_outliers,
         )
     )
 
@@ -247,9 +248,7 @@ def test_threads_that_read_different_heads_at_once_do_not_mix(
 
     def read(heads: HeadSet) -> torch.Tensor:
         # The layout, since the re-ranker itself takes one query at a time.
-        return llama.layout.read(
-            llama.llm, QUERY, DOCUMENTS, heads, calibrate=True, max_doc_tokens=None
-        ).query
+        return llama.layout.read(llama.llm, QUERY, DOCUMENTS, heads, ReadOptions()).query
 
     serial = [read(heads) for heads in sets]
     with ThreadPoolExecutor(16) as pool:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, attention, backbone
 from routehead_plugins.cache import KeyValueCache
 from routehead_plugins.errors import PromptTooLongError
-from routehead_plugins.layouts import ParallelLayout
+from routehead_plugins.layouts import ParallelLayout, ReadOptions
 from routehead_plugins.layouts import parallel as parallel_module
 
 QUERY = "which wolf ran?"
@@ -174,9 +174,7 @@ def test_threads_share_a_cache_that_is_too_small_for_all() -> None:
 
     def read(documents: list[str]) -> torch.Tensor:
         # The layout, since the re-ranker itself takes one query at a time.
-        return reranker.layout.read(
-            reranker.llm, QUERY, documents, heads, calibrate=True, max_doc_tokens=None
-        ).query
+        return reranker.layout.read(reranker.llm, QUERY, documents, heads, ReadOptions()).query
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(read, lists))
@@ -186,11 +184,7 @@ def test_threads_share_a_cache_that_is_too_small_for_all() -> None:
 
 
 def parallel_signals(llm: FrozenLM, documents: list[str], heads: HeadSet) -> torch.Tensor:
-    return (
-        ParallelLayout()
-        .read(llm, QUERY, documents, heads, calibrate=True, max_doc_tokens=None)
-        .query
-    )
+    return ParallelLayout().read(llm, QUERY, documents, heads, ReadOptions()).query
 
 
 def test_any_number_of_documents_fits_and_one_too_long_is_refused() -> None:

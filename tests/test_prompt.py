@@ -315,3 +315,12 @@ def test_offsets_leave_out_the_space_put_before_a_text(embedded: FrozenLM) -> No
     assert embedded.encoder._space == " "
     assert offsets[0] == (0, 4)
     assert max(end for _, end in offsets) == len(text)
+
+
+def test_an_instruction_stands_right_before_the_query() -> None:
+    encoder = PromptEncoder(families.tiny_tokenizer(chat=False))
+    pieces = encoder.pieces("why?", ["x"], numbered=False, instruction=" only <s> wolves\n")
+    assert decode(pieces.tail).endswith("above.\n\nonly <s> wolves\n\nQuery:why?")
+    assert decode(pieces.null_tail).endswith("above.\n\nonly <s> wolves\n\nQuery:N/A")
+    assert decode(pieces.bare_null_tail).endswith("above.\n\nQuery:N/A")
+    assert 1 not in pieces.tail  # no control token

@@ -18,7 +18,14 @@ from transformers import AutoModelForCausalLM
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError, PromptTooLongError, RouteHeadError
-from routehead_plugins.layouts import LAYOUTS, SequentialLayout, get_layout
+from routehead_plugins.layouts import (
+    LAYOUTS,
+    ParallelLayout,
+    ReadOptions,
+    SequentialLayout,
+    TokenAttention,
+    get_layout,
+)
 from routehead_plugins.layouts.base import longest_cut
 from routehead_plugins.layouts.sequential import check_fits
 from routehead_plugins.prompt import Pieces
@@ -66,16 +73,16 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[s
 def test_the_best_candidate_is_placed_last_and_labels_count_from_the_top(
     built: list[tuple[tuple[Any, ...], dict[str, Any], Pieces]],
 ) -> None:
-    SequentialLayout().read(LLM, QUERY, TEXTS, HEADS, calibrate=True, max_doc_tokens=9)
+    SequentialLayout().read(LLM, QUERY, TEXTS, HEADS, ReadOptions(max_doc_tokens=9))
     ((arguments, options, _),) = built
     assert arguments == (QUERY, ["the third", "second", TEXTS[0]])
-    assert options == {"numbered": True, "max_doc_tokens": 9}
+    assert options == {"numbered": True, "max_doc_tokens": 9, "instruction": None}
 
 
 def test_spans_hold_the_texts_in_the_order_given(
     built: list[tuple[tuple[Any, ...], dict[str, Any], Pieces]],
 ) -> None:
-    found = SequentialLayout().read(LLM, QUERY, TEXTS, HEADS, calibrate=True, max_doc_tokens=None)
+    found = SequentialLayout().read(LLM, QUERY, TEXTS, HEADS, ReadOptions())
     pieces = built[0][2]
     prefix = list(pieces.opening)
     for document in pieces.documents:
@@ -91,8 +98,8 @@ def test_spans_hold_the_texts_in_the_order_given(
 
 def test_the_query_without_content_is_read_only_when_asked_for() -> None:
     layout = SequentialLayout()
-    with_null = layout.read(LLM, QUERY, TEXTS, HEADS, calibrate=True, max_doc_tokens=None)
-    without = layout.read(LLM, QUERY, TEXTS, HEADS, calibrate=False, max_doc_tokens=None)
+    with_null = layout.read(LLM, QUERY, TEXTS, HEADS, ReadOptions())
+    without = layout.read(LLM, QUERY, TEXTS, HEADS, ReadOptions(calibrate=False))
     assert without.null is None
     assert without.spans == with_null.spans
     torch.testing.assert_close(without.query, with_null.query, atol=1e-6, rtol=0)
@@ -100,7 +107,7 @@ def test_the_query_without_content_is_read_only_when_asked_for() -> None:
 
 def test_the_texts_given_are_left_as_they_were() -> None:
     texts = list(TEXTS)
-    SequentialLayout().read(LLM, QUERY, texts, HEADS, calibrate=True, max_doc_tokens=3)
+    SequentialLayout().read(LLM, QUERY, texts, HEADS, ReadOptions(max_doc_tokens=3))
     assert texts == TEXTS
 
 
@@ -195,12 +202,10 @@ def test_windows_are_full_and_leave_no_document_out(
 def test_a_document_in_two_windows_gets_the_mean_of_both() -> None:
     texts = [*TEXTS, "number four", "five"]
     layout = SequentialLayout(window=3, stride=2)
-    found = layout.read(LLM, QUERY, texts, HEADS, calibrate=True, max_doc_tokens=None)
+    found = layout.read(LLM, QUERY, texts, HEADS, ReadOptions())
     expected: list[list[torch.Tensor]] = [[] for _ in texts]
     for start in (0, 2):
-        one = SequentialLayout().read(
-            LLM, QUERY, texts[start : start + 3], HEADS, calibrate=True, max_doc_tokens=None
-        )
+        one = SequentialLayout().read(LLM, QUERY, texts[start : start + 3], HEADS, ReadOptions())
         assert one.null is not None
         for place, span in enumerate(one.spans, start):
             both = torch.stack([one.query, one.null])
@@ -214,9 +219,8 @@ def test_a_document_in_two_windows_gets_the_mean_of_both() -> None:
 
 
 def test_a_window_as_wide_as_the_list_changes_nothing() -> None:
-    options: dict[str, Any] = {"calibrate": True, "max_doc_tokens": None}
-    wide = SequentialLayout(window=3).read(LLM, QUERY, TEXTS, HEADS, **options)
-    plain = SequentialLayout().read(LLM, QUERY, TEXTS, HEADS, **options)
+    wide = SequentialLayout(window=3).read(LLM, QUERY, TEXTS, HEADS, ReadOptions())
+    plain = SequentialLayout().read(LLM, QUERY, TEXTS, HEADS, ReadOptions())
     assert wide.spans == plain.spans
     assert torch.equal(wide.query, plain.query)
 
@@ -259,14 +263,13 @@ def test_the_same_list_of_documents_is_run_once(monkeypatch: pytest.MonkeyPatch)
         return prefill(sequences, **options)
 
     monkeypatch.setattr(LLM, "prefill", counted)
-    options: dict[str, Any] = {"calibrate": True, "max_doc_tokens": None}
-    first = layout.read(LLM, QUERY, TEXTS, HEADS, **options)
-    layout.read(LLM, "another query", TEXTS, HEADS, **options)
-    again = layout.read(LLM, QUERY, TEXTS, HEADS, **options)
+    first = layout.read(LLM, QUERY, TEXTS, HEADS, ReadOptions())
+    layout.read(LLM, "another query", TEXTS, HEADS, ReadOptions())
+    again = layout.read(LLM, QUERY, TEXTS, HEADS, ReadOptions())
     assert len(ran) == 1
     assert torch.equal(first.query, again.query)
-    layout.read(LLM, QUERY, TEXTS[:2], HEADS, **options)
-    layout.read(LLM, QUERY, TEXTS, HeadSet.parse("3-0"), **options)  # deeper
+    layout.read(LLM, QUERY, TEXTS[:2], HEADS, ReadOptions())
+    layout.read(LLM, QUERY, TEXTS, HeadSet.parse("3-0"), ReadOptions())  # deeper
     assert len(ran) == 3
 
 
@@ -315,3 +318,48 @@ def test_what_is_cut_off_is_not_read() -> None:
     assert torch.equal(long, cut)
     whole = HeadRoutedAttentionReranker(LLM).signals(QUERY, ["abcdefgh", "ijklmnop"], HEADS)
     assert not torch.allclose(long, whole)
+
+
+@pytest.mark.parametrize("layout", [SequentialLayout(), ParallelLayout()], ids=lambda x: x.name)
+def test_with_an_instruction_two_queries_without_content_share_the_calibration(
+    layout: SequentialLayout | ParallelLayout,
+) -> None:
+    def read(**options: Any) -> TokenAttention:
+        return layout.read(LLM, QUERY, TEXTS, HEADS, ReadOptions(**options))
+
+    told, untold = read(instruction="only grey wolves"), read()
+    bare = read(instruction="only grey wolves", null_share=0.0)
+    assert told.null is not None
+    assert untold.null is not None
+    assert bare.null is not None
+    # Without content and without the instruction there is no difference to the plain prompt.
+    torch.testing.assert_close(bare.null, untold.null, atol=1e-7, rtol=0)
+    assert (told.null - bare.null).abs().max() > 1e-4
+    assert (told.query - untold.query).abs().max() > 1e-4
+    mixed = read(instruction="only grey wolves", null_share=0.25)
+    torch.testing.assert_close(mixed.null, 0.25 * told.null + 0.75 * bare.null, atol=1e-7, rtol=0)
+    torch.testing.assert_close(mixed.query, told.query, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [SequentialLayout(), SequentialLayout(window=2), ParallelLayout()],
+    ids=["sequential", "windows", "parallel"],
+)
+def test_token_ids_are_those_of_the_texts_in_the_order_given(
+    layout: SequentialLayout | ParallelLayout,
+) -> None:
+    found = layout.read(LLM, QUERY, TEXTS, HEADS, ReadOptions(max_doc_tokens=10))
+    tokenizer = families.tiny_tokenizer()
+    assert [tokenizer.decode(list(ids)) for ids in found.document_ids] == [
+        text[:10] for text in TEXTS
+    ]
+    assert tokenizer.decode(list(found.query_ids)) == QUERY
+    assert [span.size for span in found.spans] == [len(ids) for ids in found.document_ids]
+
+
+def test_options_out_of_range_are_refused() -> None:
+    with pytest.raises(InputError, match=r"null_share=1\.5 is no share; give 0 to 1\."):
+        ReadOptions(null_share=1.5)
+    with pytest.raises(InputError, match="instruction=' ' is blank"):
+        ReadOptions(instruction=" ")

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from routehead_plugins.cache import KeyValueCache
 from routehead_plugins.errors import InputError
-from routehead_plugins.layouts.base import Layout, TokenAttention
+from routehead_plugins.layouts.base import Layout, ReadOptions, TokenAttention
 from routehead_plugins.layouts.parallel import ParallelLayout
 from routehead_plugins.layouts.sequential import SequentialLayout, check_window
 
-__all__ = ["Layout", "ParallelLayout", "SequentialLayout", "TokenAttention", "get_layout"]
+__all__ = [
+    "Layout",
+    "ParallelLayout",
+    "ReadOptions",
+    "SequentialLayout",
+    "TokenAttention",
+    "check_layout",
+    "get_layout",
+]
 
 LAYOUTS = ("sequential", "parallel")
 
@@ -48,3 +56,20 @@ def get_layout(
             )
         return ParallelLayout(cache)
     return SequentialLayout(window, stride, **({} if cache is None else {"cache": cache}))
+
+
+def check_layout(layout: Layout, chosen_for: str | None) -> None:
+    """Refuse heads that were chosen for another layout.
+
+    Args:
+        layout: What will be used.
+        chosen_for: What the heads record; ``None`` where they record nothing.
+
+    Raises:
+        InputError: They differ.
+    """
+    if chosen_for not in (None, layout.name):
+        raise InputError(
+            f"the heads were chosen for the {chosen_for} layout, but layout={layout.name!r}; "
+            "leave layout out, or choose heads for this one."
+        )

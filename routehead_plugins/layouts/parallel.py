@@ -13,7 +13,12 @@ from routehead_plugins.cache import KeyValueCache, KeyValues
 from routehead_plugins.data import Span
 from routehead_plugins.errors import PromptTooLongError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts.base import TokenAttention
+from routehead_plugins.layouts.base import (
+    ReadOptions,
+    TokenAttention,
+    tails_of,
+    token_attention,
+)
 from routehead_plugins.prompt import DocumentPiece, Pieces
 
 # Tokens run at once, padding included.
@@ -44,22 +49,24 @@ class ParallelLayout:
         query: str,
         texts: Sequence[str],
         heads: HeadSet,
-        *,
-        calibrate: bool,
-        max_doc_tokens: int | None,
+        options: ReadOptions,
     ) -> TokenAttention:
         """Run the LLM and read the heads; see ``Layout.read``."""
-        pieces = llm.encoder.pieces(query, texts, numbered=False, max_doc_tokens=max_doc_tokens)
+        pieces = llm.encoder.pieces(
+            query,
+            texts,
+            numbered=False,
+            max_doc_tokens=options.max_doc_tokens,
+            instruction=options.instruction,
+        )
         _check_fits(pieces, llm)
         opening = self._opening(llm, pieces.opening, heads.last_layer)
         documents = self._documents(llm, pieces.documents, opening, heads.last_layer)
-        tails = [pieces.tail, pieces.null_tail] if calibrate else [pieces.tail]
         start = max(document.end for document in documents)
-        attention = llm.read([opening, *documents], tails, heads, start=start)
-        return TokenAttention(
-            query=attention[0],
-            null=attention[1] if calibrate else None,
-            spans=tuple(_spans(pieces.documents, opening.tokens)),
+        past = [opening, *documents]
+        attention = llm.read(past, tails_of(pieces, options), heads, start=start)
+        return token_attention(
+            attention, list(_spans(pieces.documents, opening.tokens)), pieces, options
         )
 
     def _opening(self, llm: FrozenLM, ids: tuple[int, ...], last_layer: int) -> KeyValues:
@@ -123,7 +130,7 @@ def _check_fits(pieces: Pieces, llm: FrozenLM) -> None:
         PromptTooLongError: With the length, the limit, and what would make it fit.
     """
     longest = max(pieces.documents, key=lambda document: len(document.ids))
-    around = len(pieces.opening) + max(len(pieces.tail), len(pieces.null_tail))
+    around = len(pieces.opening) + pieces.tail_size
     tokens, limit = around + len(longest.ids), llm.max_tokens
     if limit is None or tokens <= limit:
         return

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,7 +14,13 @@ from routehead_plugins.cache import KeyValueCache, KeyValues
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError, PromptTooLongError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts.base import TokenAttention, longest_cut
+from routehead_plugins.layouts.base import (
+    ReadOptions,
+    TokenAttention,
+    longest_cut,
+    tails_of,
+    token_attention,
+)
 from routehead_plugins.prompt import Pieces
 
 # Enough for twenty passages on an LLM of a billion parameters; longer prefixes are run again.
@@ -57,28 +64,20 @@ class SequentialLayout:
         query: str,
         texts: Sequence[str],
         heads: HeadSet,
-        *,
-        calibrate: bool,
-        max_doc_tokens: int | None,
+        options: ReadOptions,
     ) -> TokenAttention:
         """Run the LLM and read the heads; see ``Layout.read``."""
         windows = [
-            (start, self._pieces(llm, query, texts[start:end], max_doc_tokens))
+            (start, _pieces(llm, query, texts[start:end], options))
             for start, end in self._windows(len(texts))
         ]
         for _, pieces in windows:
             check_fits(pieces, llm)  # every window, before the first one is run
-        parts: list[list[Tensor]] = [[] for _ in texts]
-        for start, pieces in windows:
-            attention, spans = _read_window(llm, pieces, heads, self.cache, calibrate=calibrate)
-            if len(windows) == 1:
-                return _token_attention(attention, spans)
-            for place, span in enumerate(spans, start):
-                parts[place].append(attention[..., span.start : span.end])
-        means = [torch.stack(found).mean(dim=0) for found in parts]
-        ends = torch.tensor([mean.shape[-1] for mean in means]).cumsum(0).tolist()
-        spans = [Span(end - mean.shape[-1], end) for mean, end in zip(means, ends, strict=True)]
-        return _token_attention(torch.cat(means, dim=-1), spans)
+        read = [
+            (start, _read_window(llm, pieces, heads, self.cache, options))
+            for start, pieces in windows
+        ]
+        return read[0][1] if len(read) == 1 else _mean_over_windows(read, len(texts))
 
     def _windows(self, documents: int) -> Iterator[tuple[int, int]]:
         """Ranges of documents; all windows are full, the last one ends with the documents."""
@@ -88,22 +87,50 @@ class SequentialLayout:
             yield start, start + size
         yield documents - size, documents
 
-    @staticmethod
-    def _pieces(llm: FrozenLM, query: str, texts: Sequence[str], cut: int | None) -> Pieces:
-        return llm.encoder.pieces(query, texts[::-1], numbered=True, max_doc_tokens=cut)
+
+def _pieces(llm: FrozenLM, query: str, texts: Sequence[str], options: ReadOptions) -> Pieces:
+    """Documents in the order of the prompt, the best one last."""
+    return llm.encoder.pieces(
+        query,
+        texts[::-1],
+        numbered=True,
+        max_doc_tokens=options.max_doc_tokens,
+        instruction=options.instruction,
+    )
 
 
 def _read_window(
-    llm: FrozenLM, pieces: Pieces, heads: HeadSet, cache: KeyValueCache, *, calibrate: bool
-) -> tuple[Tensor, list[Span]]:
-    """Attention of the tails, shape (tails, heads, prefix), and spans of the documents."""
+    llm: FrozenLM, pieces: Pieces, heads: HeadSet, cache: KeyValueCache, options: ReadOptions
+) -> TokenAttention:
     prefix, spans = list(pieces.opening), []
     for document in pieces.documents:
         spans.append(Span(len(prefix) + document.text.start, len(prefix) + document.text.end))
         prefix += document.ids
     past = _prefix(llm, tuple(prefix), heads.last_layer, cache)
-    tails = [pieces.tail, pieces.null_tail] if calibrate else [pieces.tail]
-    return llm.read([past], tails, heads, start=past.end), spans[::-1]
+    attention = llm.read([past], tails_of(pieces, options), heads, start=past.end)
+    read = token_attention(attention, spans, pieces, options)
+    # From the prompt's order back to the caller's.
+    return replace(read, spans=read.spans[::-1], document_ids=read.document_ids[::-1])
+
+
+def _mean_over_windows(read: Sequence[tuple[int, TokenAttention]], count: int) -> TokenAttention:
+    """Join windows, each given with the place of its first document."""
+    ids: list[tuple[int, ...]] = [()] * count
+    parts: list[list[Tensor]] = [[] for _ in range(count)]
+    for start, window in read:
+        both = torch.stack([window.query] if window.null is None else [window.query, window.null])
+        for place, span in enumerate(window.spans):
+            parts[start + place].append(both[..., span.start : span.end])
+            ids[start + place] = window.document_ids[place]
+    joined = torch.cat([torch.stack(found).mean(dim=0) for found in parts], dim=-1)
+    ends = list(accumulate(len(found) for found in ids))
+    return TokenAttention(
+        query=joined[0],
+        null=joined[1] if len(joined) > 1 else None,
+        spans=tuple(Span(end - len(found), end) for found, end in zip(ids, ends, strict=True)),
+        query_ids=read[0][1].query_ids,
+        document_ids=tuple(ids),
+    )
 
 
 def _prefix(
@@ -115,11 +142,6 @@ def _prefix(
         (past,) = llm.prefill([ids], last_layer=last_layer)
         cache.put(key, past)
     return past
-
-
-def _token_attention(attention: Tensor, spans: Sequence[Span]) -> TokenAttention:
-    null = attention[1] if len(attention) > 1 else None
-    return TokenAttention(attention[0], null, tuple(spans))
 
 
 def check_window(window: int | None, stride: int | None) -> None:
