@@ -4,7 +4,8 @@ A head is written ``layer-head``, both counted from zero: ``13-18``. A head-set 
 
     {"format": "routehead-heads", "version": 1, "heads": ["13-18", "13-1"],
      "model": "...", "layout": "sequential", "method": "...", "scores": [0.08, 0.07],
-     "source": "...", "data": "..."}
+     "source": "...", "data": "...",
+     "weights": [0.41, -0.12], "aggregation": "standardised", "first_stage_weight": 0.6}
 
 Only ``format``, ``version`` and ``heads`` must be there.
 """
@@ -12,6 +13,7 @@ Only ``format``, ``version`` and ``heads`` must be there.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,8 +26,13 @@ from routehead_plugins.data import Head
 from routehead_plugins.errors import HeadError
 
 _FORMAT, _VERSION = "routehead-heads", 1
-_RECORDS = ("model", "layout", "method", "scores", "source", "data")
+_RECORDS = ("model", "layout", "method", "source", "data", "aggregation", "first_stage_weight")
+_PER_HEAD = ("scores", "weights")
 _HEAD = re.compile(r"\s*(\d{1,9})-(\d{1,9})\s*")
+
+# Ways of making one score of many heads' signals; what they compute stands in `aggregation`, which
+# needs torch, and head sets do not.
+AGGREGATIONS = ("mean", "standardised", "log")
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,16 @@ class HeadSet(Sequence[Head]):
         scores: One figure per head from the method that chose them, likewise.
         source: Where they were published, likewise.
         data: What they were chosen on, likewise.
+        weights: One signed number per head; ``None`` gives every head the same say.
+        aggregation: How the heads' signals become one score, one of ``AGGREGATIONS``; ``None`` for
+            the plain mean of ICR.
+        first_stage_weight: Weight of the standardised retrieval score, fitted together with the
+            heads, 0 or more; ``None`` when none was fitted. Next to ``weights`` it is added to
+            their weighted sum as that stands; without them, to the standardised attention score.
 
     Raises:
-        HeadError: A head is repeated or negative, or the scores do not match the heads.
+        HeadError: A head is repeated or negative, there is not one score or weight per head, or a
+            value is not one of those above.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -52,6 +66,9 @@ class HeadSet(Sequence[Head]):
     scores: Sequence[float] | None = field(default=None, kw_only=True)
     source: str | None = field(default=None, kw_only=True)
     data: str | None = field(default=None, kw_only=True)
+    weights: Sequence[float] | None = field(default=None, kw_only=True)
+    aggregation: str | None = field(default=None, kw_only=True)
+    first_stage_weight: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         try:
@@ -60,10 +77,14 @@ class HeadSet(Sequence[Head]):
             raise HeadError(
                 f"{self.heads!r} is not a list of heads; give (layer, head) pairs of numbers."
             ) from error
-        _check(heads, self.scores)
+        _check(heads)
         object.__setattr__(self, "heads", heads)
-        if self.scores is not None:
-            object.__setattr__(self, "scores", tuple(float(score) for score in self.scores))
+        for name in _PER_HEAD:
+            numbers = _one_per_head(name, getattr(self, name), heads)
+            object.__setattr__(self, name, numbers)
+        _check_aggregation(self.aggregation)
+        weight = _checked_first_stage_weight(self.first_stage_weight)
+        object.__setattr__(self, "first_stage_weight", weight)
 
     @classmethod
     def parse(cls, text: str) -> HeadSet:
@@ -113,7 +134,7 @@ class HeadSet(Sequence[Head]):
         try:
             return cls(
                 cls.parse(",".join(heads)),
-                **{key: content.get(key) for key in _RECORDS},
+                **{key: content.get(key) for key in (*_RECORDS, *_PER_HEAD)},
             )
         except (HeadError, TypeError, ValueError) as error:
             raise HeadError(f"{str(path)!r} is not a valid head-set file: {error}") from error
@@ -123,13 +144,9 @@ class HeadSet(Sequence[Head]):
         content = {
             "format": _FORMAT,
             "version": _VERSION,
-            "model": self.model,
-            "layout": self.layout,
-            "method": self.method,
-            "source": self.source,
-            "data": self.data,
+            **{key: getattr(self, key) for key in _RECORDS},
             "heads": [str(head) for head in self],
-            "scores": None if self.scores is None else list(self.scores),
+            **{key: getattr(self, key) for key in _PER_HEAD},
         }
         content = {key: value for key, value in content.items() if value is not None}
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -202,12 +219,53 @@ class HeadSet(Sequence[Head]):
         return ",".join(str(head) for head in self._heads)
 
 
-def _check(heads: Sequence[Head], scores: Sequence[float] | None) -> None:
+def _check(heads: Sequence[Head]) -> None:
     repeated = [head for head, count in Counter(heads).items() if count > 1]
     if repeated:
         raise HeadError(f"head {repeated[0]} is given twice; name each head once.")
     negative = [head for head in heads if min(head) < 0]
     if negative:
         raise HeadError(f"head {tuple(negative[0])} is negative; layers and heads count from 0.")
-    if scores is not None and len(scores) != len(heads):
-        raise HeadError(f"{len(scores)} scores for {len(heads)} heads; give one score per head.")
+
+
+def _one_per_head(
+    name: str, given: Sequence[float] | None, heads: Sequence[Head]
+) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    try:
+        numbers = tuple(float(number) for number in given)
+    except (TypeError, ValueError) as error:
+        raise HeadError(f"{name}={given!r} is not a list of numbers; give one per head.") from error
+    if len(numbers) != len(heads):
+        raise HeadError(
+            f"{len(numbers)} {name} for {len(heads)} heads; give one {name[:-1]} per head."
+        )
+    # Scores only inform, and a method may well have found nothing to say of a head.
+    if name == "weights" and not all(map(math.isfinite, numbers)):
+        place = next(place for place, number in enumerate(numbers) if not math.isfinite(number))
+        raise HeadError(
+            f"the weight of head {heads[place]} is {numbers[place]!r}; give a finite number."
+        )
+    return numbers
+
+
+def _check_aggregation(aggregation: object) -> None:
+    if aggregation is not None and aggregation not in AGGREGATIONS:
+        raise HeadError(
+            f"aggregation={aggregation!r} does not exist; choose one of {', '.join(AGGREGATIONS)}."
+        )
+
+
+def _checked_first_stage_weight(weight: float | None) -> float | None:
+    if weight is None:
+        return None
+    try:
+        number = float(weight)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise HeadError(
+            f"first_stage_weight={weight!r} is not a weight; give 0 or more, or leave it out."
+        )
+    return number

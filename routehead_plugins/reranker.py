@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,9 +23,17 @@ from routehead_plugins.data import (
 from routehead_plugins.errors import InputError, RouteHeadError
 from routehead_plugins.evidence import evidence_spans
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts import Layout, TokenAttention, get_layout
+from routehead_plugins.layouts import (
+    Layout,
+    ReadOptions,
+    TokenAttention,
+    check_layout,
+    get_layout,
+)
 from routehead_plugins.prompt import check_max_doc_tokens
-from routehead_plugins.scoring import document_signals, fuse, mean_over_heads, residuals
+from routehead_plugins.readout import Readout
+from routehead_plugins.reweighting import Reweighting
+from routehead_plugins.scoring import residuals
 from routehead_plugins.selectors import Selector, as_selector
 
 # Calibrated attention mass lies between -1 and 1: nothing that was read scores lower than this.
@@ -42,6 +49,7 @@ class HeadRoutedAttentionReranker:
         llm: The frozen LLM.
         selector: Chooses the heads for each query.
         layout: Arranges documents and query.
+        readout: Makes scores of attention.
     """
 
     def __init__(
@@ -51,8 +59,10 @@ class HeadRoutedAttentionReranker:
         *,
         layout: Layout | str | None = None,
         calibrate: bool = True,
+        null_share: float = 1.0,
         drop_outliers: bool = True,
-        first_stage_weight: float = 0.0,
+        reweighting: Reweighting | None = None,
+        first_stage_weight: float | None = None,
         max_doc_tokens: int | None = None,
     ) -> None:
         """Compose a re-ranker of objects.
@@ -63,28 +73,28 @@ class HeadRoutedAttentionReranker:
             layout: A layout or its name; by default the one the selector's heads were chosen for,
                 or else ``"sequential"``.
             calibrate: Subtract what the heads look at when the query says nothing.
+            null_share: Where a query comes with an instruction: how much of the calibration is by
+                a query without content but with the instruction; the rest is without either
+                (arXiv 2609.17764).
             drop_outliers: Leave out tokens that the query without content stares at.
+            reweighting: Weights on tokens and documents (ReAttn); none by default.
             first_stage_weight: Weight of the candidates' own scores, where all carry one; both
-                sides are standardised per query. 0 leaves them out.
+                sides are standardised per query. ``None``: the one fitted with the heads, or 0.
             max_doc_tokens: Longer documents are cut here, the query never is.
 
         Raises:
             InputError: A setting is out of range, or the heads were chosen for another layout.
         """
-        check_max_doc_tokens(max_doc_tokens)
-        if not math.isfinite(first_stage_weight) or first_stage_weight < 0:
-            raise InputError(
-                f"first_stage_weight={first_stage_weight!r} is not a weight; give 0 or more."
-            )
+        ReadOptions(null_share=null_share, max_doc_tokens=max_doc_tokens)  # complains
+        self.readout = Readout(drop_outliers, reweighting, first_stage_weight)
         self.llm = backbone
         self.selector = as_selector(None) if selector is None else selector
         if layout is None or isinstance(layout, str):
             layout = get_layout(layout or self.selector.layout)
-        _check_layout(self.selector, layout)
+        check_layout(layout, self.selector.layout)
         self.layout = layout
         self.calibrate = calibrate
-        self.drop_outliers = drop_outliers
-        self.first_stage_weight = first_stage_weight
+        self.null_share = null_share
         self.max_doc_tokens = max_doc_tokens
 
     @classmethod
@@ -101,7 +111,7 @@ class HeadRoutedAttentionReranker:
         window: int | None = None,
         stride: int | None = None,
         max_doc_tokens: int | None = None,
-        first_stage_weight: float = 0.0,
+        first_stage_weight: float | None = None,
         local_files_only: bool = False,
     ) -> HeadRoutedAttentionReranker:
         """Load an LLM by name and compose a re-ranker.
@@ -116,14 +126,14 @@ class HeadRoutedAttentionReranker:
             dtype: ``"auto"`` takes bfloat16 where the device is measured to be fast at it and
                 float32 elsewhere.
             layout: ``"sequential"`` (all documents in one prompt) or ``"parallel"`` (each on its
-                own: any number of them, in any order, at a cost linear in their number); ``None``
-                takes the one the heads were chosen for.
+                own, any number of them); ``None`` takes the one the heads were chosen for.
             document_cache: How much of what was computed is kept for later queries, such as
                 ``"2GB"``: documents in the parallel layout, whole lists of them in the sequential.
             window: Documents read at once in the sequential layout; ``None`` for all.
             stride: Documents by which windows are apart; ``None`` for half a window.
             max_doc_tokens: Longer documents are cut here, the query never is.
-            first_stage_weight: Weight of the candidates' own scores, where all carry one.
+            first_stage_weight: Weight of the candidates' own scores, where all carry one; ``None``
+                takes the one fitted together with the heads, if any.
             local_files_only: Never ask the Hub, use what is in its local cache.
 
         Raises:
@@ -139,7 +149,7 @@ class HeadRoutedAttentionReranker:
         chosen_layout = get_layout(
             layout or selector.layout, document_cache=document_cache, window=window, stride=stride
         )
-        _check_layout(selector, chosen_layout)
+        check_layout(chosen_layout, selector.layout)
         check_max_doc_tokens(max_doc_tokens)
         llm = FrozenLM.from_pretrained(
             model,
@@ -163,6 +173,7 @@ class HeadRoutedAttentionReranker:
         documents: Sequence[str | Document],
         top_n: int | None = None,
         *,
+        instruction: str | None = None,
         spans: bool = False,
     ) -> Ranking:
         """Rank documents by relevance to a query.
@@ -172,6 +183,7 @@ class HeadRoutedAttentionReranker:
             documents: Candidates, best first where there is an order; left as they are. Blank
                 ones rank last.
             top_n: How many to return; ``None`` for all. All are scored either way.
+            instruction: What counts as relevant for this query, in a sentence or two.
             spans: Whether to say where in each returned document its score came from.
 
         Returns:
@@ -184,7 +196,7 @@ class HeadRoutedAttentionReranker:
         check_top_n(top_n)
         candidates = as_documents(documents)
         heads = self._select(query)
-        scores, read = self._scores(query, candidates, heads)
+        scores, read = self._scores(query, candidates, heads, instruction)
         # sorted() is stable, so that ties keep the order of the candidates.
         order = sorted(range(len(candidates)), key=lambda index: -scores[index])[:top_n]
         found = self._spans(candidates, order, read) if spans else {}
@@ -194,10 +206,16 @@ class HeadRoutedAttentionReranker:
         ]
         return Ranking(query, tuple(hits), heads, self.layout.name)
 
-    def score(self, query: str, documents: Sequence[str | Document]) -> list[float]:
+    def score(
+        self,
+        query: str,
+        documents: Sequence[str | Document],
+        *,
+        instruction: str | None = None,
+    ) -> list[float]:
         """Score documents, in the order given; see ``rerank`` for what is raised."""
         candidates = as_documents(documents)
-        return self._scores(query, candidates, self._select(query))[0]
+        return self._scores(query, candidates, self._select(query), instruction)[0]
 
     def rerank_batch(
         self,
@@ -227,10 +245,13 @@ class HeadRoutedAttentionReranker:
         documents: Sequence[str | Document],
         top_n: int | None = None,
         *,
+        instruction: str | None = None,
         spans: bool = False,
     ) -> Ranking:
         """Rank documents off the event loop; see ``rerank``."""
-        return await asyncio.to_thread(self.rerank, query, documents, top_n, spans=spans)
+        return await asyncio.to_thread(
+            self.rerank, query, documents, top_n, instruction=instruction, spans=spans
+        )
 
     def signals(
         self, query: str, documents: Sequence[str | Document], heads: HeadSet | None = None
@@ -259,42 +280,43 @@ class HeadRoutedAttentionReranker:
             raise InputError(f"documents[{blank[0]}] is blank and has no signals; leave it out.")
         if not candidates:
             return torch.empty(len(chosen), 0)
-        attention = self._read(query, candidates, chosen)
-        return document_signals(
-            attention.query, attention.null, attention.spans, drop_outliers=self.drop_outliers
-        ).cpu()
+        return self.readout.signals(self._read(query, candidates, chosen))
 
     def _select(self, query: str) -> HeadSet:
         check_text("query", query)
         return self.selector.select(query, self.llm)
 
-    def _read(self, query: str, documents: Sequence[Document], heads: HeadSet) -> TokenAttention:
+    def _read(
+        self,
+        query: str,
+        documents: Sequence[Document],
+        heads: HeadSet,
+        instruction: str | None = None,
+    ) -> TokenAttention:
+        options = ReadOptions(
+            calibrate=self.calibrate,
+            instruction=instruction,
+            null_share=1.0 if instruction is None else self.null_share,
+            max_doc_tokens=self.max_doc_tokens,
+        )
+        texts = [document.text for document in documents]
         with self.llm.turn:
-            return self.layout.read(
-                self.llm,
-                query,
-                [document.text for document in documents],
-                heads,
-                calibrate=self.calibrate,
-                max_doc_tokens=self.max_doc_tokens,
-            )
+            return self.layout.read(self.llm, query, texts, heads, options)
 
     def _scores(
-        self, query: str, documents: Sequence[Document], heads: HeadSet
+        self,
+        query: str,
+        documents: Sequence[Document],
+        heads: HeadSet,
+        instruction: str | None = None,
     ) -> tuple[list[float], TokenAttention | None]:
         """Score every document in the order given; also say what was read of those not blank."""
         written = _written(documents)
         if not written:
             return [BLANK_SCORE] * len(documents), None
-        attention = self._read(query, [documents[index] for index in written], heads)
-        # Heads are averaged before outliers are looked for: an outlier of one head is none of all.
-        found = document_signals(
-            mean_over_heads(attention.query)[None],
-            None if attention.null is None else mean_over_heads(attention.null)[None],
-            attention.spans,
-            drop_outliers=self.drop_outliers,
-        )[0].cpu()
-        found = self._fused(found, [documents[index] for index in written])
+        candidates = [documents[index] for index in written]
+        attention = self._read(query, candidates, heads, instruction)
+        found = self.readout.scores(attention, heads, [document.score for document in candidates])
         if not bool(found.isfinite().all()):
             raise RouteHeadError(
                 f"{self.llm.name!r} computed scores that are no numbers in {self.llm.dtype}; "
@@ -321,21 +343,6 @@ class HeadRoutedAttentionReranker:
                 offsets = self.llm.encoder.offsets(text)[: span.size]
                 found[index] = evidence_spans(text, offsets, tokens[span.start : span.end])
         return found
-
-    def _fused(self, scores: Tensor, documents: Sequence[Document]) -> Tensor:
-        """Add the first stage's scores where that is asked for and every document carries one."""
-        carried = [d.score for d in documents if d.score is not None and math.isfinite(d.score)]
-        if self.first_stage_weight == 0 or len(carried) < len(documents):
-            return scores
-        return fuse(scores, torch.tensor(carried, dtype=scores.dtype), self.first_stage_weight)
-
-
-def _check_layout(selector: Selector, layout: Layout) -> None:
-    if selector.layout not in (None, layout.name):
-        raise InputError(
-            f"the heads were chosen for the {selector.layout} layout, but layout={layout.name!r}; "
-            "leave layout out, or choose heads for this one."
-        )
 
 
 def _written(documents: Sequence[Document]) -> list[int]:

@@ -37,11 +37,26 @@ def document_signals(
     Returns:
         Shape (heads, documents). Calibrated signals lie between -1 and 1, others between 0 and 1.
     """
+    tokens = token_scores(attention, null_attention, spans, drop_outliers=drop_outliers)
+    return tokens @ membership(spans, tokens)
+
+
+def token_scores(
+    attention: Tensor,
+    null_attention: Tensor | None,
+    spans: Sequence[Span],
+    *,
+    drop_outliers: bool = True,
+) -> Tensor:
+    """Calibrate every token (Eq. 2) and set outliers to zero (Eq. 3); see ``document_signals``.
+
+    Returns:
+        Shape (heads, tokens).
+    """
     tokens = attention if null_attention is None else attention - null_attention
-    members = _membership(spans, tokens)
-    if drop_outliers:
-        tokens = tokens * _kept(tokens, members)
-    return tokens @ members
+    if not drop_outliers:
+        return tokens
+    return tokens * _kept(tokens, membership(spans, tokens))
 
 
 def mean_over_heads(signals: Tensor) -> Tensor:
@@ -99,8 +114,15 @@ def fuse(scores: Tensor, first_stage: Tensor, weight: float) -> Tensor:
     return standardise(scores) + weight * standardise(first_stage)
 
 
-def _membership(spans: Sequence[Span], like: Tensor) -> Tensor:
-    """One where a token belongs to a document, shape (tokens, documents).
+def membership(spans: Sequence[Span], like: Tensor) -> Tensor:
+    """Mark with 1 where a token belongs to a document.
+
+    Args:
+        spans: Tokens of each document.
+        like: Its last dimension are the tokens; its device and number format are taken.
+
+    Returns:
+        Shape (tokens, documents).
 
     As a matrix, sums over documents are one product: no loop, and the same sum on every run, which
     scattered additions on an accelerator do not promise.

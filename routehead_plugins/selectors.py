@@ -14,6 +14,7 @@ from routehead_plugins.errors import HeadError
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.published import looks_published, published_heads
 
+_EMBEDDED = "smollm2-135m-instruct"
 _INTERVAL = re.compile(r"layers(?::(\d+)-(\d+))?")
 
 
@@ -115,10 +116,23 @@ class FixedHeads(Selector):
         """Choose the fixed heads.
 
         Raises:
-            HeadError: The LLM does not have them.
+            HeadError: The LLM does not have them, or they were chosen for another one.
         """
+        _check_model(self.heads.model, llm.name)
         self.heads.check_within(llm.heads, llm.name)
         return self.heads
+
+
+def _check_model(chosen_for: str | None, model: str) -> None:
+    """Refuse heads of another LLM; folders and files may be named as anybody likes."""
+    if chosen_for is None or os.path.exists(model) or os.path.exists(chosen_for):
+        return
+    names = [name.rsplit("/", 1)[-1].lower() for name in (chosen_for, model)]
+    if len({_EMBEDDED if name == "embedded" else name for name in names}) > 1:
+        raise HeadError(
+            f"the heads were chosen for {chosen_for!r}, but the LLM is {model!r}; choose heads for "
+            "this one, or give them as layer-head to try them all the same."
+        )
 
 
 def as_selector(heads: HeadSet | str | Path | Sequence[tuple[int, int]] | None) -> Selector:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from routehead_plugins import Head, HeadSet
 from routehead_plugins.errors import HeadError, InputError
+from routehead_plugins.heads import AGGREGATIONS
 
 HEADS = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 200)), unique=True)
 NAMES = st.none() | st.text()
@@ -22,6 +26,8 @@ NAMES = st.none() | st.text()
 def head_sets(draw: st.DrawFn) -> HeadSet:
     heads = draw(HEADS.filter(bool))
     scores = st.lists(st.floats(allow_nan=False), min_size=len(heads), max_size=len(heads))
+    finite = st.floats(allow_nan=False, allow_infinity=False)
+    weights = st.lists(finite, min_size=len(heads), max_size=len(heads))
     return HeadSet(
         heads,
         model=draw(NAMES),
@@ -30,6 +36,9 @@ def head_sets(draw: st.DrawFn) -> HeadSet:
         scores=draw(st.none() | scores),
         source=draw(NAMES),
         data=draw(NAMES),
+        weights=draw(st.none() | weights),
+        aggregation=draw(st.none() | st.sampled_from(AGGREGATIONS)),
+        first_stage_weight=draw(st.none() | st.floats(0, 1e300)),
     )
 
 
@@ -70,6 +79,30 @@ def test_a_file_holds_what_the_documentation_says(tmp_path: Path) -> None:
         "heads": ["13-18", "13-1"],
         "scores": [0.08, 0.07],
     }
+
+
+def test_a_file_holds_weights_and_how_to_use_them(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    heads = HeadSet([(13, 18), (13, 1)], weights=[1, -0.5], aggregation="log", first_stage_weight=0)
+    heads.save(path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "format": "routehead-heads",
+        "version": 1,
+        "heads": ["13-18", "13-1"],
+        "weights": [1.0, -0.5],
+        "aggregation": "log",
+        "first_stage_weight": 0.0,
+    }
+    loaded = HeadSet.load(path)
+    assert loaded.weights == (1.0, -0.5)
+    assert (loaded.aggregation, loaded.first_stage_weight) == ("log", 0.0)
+
+
+def test_a_file_without_weights_loads_without_them(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    HeadSet([(1, 2)], scores=[0.5]).save(path)
+    loaded = HeadSet.load(path)
+    assert (loaded.weights, loaded.aggregation, loaded.first_stage_weight) == (None, None, None)
 
 
 def test_a_file_needs_no_more_than_format_version_and_heads(tmp_path: Path) -> None:
@@ -132,6 +165,62 @@ def test_sets_that_make_no_sense_are_refused(
         HeadSet(heads, scores=scores)
     assert str(error.value) == message
     assert isinstance(error.value, InputError)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weights": [0.5]}, "1 weights for 2 heads; give one weight per head."),
+        ({"weights": []}, "0 weights for 2 heads; give one weight per head."),
+        (
+            {"weights": [0.5, math.nan]},
+            "the weight of head 3-4 is nan; give a finite number.",
+        ),
+        (
+            {"weights": [-math.inf, 1]},
+            "the weight of head 1-2 is -inf; give a finite number.",
+        ),
+        ({"weights": [1, "x"]}, "weights=[1, 'x'] is not a list of numbers; give one per head."),
+        ({"weights": 0.5}, "weights=0.5 is not a list of numbers; give one per head."),
+        (
+            {"aggregation": "median"},
+            "aggregation='median' does not exist; choose one of mean, standardised, log.",
+        ),
+        (
+            {"aggregation": ["log"]},
+            "aggregation=['log'] does not exist; choose one of mean, standardised, log.",
+        ),
+        (
+            {"first_stage_weight": -0.1},
+            "first_stage_weight=-0.1 is not a weight; give 0 or more, or leave it out.",
+        ),
+        (
+            {"first_stage_weight": math.inf},
+            "first_stage_weight=inf is not a weight; give 0 or more, or leave it out.",
+        ),
+        (
+            {"first_stage_weight": "much"},
+            "first_stage_weight='much' is not a weight; give 0 or more, or leave it out.",
+        ),
+    ],
+    ids=str,
+)
+def test_weights_that_make_no_sense_are_refused(
+    tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(HeadError) as error:
+        HeadSet([(1, 2), (3, 4)], **wrong)
+    assert str(error.value) == message
+    path = tmp_path / "heads.json"
+    path.write_text(json.dumps(HEADER | {"heads": ["1-2", "3-4"]} | wrong), encoding="utf-8")
+    with pytest.raises(HeadError) as error:
+        HeadSet.load(path)
+    assert str(error.value) == f"{str(path)!r} is not a valid head-set file: {message}"
+
+
+def test_head_sets_need_no_torch() -> None:
+    script = "import sys, routehead_plugins.heads\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 HEADER = {"format": "routehead-heads", "version": 1}
@@ -219,7 +308,16 @@ def test_a_set_is_a_sequence_of_heads() -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"model": "other"}, {"scores": [0.1]}, {"layout": "parallel"}, {"source": "x"}, {"data": "x"}],
+    [
+        {"model": "other"},
+        {"scores": [0.1]},
+        {"layout": "parallel"},
+        {"source": "x"},
+        {"data": "x"},
+        {"weights": [0.1]},
+        {"aggregation": "log"},
+        {"first_stage_weight": 0.0},
+    ],
 )
 def test_sets_that_differ_in_their_records_are_not_equal(changed: dict[str, Any]) -> None:
     assert HeadSet([(0, 0)]) != HeadSet([(0, 0)], **changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -132,8 +133,9 @@ def test_a_published_set_that_does_not_exist_is_not_taken_for_a_file() -> None:
 
 
 def test_published_heads_that_the_llm_does_not_have_are_refused(llm: FrozenLM) -> None:
+    unnamed = replace(published_heads("core:phi-4"), model=None)
     with pytest.raises(HeadError, match="'tiny' has no head 17-1"):
-        as_selector("core:phi-4").select("q", llm)
+        FixedHeads(unnamed).select("q", llm)
 
 
 WRONG = ["13-18;13-1", "no/such/file.json", "layers:3", "layers:a-b", "ALL", "", ".", "1-2,", "C:x"]
@@ -155,3 +157,33 @@ def test_a_text_that_names_no_heads_is_refused(heads: str | Path) -> None:
 def test_a_value_that_names_no_heads_is_refused(heads: Any) -> None:
     with pytest.raises(HeadError):
         as_selector(heads)
+
+
+@pytest.mark.parametrize(
+    ("chosen_for", "model"),
+    [
+        (None, "tiny"),
+        ("tiny", "tiny"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "unsloth/llama-3.1-8b-instruct"),
+        ("embedded", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("meta-llama/Llama-3.1-8B-Instruct", str(Path(__file__).parent)),
+    ],
+)
+def test_heads_are_taken_by_the_llm_they_were_chosen_for(
+    chosen_for: str | None, model: str
+) -> None:
+    llm = FrozenLM(families.tiny_model("llama"), families.tiny_tokenizer(), name=model)
+    heads = HeadSet.parse("0-1")
+    assert FixedHeads(replace(heads, model=chosen_for)).select("q", llm) == replace(
+        heads, model=chosen_for
+    )
+
+
+def test_heads_of_another_llm_are_refused_by_name() -> None:
+    llm = FrozenLM(families.tiny_model("llama"), families.tiny_tokenizer(), name="Qwen/Qwen3-8B")
+    with pytest.raises(HeadError) as error:
+        FixedHeads(HeadSet([(0, 1)], model="microsoft/phi-4")).select("q", llm)
+    assert str(error.value) == (
+        "the heads were chosen for 'microsoft/phi-4', but the LLM is 'Qwen/Qwen3-8B'; choose heads "
+        "for this one, or give them as layer-head to try them all the same."
+    )
