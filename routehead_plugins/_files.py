@@ -33,6 +33,11 @@ def atomic_write_text(path: StrPath, text: str) -> None:
             f"{path} cannot be written: character {error.start} of its text, "
             f"{text[error.start]!r}, is half of a surrogate pair; expected Unicode; replace it."
         ) from error
+    atomic_write_bytes(path, content)
+
+
+def atomic_write_bytes(path: StrPath, content: bytes) -> None:
+    """Write a file whole or not at all; see ``atomic_write_text``."""
     target = Path(os.path.realpath(path))
     try:
         if target.exists() and not target.is_file():

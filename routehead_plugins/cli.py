@@ -73,6 +73,14 @@ FirstStageWeight = Annotated[
         help="How much the candidates' own scores count, both sides standardised; 0: not at all.",
     ),
 ]
+FittedWeight = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="How much the candidates' own scores count, both sides standardised.  [default: what "
+        "was fitted with the heads, or 0]",
+    ),
+]
 
 
 def _show_version(asked: bool) -> None:
@@ -139,7 +147,7 @@ def rerank(
         int, typer.Option(help="Candidates to re-rank per query; those below follow in order.")
     ] = 100,
     heads: Heads = "all",
-    first_stage_weight: FirstStageWeight = 0.0,
+    first_stage_weight: FittedWeight = None,
     tag: Annotated[str, typer.Option(help="The run's name, its last column.")] = "routehead",
     remove_query: Annotated[
         bool, typer.Option(help="Drop the candidate whose id is the query's (ArguAna).")
@@ -245,6 +253,88 @@ def evaluate(
         )
     )
     Console().print(table.to_rich())
+
+
+@app.command()
+def detect(
+    collection: Annotated[
+        list[Path],
+        typer.Option(
+            help="A BEIR folder with judgments: corpus.jsonl, queries.jsonl, qrels/test.tsv and "
+            "maybe run.bm25.trec. Can be repeated."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Where to write the head set, as JSON.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="**ndcg** (QRHead as released), **qr** (QRHead as printed), **core** (CoRe), "
+            "**layers** (Selective-ICR), **discriminability** (after HeadRank), or **weights**: "
+            "signed weights over all heads and the first stage."
+        ),
+    ] = "ndcg",
+    count: Annotated[int | None, typer.Option(min=1, help="How many heads.  [default: 8]")] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(help="Queries of each collection at most, drawn by --seed.  [default: all]"),
+    ] = None,
+    hits: Annotated[int, typer.Option(help="Candidates per query.")] = 20,
+    temperature: Annotated[
+        float | None, typer.Option(help="For core.  [default: chosen on a part of the queries]")
+    ] = None,
+    aggregation: Annotated[
+        str, typer.Option(help="For weights: standardised, log or mean.")
+    ] = "standardised",
+    shuffle: Annotated[
+        int | None,
+        typer.Option(help="Seed of a random order of candidates.  [default: the first stage's]"),
+    ] = None,
+    positions: Annotated[
+        int, typer.Option(help="Show the best document at so many places, as CoRe does.")
+    ] = 1,
+    signals: Annotated[
+        Path | None,
+        typer.Option(help="Where signals are kept for the next call.  [default: the user's cache]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    model: Model = "embedded",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    max_doc_tokens: MaxDocTokens = None,
+    layout: Layout = None,
+    window: Window = None,
+    stride: Stride = None,
+) -> None:
+    """Find out which heads of an LLM follow relevance, from judged queries.
+
+    The LLM is run once per query; what all its heads say is kept on disk, so that other methods
+    and a job that was stopped go on from there.
+
+    Example: routehead detect --collection beir/nq --method core --layout parallel
+    --output heads.json; then: routehead rerank --heads heads.json ...
+    """
+    from routehead_plugins.commands import detect as command
+    from routehead_plugins.commands._shared import ModelOptions
+    from routehead_plugins.training.collect import CollectOptions
+
+    found = command.run_detection(
+        command.DetectionJob(
+            collections=collection,
+            method=method,
+            output=output,
+            count=count,
+            queries=queries,
+            temperature=temperature,
+            aggregation=aggregation,
+            signals=signals,
+            options=CollectOptions(hits, max_doc_tokens, shuffle, positions),
+            seed=seed,
+            llm=ModelOptions(
+                model, device, dtype, max_doc_tokens, layout, window=window, stride=stride
+            ),
+        )
+    )
+    typer.echo(f"{output}: {len(found)} heads by {found.method}: {found}")
 
 
 def main() -> None:

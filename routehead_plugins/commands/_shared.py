@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from routehead_plugins._version import __version__
-from routehead_plugins.adapters.pyserini import HeadRoutedStage, build_index
+from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, build_index
 from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.collections import Collection
 from routehead_plugins.data import Document
 from routehead_plugins.layouts import Layout, get_layout
 from routehead_plugins.precision import pick_device, pick_dtype
@@ -105,6 +106,20 @@ def bm25_stage(corpus: Path, hits: int, index: Path | None = None) -> Iterator[H
         with err.status(f"Indexing {corpus} with Lucene ..."):
             built = build_index(corpus, Path(folder) / "index")
         yield HeadRoutedStage.from_index(built, hits=hits)
+
+
+def with_candidates(collection: Collection, topics: Mapping[str, str], hits: int) -> Collection:
+    """Run BM25 where a collection brings no candidates.
+
+    Args:
+        collection: Left as it is.
+        topics: The queries that candidates are needed for.
+        hits: Candidates per query.
+    """
+    if collection.run is not None:
+        return collection
+    with bm25_stage(collection.path, hits) as stage:
+        return replace(collection, run=bm25_run(stage.searcher, topics, hits))
 
 
 @contextmanager

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from routehead_plugins.adapters.pyserini import bm25_run
 from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.collections import (
     CORPUS_FILE,
@@ -21,10 +20,10 @@ from routehead_plugins.collections import (
 )
 from routehead_plugins.commands._shared import (
     ModelOptions,
-    bm25_stage,
     progress,
     ranked,
     stamp,
+    with_candidates,
 )
 from routehead_plugins.data import Document
 from routehead_plugins.errors import InputError
@@ -32,7 +31,7 @@ from routehead_plugins.evaluation import Evaluation, ResultTable, evaluate, pars
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.journal import Journal
 from routehead_plugins.reranker import HeadRoutedAttentionReranker
-from routehead_plugins.selectors import as_selector
+from routehead_plugins.selectors import FixedHeads, as_selector
 
 FIRST_STAGE = "bm25"
 _FUSED = f"+{FIRST_STAGE}"
@@ -130,7 +129,13 @@ def _check(job: EvaluationJob) -> None:
     """Refuse what cannot work before anything is loaded."""
     parse_measures(job.measures)
     for method in _read_by(job.methods):
-        as_selector(method.removesuffix(_FUSED))
+        selector = as_selector(method.removesuffix(_FUSED))
+        fitted = isinstance(selector, FixedHeads) and selector.heads.first_stage_weight
+        if fitted and method.endswith(_FUSED):
+            raise InputError(
+                f"method {method!r} adds {FIRST_STAGE} twice, since its heads were fitted together "
+                f"with a first stage; name it without {_FUSED!r}."
+            )
     if job.baseline not in job.methods:
         raise InputError(
             f"baseline {job.baseline!r} is not among the methods {', '.join(job.methods)}; "
@@ -163,7 +168,7 @@ class _Bench:
     def evaluate(self, collection: Collection) -> dict[str, Evaluation]:
         """Measure every method on one collection."""
         judged = {key: text for key, text in collection.topics.items() if key in collection.qrels}
-        retrieved = _retrieved(collection, judged, self.job.hits)
+        retrieved = with_candidates(collection, judged, self.job.hits)
         evaluations = {}
         for method in self.job.methods:
             run = self._rankings(retrieved, judged, method)
@@ -208,14 +213,6 @@ class _Bench:
                     self.journal.append(places[key], reranker.score(topics[key], candidates[key]))
                     advance()
         return {key: self.journal.done[place] for key, place in places.items()}
-
-
-def _retrieved(collection: Collection, topics: Mapping[str, str], hits: int) -> Collection:
-    """Run BM25 where the collection brings no candidates."""
-    if collection.run is not None:
-        return collection
-    with bm25_stage(collection.path, hits) as stage:
-        return replace(collection, run=bm25_run(stage.searcher, topics, hits))
 
 
 def _stamps(collection: Collection) -> list[Any]:

@@ -42,7 +42,8 @@ class RerankJob:
         requests: Queries with their candidates in rank_llm's format, instead of all of these.
         hits: Candidates to re-rank per query.
         heads: Which heads to read.
-        first_stage_weight: Weight of the candidates' own scores.
+        first_stage_weight: Weight of the candidates' own scores; ``None`` for the one fitted with
+            the heads, if any.
         tag: The run's name in its last column.
         remove_query: Drop the candidate whose id is the query's.
         llm: How the LLM is loaded.
@@ -56,7 +57,7 @@ class RerankJob:
     requests: Path | None
     hits: int
     heads: str
-    first_stage_weight: float
+    first_stage_weight: float | None
     tag: str
     remove_query: bool
     llm: ModelOptions
