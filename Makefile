@@ -16,8 +16,9 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## quality on the bundled collection; see benchmarks/README.md
+bench: $(READY)  ## quality on the bundled collection, then latency; see benchmarks/README.md
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/latency.py
 
 setup: $(READY)
 

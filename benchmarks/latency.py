@@ -78,7 +78,8 @@ def main(
     ] = "spread",
     doc_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every document.")] = 150,
     budget: Annotated[
-        float, typer.Option(help="Skip a method whose rounds at one size take more seconds.")
+        float,
+        typer.Option(help="Seconds for one method at one size; what is dearer is run once."),
     ] = 900.0,
     memory: Annotated[bool, typer.Option(help="Measure peaks of memory as well.")] = True,
     fresh: Annotated[bool, typer.Option(help="Measure again what is already there.")] = False,

@@ -80,7 +80,8 @@ def summarise(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     turns = max(map(len, rounds.values()), default=0)
     rounds = {**rounds, "flops": [record["flops"]["seconds"]] * turns}
     ratios = {
-        name: spread(a / b for a, b in zip(rounds[above], rounds[below], strict=True))
+        # A method that was timed once is compared with the first round of the others.
+        name: spread(a / b for a, b in zip(rounds[above], rounds[below], strict=False))
         for name, (above, below) in RATIOS.items()
         if turns and above in rounds and below in rounds
     }

@@ -33,7 +33,8 @@ class Job:
         sizes: Numbers of documents.
         methods: Names from ``METHODS``.
         repeats: Rounds after the warm-up.
-        budget: Seconds for all rounds of one method at one size; dearer methods are skipped.
+        budget: Seconds for all rounds of one method at one size; what is dearer is timed once, in
+            the warm-up.
         memory: Whether peaks of memory are measured.
     """
 
@@ -74,7 +75,9 @@ def measure(
     lengths = [len(prompt.prefix) + len(prompt.tail) for prompt in prompts]
     operations = forward_flops(subject, lengths)
     rate = matmul_rate(subject.device, subject.llm.dtype)
-    ran = [name for name in _WITH_MEMORY if name in rounds]
+    # By-layer matrices are what did not fit; their peak says nothing of the method.
+    by_layer = [name for name, note in notes.items() if note.get("kept") == "one layer"]
+    ran = [name for name in _WITH_MEMORY if name in rounds and name not in by_layer]
     memory, failed = _memory(ran, subject, options, job, documents)
     record: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -98,14 +101,21 @@ def _rounds(
 ) -> tuple[dict[str, list[float]], dict[str, dict[str, Any]], dict[str, str]]:
     """Seconds of every round, what methods chose, and why some did not run."""
     methods: dict[str, Method] = {}
+    once: dict[str, float] = {}
+    notes: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
     for name in job.timed:
         advance(f"{len(documents)} documents, warm-up: {name}", 1)
-        made = _tried(name, subject, documents, queries[0], job)
-        if isinstance(made, Method):
-            methods[name] = made
-        else:
+        made = _tried(name, subject, documents, queries[0])
+        if isinstance(made, str):
             skipped[name] = made
+        elif made.seconds * job.repeats > job.budget:
+            once[name] = made.seconds
+            made.method.notes["rounds"] = "the warm-up alone: more would exceed the budget"
+            notes[name] = made.method.notes
+        else:
+            methods[name] = made.method
+        if name not in methods:
             advance(name, job.repeats)
     rounds: dict[str, list[float]] = {name: [] for name in methods}
     order = list(methods)
@@ -117,12 +127,18 @@ def _rounds(
                 subject.forget_tokens()
             rounds[name].append(timed(partial(methods[name].run, query), subject.device))
         order = order[1:] + order[:1]  # nobody is always the first
-    return rounds, {name: m.notes for name, m in methods.items() if m.notes}, skipped
+    rounds |= {name: [seconds] for name, seconds in once.items()}
+    notes |= {name: method.notes for name, method in methods.items() if method.notes}
+    return rounds, notes, skipped
 
 
-def _tried(
-    name: str, subject: Subject, documents: Sequence[str], query: str, job: Job
-) -> Method | str:
+@dataclass(frozen=True)
+class _Trial:
+    method: Method
+    seconds: float
+
+
+def _tried(name: str, subject: Subject, documents: Sequence[str], query: str) -> _Trial | str:
     """Warm a method up, or say why it is not measured."""
     try:
         method = make_method(name, subject, documents)
@@ -137,12 +153,7 @@ def _tried(
         if not _out_of_memory(error):
             raise
         return "memory did not suffice"
-    if seconds * job.repeats > job.budget:
-        return (
-            f"a query takes {seconds:,.0f} s, so that {job.repeats} rounds would exceed the "
-            f"budget of {job.budget:,.0f} s"
-        )
-    return method
+    return _Trial(method, seconds)
 
 
 def _out_of_memory(error: BaseException) -> bool:
