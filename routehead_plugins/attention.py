@@ -50,9 +50,8 @@ class _StopForward(Exception):  # noqa: N818 - control flow, not an error
 class Rows:
     """The tokens from which attention is read, and what they may look back at.
 
-    Transformers derives its masks from places in the cache. Where several documents share their
-    positions, or several tails their first tokens, place and position differ, and so these masks
-    are built here.
+    Transformers derives masks from places in the cache. Where documents share their positions, or
+    tails their first tokens, place and position differ, and so these masks are built here.
 
     Attributes:
         weights: Weight of every row in each average, shape (averages, rows).
@@ -87,6 +86,8 @@ class Tap:
         last_layer: The forward stops in this layer, as soon as its keys are in the cache.
         heads: Heads to read; empty to read none.
         rows: From which tokens to read; ``None`` where nothing is read.
+        states_before: The forward stops before this layer and keeps the states that reach it.
+        states: These states, shape (batch, tokens, width).
         read: Filled by the forward: layer -> attention, shape (averages, heads of the layer, past
             keys).
     """
@@ -94,6 +95,8 @@ class Tap:
     last_layer: int
     heads: HeadSet = _NO_HEADS
     rows: Rows | None = None
+    states_before: int | None = None
+    states: Tensor | None = None
     read: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -170,9 +173,7 @@ def _softmax(scores: Tensor, mask: Tensor, options: _Options, heads: Tensor) -> 
 def _packed_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
 ) -> Tensor:
-    """Masked attention in which the query heads of a group are further rows of their key head.
-
-    The same sums as with every key head repeated for its group, without the copies.
+    """Masked attention, the query heads of a group as further rows: no key is copied for it.
 
     Returns:
         Shape (batch, rows, query heads, dim).
@@ -207,8 +208,7 @@ def _make_tap(flavour: str) -> _Attention:
             routehead_tap.visit(cast(int, module.layer_idx), query, key, read)
             if routehead_tap.rows is not None:
                 attention_mask = routehead_tap.rows.mask(window)
-        if flavour == "eager":
-            # Each family has its own, since soft caps and sinks differ between them.
+        if flavour == "eager":  # each family's own: soft caps and sinks differ
             own = sys.modules[type(module).__module__].eager_attention_forward
             mask = _additive(attention_mask, query)
             return own(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
@@ -256,14 +256,32 @@ def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
         # The caller's hooks are for the caller's own runs.
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
+    _watch_layers(view)
     # Early releases of transformers 5 run capped models on SDPA, which leaves the cap out.
     capped = getattr(view.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
     name = _register("sdpa" if view._supports_sdpa and not capped else "eager")
     if view._can_set_attn_implementation():
         view.set_attn_implementation(name)
     if view.config._attn_implementation != name:
-        raise unsupported(model, "its code does not go through transformers' AttentionInterface")
+        raise unsupported(model, "its code goes around transformers' AttentionInterface")
     return view
+
+
+def _watch_layers(view: PreTrainedModel) -> None:
+    """Let a tap end a forward before a layer, and keep the states that reach it."""
+
+    def watch(number: int) -> Callable[..., None]:
+        def stop(_: nn.Module, states: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+            tap = options.get("routehead_tap")
+            if tap is not None and tap.states_before == number:
+                tap.states = states[0] if states else options["hidden_states"]
+                raise _StopForward
+
+        return stop
+
+    stacks = [m for m in view.get_decoder().children() if isinstance(m, nn.ModuleList)]
+    for number, layer in enumerate(stacks[0] if stacks else ()):
+        layer.register_forward_pre_hook(watch(number), with_kwargs=True)
 
 
 def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModelError:
@@ -323,7 +341,7 @@ def readable_heads(view: PreTrainedModel, model: PreTrainedModel) -> HeadSet:
 class _Census:
     """Stands where a tap would, and counts the heads that pass."""
 
-    rows = None
+    rows = states_before = None
 
     def __init__(self) -> None:
         self.heads: dict[int, int] = {}

@@ -157,12 +157,22 @@ class FrozenLM:
     def _means(self, sequences: list[tuple[int, ...]], layer: int) -> Tensor:
         """Mean state of every sequence but for its first token, which all others lean on."""
         ids, lengths = self._padded(sequences)
-        states = self._view(input_ids=ids, output_hidden_states=True, use_cache=False)
+        states = self._states(ids, layer)
         kept = torch.arange(ids.shape[1], device=self.device)[None]
         kept = ((kept > 0) & (kept < lengths[:, None])).to(torch.float32)
-        sums = (states.hidden_states[layer].float() * kept[..., None]).sum(dim=1)
+        sums = (states.float() * kept[..., None]).sum(dim=1)
         means: Tensor = sums / kept.sum(dim=1, keepdim=True).clamp(min=1)
         return means.cpu()
+
+    def _states(self, ids: Tensor, layer: int) -> Tensor:
+        """States after so many layers, shape (batch, tokens, width); no deeper layer is run."""
+        if layer == self.num_layers:
+            last: Tensor = self._view(input_ids=ids, use_cache=False).last_hidden_state
+            return last
+        tap = Tap(last_layer=layer, states_before=layer)
+        positions = torch.arange(ids.shape[1], device=self.device).expand(len(ids), -1)
+        run(self._view, ids, positions, joined([], last_layer=layer), tap)
+        return cast(Tensor, tap.states)
 
     def _padded(self, sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         """Pad on the right, where the causal mask keeps padding out of sight by itself."""
