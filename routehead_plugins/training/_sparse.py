@@ -18,7 +18,7 @@ from routehead_plugins.errors import InputError
 from routehead_plugins.scoring import standardise
 from routehead_plugins.training.signals import QuerySignals
 
-_MOST_STEPS = 20_000  # never needed so far; ends a fit that no penalty holds back
+_MOST_STEPS = 20_000  # met only without a penalty, where weights may grow for ever
 _NEVER = -1e30  # score of a place without a document
 
 
@@ -144,12 +144,12 @@ def tabulate(
         # No loss depends on a query's mean, and without it the problem is better conditioned.
         table[place, :size, :-1] = (found - found.mean(dim=1, keepdim=True)).T
         if first_stage:
+            # Zeros where a retrieval score is missing: it then says nothing of the query.
             table[place, :size, -1] = standardise(query.first_stage.double())
         gains[place, :size] = query.gains
         if not bool(table[place].isfinite().all()):
             raise InputError(
-                f"signals or retrieval scores of query {query.query_id!r} are not finite numbers; "
-                "compute them again, or fit with first_stage=False where there are no scores."
+                f"signals of query {query.query_id!r} are not finite numbers; compute them again."
             )
     scale = torch.ones(heads + 1, dtype=torch.float64)
     if not get_aggregation(aggregation).comparable:

@@ -42,7 +42,7 @@ OBJECTIVES = ("listwise", "pairs")
 
 _STRENGTHS = 12
 _WEAKEST = 0.01  # of the strength that leaves no head
-_ROUGH = 3e-4  # of the same: how far from the optimum fits may be that only compare strengths
+_ROUGH = 1e-4  # of the same: how far from the optimum fits may be that only compare strengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,9 +237,7 @@ def cross_validated_scores(
 
 
 def _with_first_stage(scores: Tensor, query: QuerySignals, weight: float) -> Tensor:
-    if weight == 0 or not len(scores):  # there may be no retrieval scores then
-        return scores
-    return scores + weight * standardise(query.first_stage)
+    return scores + weight * standardise(query.first_stage) if len(scores) else scores
 
 
 def _fit(signals: SignalSet, settings: _Settings) -> Tensor:
