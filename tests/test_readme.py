@@ -43,6 +43,19 @@ def test_every_command_the_readme_names_exists() -> None:
     assert set(re.findall(r"(?:`|^)make (\w+)", README, re.MULTILINE)) <= targets
 
 
+def test_every_ratio_of_the_speed_table_stands_in_its_file() -> None:
+    results = json.loads((ROOT / "benchmarks/results/latency-embedded-cpu.json").read_text())
+    table = re.search(r"\| documents \|(.+)\n\|[-| ]+\n((?:\| \d.+\n)+)", README)
+    assert table is not None
+    names = [cell.strip(" `") for cell in table[1].strip("| ").split("|")]
+    rows = [[cell.strip() for cell in row.strip("| ").split("|")] for row in table[2].splitlines()]
+    assert [row[0] for row in rows] == list(results["sizes"])
+    for size, *cells in rows:
+        ratios = results["sizes"][size]["ratios"]
+        for name, cell in zip(names, cells, strict=True):
+            assert cell == (f"{ratios[name]['median']:.2f}" if name in ratios else "-"), name
+
+
 def test_every_figure_of_the_results_table_stands_in_its_file() -> None:
     """Rows read: | collection | method | nDCG@10 | ... |, as the result files have them."""
     rows = re.findall(r"^\| ([\w-]+) \| ([\w:+,-]+) \| (0\.\d{4}) \|", README, re.MULTILINE)
