@@ -40,6 +40,8 @@ VARIANTS: dict[str, tuple[str, int | None]] = {
     "parallel": ("parallel", None),
 }
 LAYOUTS = ("sequential", "parallel")  # variants too, with candidates in BM25's order
+# Queries of a collection share documents, but hardly ever a whole list of them.
+DOCUMENT_CACHE = {"sequential": None, "parallel": "4GB"}
 LIKELIHOOD = "likelihood"
 PARTS = (*VARIANTS, LIKELIHOOD)
 
@@ -116,7 +118,7 @@ class Collector:
             return collect_signals(
                 collection,
                 self.llm,
-                get_layout(layout),
+                get_layout(layout, document_cache=DOCUMENT_CACHE[layout]),
                 self.job.signals,
                 options,
                 advance=advance,

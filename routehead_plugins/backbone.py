@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from routehead_plugins.attention import Rows, Tap, readable_heads, run, tapped_view
+from routehead_plugins.batching import batches
 from routehead_plugins.cache import KeyValues, added, joined
 from routehead_plugins.data import check_text
 from routehead_plugins.errors import InputError, UnsupportedModelError
@@ -141,12 +142,8 @@ class FrozenLM:
         if not 0 <= layer <= deepest:
             raise InputError(f"layer={layer} is not a layer of {self.name!r}; give 0 to {deepest}.")
         encoded = self.encoder.plain([text.strip() for text in texts], max_tokens)
-        # Longest first, so that a batch is padded little and the largest comes before all others.
-        order = sorted(range(len(texts)), key=lambda place: -len(encoded[place]))
         found: list[Tensor | None] = [None] * len(texts)
-        while order:
-            size = max(1, _BATCH_TOKENS // len(encoded[order[0]]))
-            batch, order = order[:size], order[size:]
+        for batch in batches([len(ids) for ids in encoded], _BATCH_TOKENS):
             with self.turn:
                 means = self._means([encoded[place] for place in batch], layer)
             for place, mean in zip(batch, means, strict=True):
@@ -202,11 +199,9 @@ class FrozenLM:
                 f"{self.name!r} was loaded without its last layers or its output projection and "
                 "cannot tell likelihoods; load all of a causal LLM."
             )
-        order = sorted(range(len(contexts)), key=lambda place: -len(contexts[place]))
         found = torch.empty(len(contexts))
-        while order:
-            size = max(1, _BATCH_TOKENS // (len(contexts[order[0]]) + len(target)))
-            batch, order = order[:size], order[size:]
+        lengths = [len(context) + len(target) for context in contexts]
+        for batch in batches(lengths, _BATCH_TOKENS):
             with self.turn:
                 found[batch] = self._log_likelihoods([contexts[p] for p in batch], target)
         return found

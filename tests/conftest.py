@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,3 +20,11 @@ torch.set_num_threads(1)
 def embedded() -> FrozenLM:
     """The embedded LLM, loaded once."""
     return FrozenLM.from_pretrained("embedded")
+
+
+@pytest.fixture(scope="module")
+def module() -> Iterator[Callable[[str], Any]]:
+    """Import a script of the benchmarks, which are no package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+        yield importlib.import_module

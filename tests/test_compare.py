@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import families
@@ -43,18 +41,6 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 WORDS = ["wolf", "rain", "stone", "river", "snow", "hill"]
 VARIANTS = ["sequential", "sequential-shuffled", "parallel"]
 Module = Callable[[str], Any]
-
-
-@pytest.fixture(scope="module")
-def module() -> Iterator[Module]:
-    """Import a script of the benchmarks, which are no package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-
-        def load(name: str) -> ModuleType:
-            return importlib.import_module(name)
-
-        yield load
 
 
 @dataclass(frozen=True)

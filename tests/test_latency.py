@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,18 +17,6 @@ from routehead_plugins.errors import InputError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 Module = Callable[[str], Any]
-
-
-@pytest.fixture(scope="module")
-def module() -> Iterator[Module]:
-    """Import a script of the benchmarks, which are no package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-
-        def load(name: str) -> ModuleType:
-            return importlib.import_module(name)
-
-        yield load
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ The attention pattern of BlockRank (arXiv 2510.05396), read from an LLM that was
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.batching import batches
 from routehead_plugins.cache import KeyValueCache, KeyValues
 from routehead_plugins.data import Span
 from routehead_plugins.errors import PromptTooLongError
@@ -60,8 +61,9 @@ class ParallelLayout:
             instruction=options.instruction,
         )
         _check_fits(pieces, llm)
-        opening = self._opening(llm, pieces.opening, heads.last_layer)
-        documents = self._documents(llm, pieces.documents, opening, heads.last_layer)
+        state = llm.state
+        opening = self._opening(llm, state, pieces.opening, heads.last_layer)
+        documents = self._documents(llm, state, pieces.documents, opening, heads.last_layer)
         start = max(document.end for document in documents)
         past = [opening, *documents]
         attention = llm.read(past, tails_of(pieces, options), heads, start=start)
@@ -69,8 +71,10 @@ class ParallelLayout:
             attention, list(_spans(pieces.documents, opening.tokens)), pieces, options
         )
 
-    def _opening(self, llm: FrozenLM, ids: tuple[int, ...], last_layer: int) -> KeyValues:
-        key = (llm.state, ids)
+    def _opening(
+        self, llm: FrozenLM, state: Hashable, ids: tuple[int, ...], last_layer: int
+    ) -> KeyValues:
+        key = (state, ids)
         found = self._openings.get(key, last_layer=last_layer)
         if found is None:
             (found,) = llm.prefill([ids], last_layer=last_layer)
@@ -80,13 +84,13 @@ class ParallelLayout:
     def _documents(
         self,
         llm: FrozenLM,
+        state: Hashable,
         pieces: Sequence[DocumentPiece],
         opening: KeyValues,
         last_layer: int,
     ) -> list[KeyValues]:
         """Look documents up, and run those that are not there, equal ones once."""
         # Documents stand behind the opening, which does not change while the LLM does not.
-        state = llm.state
         found: dict[tuple[int, ...], KeyValues] = {}
         missing: dict[tuple[int, ...], None] = {}
         for piece in pieces:
@@ -97,7 +101,9 @@ class ParallelLayout:
                 found[piece.ids] = held
             elif piece.ids not in found:
                 missing[piece.ids] = None
-        for batch in _batches(list(missing)):
+        sequences = list(missing)
+        for places in batches([len(ids) for ids in sequences], _BATCH_TOKENS):
+            batch = [sequences[place] for place in places]
             ran = llm.prefill(batch, last_layer=last_layer, behind=opening)
             for ids, new in zip(batch, ran, strict=True):
                 found[ids] = new
@@ -105,15 +111,6 @@ class ParallelLayout:
                     found[ids] = new.copied()
                     self.cache.put((state, ids), found[ids])
         return [found[piece.ids] for piece in pieces]
-
-
-def _batches(sequences: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Longest first, so that a batch is padded little and the largest comes before all others."""
-    rest = sorted(sequences, key=len, reverse=True)
-    while rest:
-        size = max(1, _BATCH_TOKENS // len(rest[0]))
-        yield rest[:size]
-        rest = rest[size:]
 
 
 def _spans(documents: Sequence[DocumentPiece], start: int) -> Iterator[Span]:
