@@ -15,6 +15,7 @@ from routehead_plugins.batching import batches
 from routehead_plugins.cache import KeyValues, added, joined
 from routehead_plugins.data import check_text
 from routehead_plugins.errors import InputError, UnsupportedModelError
+from routehead_plugins.generation import sample
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.loading import load
 from routehead_plugins.precision import pick_device, pick_dtype
@@ -194,17 +195,58 @@ class FrozenLM:
         Raises:
             UnsupportedModelError: Its last layers or its output projection were not loaded.
         """
-        if self.heads.last_layer + 1 < self.num_layers or not self._whole.get_output_embeddings():
-            raise UnsupportedModelError(
-                f"{self.name!r} was loaded without its last layers or its output projection and "
-                "cannot tell likelihoods; load all of a causal LLM."
-            )
+        self._check_whole("cannot tell likelihoods")
         found = torch.empty(len(contexts))
         lengths = [len(context) + len(target) for context in contexts]
         for batch in batches(lengths, _BATCH_TOKENS):
             with self.turn:
                 found[batch] = self._log_likelihoods([contexts[p] for p in batch], target)
         return found
+
+    def _check_whole(self, failing: str) -> None:
+        if self.heads.last_layer + 1 < self.num_layers or not self._whole.get_output_embeddings():
+            raise UnsupportedModelError(
+                f"{self.name!r} was loaded without its last layers or its output projection and "
+                f"{failing}; load all of a causal LLM."
+            )
+
+    def write(
+        self,
+        prefix: str,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[str]:
+        """Continue several texts behind one prefix to the end of the line, all in one batch.
+
+        Args:
+            prefix: What every prompt stands behind, such as examples.
+            prompts: None of them empty.
+            max_tokens: Length of what is written, at most.
+            temperature: Of the softmax; 0 takes the likeliest token.
+            seed: The same one gives the same texts.
+
+        Returns:
+            One line per prompt, maybe empty; cut where it became too long.
+
+        Raises:
+            UnsupportedModelError: Its last layers or its output projection were not loaded.
+        """
+        self._check_whole("cannot write")
+        decode, ends = self.encoder.decode, self.encoder.control_ids
+        with self.turn:
+            found = sample(
+                self._whole,
+                self.encoder.plain([prefix])[0],
+                self.encoder.encode(prompts),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                generator=torch.Generator().manual_seed(seed),
+                ended=lambda ids: ids[-1] in ends or "\n" in decode(ids).lstrip(),
+            )
+        return [decode(ids).strip().partition("\n")[0].strip() for ids in found]
 
     def _log_likelihoods(
         self, contexts: Sequence[tuple[int, ...]], target: tuple[int, ...]

@@ -87,7 +87,11 @@ class Pieces:
 
 
 class PromptEncoder:
-    """Tokenizes pieces of prompts; owns its tokenizer, so that threads can share it."""
+    """Tokenizes pieces of prompts; owns its tokenizer, so that threads can share it.
+
+    Attributes:
+        control_ids: Control tokens; none is ever in a piece of text.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         """Prepare the fixed pieces.
@@ -105,6 +109,7 @@ class PromptEncoder:
         # From here on this copy never sees control tokens: the setting is one per tokenizer, not
         # one per call, and so must not alternate between threads.
         self._tokenizer = _without_control_tokens(tokenizer)
+        self.control_ids = frozenset(self._tokenizer.all_special_ids)
         self._documents = TokenCache(self.encode)
         self._space = "" if self._adds_a_space() else " "
         self._announcement = self.encode([ANNOUNCEMENT])[0]
@@ -133,6 +138,10 @@ class PromptEncoder:
         first = self._separator[:1]
         encoded = self.encode([self._space + text if text else "" for text in texts])
         return [first + ids[:max_tokens] for ids in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn tokens back into text, without control tokens."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Say which characters of a document's text each of its tokens stands for.
