@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from routehead_plugins import __version__
 from routehead_plugins._files import atomic_write_text
 from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.collections import CORPUS_FILE, Collection, load_collection
 from routehead_plugins.commands._shared import ModelOptions, progress, with_candidates
-from routehead_plugins.data import Document
+from routehead_plugins.commands.detect import sample_queries
 from routehead_plugins.errors import InputError
-from routehead_plugins.journal import Journal
 from routehead_plugins.layouts import get_layout
-from routehead_plugins.likelihood import QueryLikelihood
 from routehead_plugins.training.collect import CollectOptions, collect_signals
 from routehead_plugins.training.signals import SignalSet
+from routehead_plugins.training.teacher import collect_likelihoods
 
 SHUFFLE = 0  # seed of the order in which shuffled candidates are shown
 # Variant -> its layout, and the seed where candidates are shuffled. The parallel layout reads every
@@ -85,12 +81,8 @@ class Collector:
     def load(self, path: Path) -> Collection:
         """Load a collection's sample of queries, with candidates."""
         collection = load_collection(path)
-        judged = [query_id for query_id in collection.topics if query_id in collection.qrels]
-        if len(judged) > self.job.queries:
-            # As `routehead detect` draws, which then finds the same signals.
-            lot = random.Random(f"{self.job.seed} {collection.name}")
-            drawn = set(lot.sample(judged, self.job.queries))
-            judged = [query_id for query_id in judged if query_id in drawn]
+        # As `routehead detect` draws, which then finds the same signals.
+        judged = sample_queries(collection, self.job.queries, self.job.seed)
         sampled = replace(
             collection,
             topics={query_id: collection.topics[query_id] for query_id in judged},
@@ -126,31 +118,15 @@ class Collector:
 
     def likelihoods(self, collection: Collection) -> dict[str, Tensor]:
         """Query -> likelihood given each candidate that is not blank, in the run's order."""
-        max_doc_tokens = self.job.llm.max_doc_tokens
-        scorer = QueryLikelihood(self.llm, max_doc_tokens=max_doc_tokens)
-        state = {
-            "model": self.llm.name,
-            "dtype": str(self.llm.dtype),
-            "max_doc_tokens": max_doc_tokens,
-            "version": __version__,
-        }
-        # A journal of other settings would be dropped; hours of work are better kept apart.
-        path = self.job.signals / f"likelihood-{collection.name}-{_digest(state)}"
-        found = {}
-        with (
-            Journal(path, state) as journal,
-            progress(f"{collection.name}: {LIKELIHOOD}", len(collection.topics)) as advance,
-        ):
-            for query_id, query in collection.topics.items():
-                documents = readable(collection, query_id, self.job.hits)
-                if documents:
-                    shown = [query, [[document.id, document.text] for document in documents]]
-                    key = f"{query_id} {_digest(shown)}"
-                    if key not in journal.done:
-                        journal.append(key, scorer.score(query, documents))
-                    found[query_id] = torch.tensor(journal.done[key])
-                advance()
-        return found
+        with progress(f"{collection.name}: {LIKELIHOOD}", len(collection.topics)) as advance:
+            return collect_likelihoods(
+                collection,
+                self.llm,
+                self.job.signals,
+                hits=self.job.hits,
+                max_doc_tokens=self.job.llm.max_doc_tokens,
+                advance=advance,
+            )
 
     def _retrieved(self, collection: Collection) -> Collection:
         """Add candidates from BM25, which are kept: not every machine with a GPU has a JVM."""
@@ -162,12 +138,6 @@ class Collector:
             atomic_write_text(path, json.dumps(found.run))
         run: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return replace(collection, run=dict(run))
-
-
-def readable(collection: Collection, query_id: str, hits: int) -> list[Document]:
-    """The candidates that signals are of: all that are not blank."""
-    candidates = collection.candidates(query_id, hits)
-    return [document for document in candidates if not document.is_blank]
 
 
 def _digest(content: Any) -> str:

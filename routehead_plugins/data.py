@@ -163,3 +163,8 @@ def check_text(name: str, value: object) -> None:
         raise InputError(f"{name}={value!r} is a {type(value).__name__}; give a text.")
     if not value.strip():
         raise InputError(f"{name}={value!r} is blank; give a text.")
+
+
+def written(documents: Sequence[Document]) -> list[int]:
+    """Places of the documents that can be read: all but blank ones."""
+    return [place for place, document in enumerate(documents) if not document.is_blank]

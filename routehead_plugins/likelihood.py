@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from routehead_plugins.backbone import FrozenLM
-from routehead_plugins.data import Document, as_documents, check_text
+from routehead_plugins.data import Document, as_documents, check_text, written
 from routehead_plugins.prompt import check_max_doc_tokens
 
 
@@ -49,11 +49,11 @@ class QueryLikelihood:
         check_text("query", query)
         candidates = as_documents(documents)
         scores = [-math.inf] * len(candidates)
-        written = [index for index, document in enumerate(candidates) if not document.is_blank]
+        places = written(candidates)
         contexts, target = self.llm.encoder.question(
-            query, [candidates[index].text for index in written], self.max_doc_tokens
+            query, [candidates[index].text for index in places], self.max_doc_tokens
         )
         found = self.llm.log_likelihoods(contexts, target) / len(target)
-        for index, score in zip(written, found.tolist(), strict=True):
+        for index, score in zip(places, found.tolist(), strict=True):
             scores[index] = score
         return scores

@@ -302,7 +302,7 @@ def collector(setting: Setting, module: Module, tmp_path: Path) -> Any:
 def test_the_sample_is_the_one_that_detection_draws(setting: Setting, collector: Any) -> None:
     found = collector.load(setting.folders[1])
     whole = load_collection(setting.folders[1])
-    assert list(found.topics) == list(found.qrels) == detect_command._sample(whole, 3, 7)
+    assert list(found.topics) == list(found.qrels) == detect_command.sample_queries(whole, 3, 7)
     assert len(found.topics) == 3
 
 
@@ -503,7 +503,7 @@ def halves_of(seed: int, queries: int = 6, heads: int = 5) -> tuple[Tensor, Tens
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_reliabilities_equal_loops_over_every_sample(module: Module, seed: int) -> None:
+def test_reliabilities_equal_loops_over_everysample_queries(module: Module, seed: int) -> None:
     reliability = module("reliability")
     first, second = halves_of(seed)
     counts = reliability.bootstrap_counts(6, 4, seed)

@@ -78,7 +78,7 @@ def run_detection(job: DetectionJob) -> HeadSet:
 def gather(job: DetectionJob) -> SignalSet:
     """Compute, or look up, the signals of all collections."""
     collections = [load_collection(path) for path in job.collections]
-    samples = [_sample(collection, job.queries, job.seed) for collection in collections]
+    samples = [sample_queries(collection, job.queries, job.seed) for collection in collections]
     layout = job.llm.arrange(AllHeads())
     llm = job.llm.load()
     parts = []
@@ -109,12 +109,23 @@ def signals_folder() -> Path:
     return Path(cache) / "routehead" / "signals"
 
 
-def _sample(collection: Collection, size: int | None, seed: int) -> list[str]:
-    """Judged queries, in the collection's order."""
+def sample_queries(collection: Collection, size: int | None, seed: int) -> list[str]:
+    """Draw judged queries.
+
+    Args:
+        collection: The collection.
+        size: How many at most; ``None`` for all.
+        seed: Of the draw.
+
+    Returns:
+        Their ids, in the collection's order.
+    """
     judged = [query_id for query_id in collection.topics if query_id in collection.qrels]
     if size is None or size >= len(judged):
         return judged
-    drawn = set(random.Random(f"{seed} {collection.name}").sample(judged, size))
+    # All in the order of the lot: of two samples the smaller is a part of the larger.
+    lot = random.Random(f"{seed} {collection.name}").sample(judged, len(judged))
+    drawn = set(lot[:size])
     return [query_id for query_id in judged if query_id in drawn]
 
 

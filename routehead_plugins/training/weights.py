@@ -142,6 +142,27 @@ def fit_weights(
     )
 
 
+def choose_l1(
+    signals: SignalSet,
+    *,
+    aggregation: str = "standardised",
+    first_stage: bool = True,
+    seed: int = 0,
+) -> float:
+    """Choose a strength as ``fit_weights`` does, for more than one fit; raises what that does."""
+    settings = _Settings(
+        aggregation=aggregation,
+        objective="listwise",
+        l1=None,
+        first_stage=first_stage,
+        spread=0.0,
+        folds=5,
+        one_standard_error=False,
+        seed=seed,
+    )
+    return _cross_validated(_table(signals, settings), signals.with_contrast, settings)[0]
+
+
 def weighted_scores(
     query: QuerySignals, heads: HeadSet, available: HeadSet | None = None
 ) -> Tensor:
@@ -224,7 +245,7 @@ def cross_validated_scores(
         one_standard_error=one_standard_error,
         seed=seed,
     )
-    parts = _parts(signals.queries, folds, seed)
+    parts = deal(signals.queries, folds, seed)
     found: dict[int, Tensor] = {}
     for part in sorted(set(parts)):
         others = [q for q, other in zip(signals.queries, parts, strict=True) if other != part]
@@ -242,20 +263,23 @@ def _with_first_stage(scores: Tensor, query: QuerySignals, weight: float) -> Ten
 
 def _fit(signals: SignalSet, settings: _Settings) -> Tensor:
     """Learn the weight of every head, most of them 0, and of the first stage: (heads + 1,)."""
-    queries = signals.with_contrast
-    table = tabulate(
-        queries,
-        settings.aggregation,
-        settings.objective,
-        first_stage=settings.first_stage,
-        spread=settings.spread,
-    )
+    queries, table = signals.with_contrast, _table(signals, settings)
     if settings.l1 is None:
         l1, start = _cross_validated(table, queries, settings)
     else:
         l1, start = settings.l1, torch.zeros(len(table.scale), 1, dtype=torch.float64)
     shares = torch.full((len(queries), 1), 1 / len(queries), dtype=torch.float64)
     return solve(table, shares, l1, start)[:, 0] / table.scale
+
+
+def _table(signals: SignalSet, settings: _Settings) -> Table:
+    return tabulate(
+        signals.with_contrast,
+        settings.aggregation,
+        settings.objective,
+        first_stage=settings.first_stage,
+        spread=settings.spread,
+    )
 
 
 def _cross_validated(
@@ -266,7 +290,7 @@ def _cross_validated(
     Returns:
         The strength, and weights near the optimum on all queries, shape (heads + 1, 1).
     """
-    parts = torch.tensor(_parts(queries, settings.folds, settings.seed))
+    parts = torch.tensor(deal(queries, settings.folds, settings.seed))
     # One fit without each part, and one with all queries for where to start in the end.
     fits = torch.arange(int(parts.max()) + 2)
     shares = (parts[:, None] != fits).double()
@@ -301,8 +325,20 @@ def _best(measured: Tensor, one_standard_error: bool) -> int:
     return best
 
 
-def _parts(queries: Sequence[QuerySignals], folds: int, seed: int) -> list[int]:
-    """Deal queries into parts by the hash of their text."""
+def deal(queries: Sequence[QuerySignals], folds: int, seed: int) -> list[int]:
+    """Deal queries into parts by the hash of their text.
+
+    Args:
+        queries: In any order; those of the same text come into the same part.
+        folds: How many parts; fewer where there are fewer texts.
+        seed: Decides which texts share a part.
+
+    Returns:
+        The part of each query, from 0.
+
+    Raises:
+        InputError: All queries have the same text.
+    """
     texts = {query.query for query in queries}
     if len(texts) < 2:
         raise InputError(
