@@ -24,6 +24,10 @@ class ModelLoadError(RouteHeadError):
     """The LLM or its tokenizer could not be found or loaded."""
 
 
+class RouterMismatchError(InputError):
+    """A router was trained for another LLM or layout; the message names both."""
+
+
 class PromptTooLongError(RouteHeadError):
     """The query and its candidates do not fit the LLM's context.
 

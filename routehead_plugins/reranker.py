@@ -19,6 +19,7 @@ from routehead_plugins.data import (
     as_documents,
     check_text,
     check_top_n,
+    written,
 )
 from routehead_plugins.errors import InputError, RouteHeadError
 from routehead_plugins.evidence import evidence_spans
@@ -33,8 +34,10 @@ from routehead_plugins.layouts import (
 from routehead_plugins.prompt import check_max_doc_tokens
 from routehead_plugins.readout import Readout
 from routehead_plugins.reweighting import Reweighting
+from routehead_plugins.router import Router
 from routehead_plugins.scoring import residuals
-from routehead_plugins.selectors import Selector, as_selector
+from routehead_plugins.selection import choose_selector
+from routehead_plugins.selectors import AllHeads, Selector
 
 # Calibrated attention mass lies between -1 and 1: nothing that was read scores lower than this.
 BLANK_SCORE = -1.0
@@ -78,8 +81,8 @@ class HeadRoutedAttentionReranker:
                 (arXiv 2609.17764).
             drop_outliers: Leave out tokens that the query without content stares at.
             reweighting: Weights on tokens and documents (ReAttn); none by default.
-            first_stage_weight: Weight of the candidates' own scores, where all carry one; both
-                sides are standardised per query. ``None``: the one fitted with the heads, or 0.
+            first_stage_weight: Weight of the candidates' own scores, where all carry one, per query
+                standardised like the others; ``None``: the one fitted with the heads, or 0.
             max_doc_tokens: Longer documents are cut here, the query never is.
 
         Raises:
@@ -88,7 +91,7 @@ class HeadRoutedAttentionReranker:
         ReadOptions(null_share=null_share, max_doc_tokens=max_doc_tokens)  # complains
         self.readout = Readout(drop_outliers, reweighting, first_stage_weight)
         self.llm = backbone
-        self.selector = as_selector(None) if selector is None else selector
+        self.selector = AllHeads() if selector is None else selector
         if layout is None or isinstance(layout, str):
             layout = get_layout(layout or self.selector.layout)
         check_layout(layout, self.selector.layout)
@@ -103,7 +106,7 @@ class HeadRoutedAttentionReranker:
         model: str = "embedded",
         *,
         heads: HeadSet | str | Path | Sequence[tuple[int, int]] | None = None,
-        router: object | None = None,
+        router: Router | str | Path | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
         layout: str | None = None,
@@ -119,12 +122,11 @@ class HeadRoutedAttentionReranker:
         Args:
             model: ``"embedded"``, a Hub id such as ``"Qwen/Qwen3-0.6B"``, a local directory, or a
                 ``.gguf`` file.
-            heads: ``"all"`` (the default), ``"layers:10-19"``, ``"13-18,13-1"``, a head-set file,
-                or a ``HeadSet``.
-            router: Not in this release; leave it out.
+            heads: ``"all"``, ``"layers:10-19"``, ``"13-18,13-1"``, a ``HeadSet`` or its file.
+            router: A router, its folder, or its id on the Hub; without heads and router, the one
+                that comes with the library for this LLM, or all heads where there is none.
             device: ``None`` picks cuda, then mps, then cpu.
-            dtype: ``"auto"`` takes bfloat16 where the device is measured to be fast at it and
-                float32 elsewhere.
+            dtype: ``"auto"`` takes bfloat16 where the device is fast at it, float32 elsewhere.
             layout: ``"sequential"`` (all documents in one prompt) or ``"parallel"`` (each on its
                 own, any number of them); ``None`` takes the one the heads were chosen for.
             document_cache: How much of what was computed is kept for later queries, such as
@@ -143,9 +145,13 @@ class HeadRoutedAttentionReranker:
             MissingExtraError: A package that this kind of model needs is not installed.
             UnsupportedModelError: The LLM has no attention to read.
         """
-        if router is not None:
-            raise InputError(f"router={router!r} cannot be used in this release; leave it out.")
-        selector = as_selector(heads)
+        selector = choose_selector(
+            model,
+            heads,
+            router,
+            layout=layout if window is None else "sequential",
+            local_files_only=local_files_only,
+        )
         chosen_layout = get_layout(
             layout or selector.layout, document_cache=document_cache, window=window, stride=stride
         )
@@ -275,9 +281,8 @@ class HeadRoutedAttentionReranker:
         chosen = self._select(query) if heads is None else heads
         chosen.check_within(self.llm.heads, self.llm.name)
         candidates = as_documents(documents)
-        blank = [index for index, document in enumerate(candidates) if document.is_blank]
-        if blank:
-            raise InputError(f"documents[{blank[0]}] is blank and has no signals; leave it out.")
+        for index in sorted({*range(len(candidates))} - {*written(candidates)}):
+            raise InputError(f"documents[{index}] is blank and has no signals; leave it out.")
         if not candidates:
             return torch.empty(len(chosen), 0)
         return self.readout.signals(self._read(query, candidates, chosen))
@@ -311,10 +316,10 @@ class HeadRoutedAttentionReranker:
         instruction: str | None = None,
     ) -> tuple[list[float], TokenAttention | None]:
         """Score every document in the order given; also say what was read of those not blank."""
-        written = _written(documents)
-        if not written:
+        places = written(documents)
+        if not places:
             return [BLANK_SCORE] * len(documents), None
-        candidates = [documents[index] for index in written]
+        candidates = [documents[index] for index in places]
         attention = self._read(query, candidates, heads, instruction)
         found = self.readout.scores(attention, heads, [document.score for document in candidates])
         if not bool(found.isfinite().all()):
@@ -325,7 +330,7 @@ class HeadRoutedAttentionReranker:
         # Fused scores have no fixed floor: blank documents then go below the lowest.
         floor = BLANK_SCORE if float(found.min()) > BLANK_SCORE else float(found.min()) - 1.0
         scores = [floor] * len(documents)
-        for index, score in zip(written, found.tolist(), strict=True):
+        for index, score in zip(places, found.tolist(), strict=True):
             scores[index] = score
         return scores, attention
 
@@ -337,14 +342,9 @@ class HeadRoutedAttentionReranker:
             return {}
         tokens = residuals(read.query, read.null).tolist()
         found = {}
-        for index, span in zip(_written(documents), read.spans, strict=True):
+        for index, span in zip(written(documents), read.spans, strict=True):
             if index in wanted:
                 text = documents[index].text
                 offsets = self.llm.encoder.offsets(text)[: span.size]
                 found[index] = evidence_spans(text, offsets, tokens[span.start : span.end])
         return found
-
-
-def _written(documents: Sequence[Document]) -> list[int]:
-    """Places of the documents that are read: all but blank ones."""
-    return [index for index, document in enumerate(documents) if not document.is_blank]

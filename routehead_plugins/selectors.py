@@ -123,12 +123,17 @@ class FixedHeads(Selector):
         return self.heads
 
 
+def same_model(name: str, other: str) -> bool:
+    """Whether two names may be one LLM's; folders and files may be named as anybody likes."""
+    if os.path.exists(name) or os.path.exists(other):
+        return True
+    short = {each.rsplit("/", 1)[-1].lower() for each in (name, other)}
+    return len({_EMBEDDED if each == "embedded" else each for each in short}) == 1
+
+
 def _check_model(chosen_for: str | None, model: str) -> None:
-    """Refuse heads of another LLM; folders and files may be named as anybody likes."""
-    if chosen_for is None or os.path.exists(model) or os.path.exists(chosen_for):
-        return
-    names = [name.rsplit("/", 1)[-1].lower() for name in (chosen_for, model)]
-    if len({_EMBEDDED if name == "embedded" else name for name in names}) > 1:
+    """Refuse heads of another LLM."""
+    if chosen_for is not None and not same_model(chosen_for, model):
         raise HeadError(
             f"the heads were chosen for {chosen_for!r}, but the LLM is {model!r}; choose heads for "
             "this one, or give them as layer-head to try them all the same."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from routehead_plugins.errors import (
     InputError,
     PromptTooLongError,
     RouteHeadError,
+    RouterMismatchError,
 )
 from routehead_plugins.layouts import ParallelLayout
+from routehead_plugins.query_space import QuerySpace
 from routehead_plugins.reranker import BLANK_SCORE
+from routehead_plugins.router import HeadRouter
 from routehead_plugins.selectors import FixedHeads, as_selector
 
 QUERY = "which wolf ran?"
@@ -248,12 +252,6 @@ def test_scores_that_are_no_numbers_are_refused(llm: FrozenLM) -> None:
         preset(llm).rerank(QUERY, ["nan", "0.2"])
 
 
-def test_a_router_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(InputError) as error:
-        HeadRoutedAttentionReranker.from_pretrained("embedded", router="x")
-    assert str(error.value) == "router='x' cannot be used in this release; leave it out."
-
-
 # The first stage's scores.
 
 
@@ -376,3 +374,98 @@ def test_wrong_heads_show_when_the_llm_is_loaded(
     monkeypatch.setattr(FrozenLM, "from_pretrained", lambda *_, **__: llm)
     with pytest.raises(HeadError, match="'tiny' has no head 99-0"):
         HeadRoutedAttentionReranker.from_pretrained("tiny", heads="99-0")
+
+
+# A router.
+
+HEADS = HeadSet.parse("0-1,2-3,1-0,2-0")
+
+
+def make_router(llm: FrozenLM, layout: str = "parallel") -> HeadRouter:
+    """A router that chooses other heads for each of three queries."""
+    embeddings = llm.embed([QUERY, "rain", "what is grey?"], layer=1)
+    draw = torch.Generator().manual_seed(0)
+    space = QuerySpace.fit(embeddings, 1)
+    return HeadRouter(
+        heads=replace(HEADS, layout=layout, model="tiny", aggregation="standardised"),
+        space=space,
+        bias=torch.zeros(4),
+        projection=torch.randn(2, space(embeddings).shape[1], generator=draw),
+        embeddings=torch.randn(4, 2, generator=draw),
+        max_heads=2,
+    )
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch, llm: FrozenLM) -> list[Any]:
+    """What is said of the layers that are needed, whenever the LLM is loaded."""
+    found: list[Any] = []
+
+    def load(*_: Any, layers: Any, **__: Any) -> FrozenLM:
+        found.append(layers)
+        return llm
+
+    monkeypatch.setattr(FrozenLM, "from_pretrained", load)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["object", "folder", "heads"])
+def test_a_router_chooses_the_heads_of_every_query(
+    tmp_path: Path, llm: FrozenLM, loaded: list[Any], kind: str
+) -> None:
+    router = make_router(llm)
+    router.save_pretrained(tmp_path)
+    kinds: dict[str, dict[str, Any]] = {
+        "object": {"router": router},
+        "folder": {"router": tmp_path},
+        "heads": {"heads": f"routed:{tmp_path}"},
+    }
+    reranker = HeadRoutedAttentionReranker.from_pretrained("tiny", **kinds[kind])
+    assert reranker.layout == ParallelLayout()
+    assert [layers(4) for layers in loaded] == [3]  # layer 3 is never read
+    chosen = []
+    for query in (QUERY, "rain", "what is grey?"):
+        ranking = reranker.rerank(query, DOCUMENTS)
+        assert ranking.heads == router.select(query, llm)
+        assert (len(ranking.heads), ranking.layout) == (2, "parallel")
+        fixed = HeadRoutedAttentionReranker(llm, FixedHeads(ranking.heads))
+        assert ranking == fixed.rerank(query, DOCUMENTS)
+        chosen.append(str(ranking.heads))
+    assert len(set(chosen)) > 1
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_router_is_refused_in_the_other_layout(llm: FrozenLM) -> None:
+    for asked, trained in (("sequential", "parallel"), ("parallel", "sequential")):
+        router = make_router(llm, trained)
+        assert HeadRoutedAttentionReranker.from_pretrained("tiny", router=router).layout.name == (
+            trained
+        )
+        with pytest.raises(InputError) as error:
+            HeadRoutedAttentionReranker.from_pretrained("tiny", router=router, layout=asked)
+        assert str(error.value) == (
+            f"the heads were chosen for the {trained} layout, but layout='{asked}'; "
+            "leave layout out, or choose heads for this one."
+        )
+
+
+def test_heads_and_a_router_together_are_refused_before_anything_is_loaded(
+    llm: FrozenLM, loaded: list[Any]
+) -> None:
+    for router, named in (("x", "router='x'"), (make_router(llm), "router")):
+        with pytest.raises(InputError) as error:
+            HeadRoutedAttentionReranker.from_pretrained("tiny", heads="0-1", router=router)
+        assert str(error.value) == (
+            f"heads='0-1' and {named} both choose heads; leave one of them out."
+        )
+    assert loaded == []
+
+
+def test_a_router_of_another_llm_shows_when_the_llm_is_loaded(
+    llm: FrozenLM, loaded: list[Any]
+) -> None:
+    router = make_router(llm)
+    other = replace(router, heads=replace(router.heads, model="another"))
+    with pytest.raises(RouterMismatchError, match="trained for 'another', but the LLM is 'tiny'"):
+        HeadRoutedAttentionReranker.from_pretrained("tiny", router=other)
+    assert len(loaded) == 1
