@@ -11,6 +11,21 @@ from typing import Annotated
 
 import typer
 
+from routehead_plugins._options import (
+    Device,
+    DocumentCache,
+    Dtype,
+    FirstStageWeight,
+    FittedWeight,
+    Heads,
+    Layout,
+    MaxDocTokens,
+    Model,
+    Router,
+    Stride,
+    Window,
+)
+from routehead_plugins._training_cli import detect, inspect, train
 from routehead_plugins._version import __version__
 from routehead_plugins.errors import RouteHeadError
 
@@ -21,66 +36,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-
-Model = Annotated[
-    str,
-    typer.Option(
-        help="The LLM: **embedded** (SmolLM2-135M-Instruct, offline), a Hub id such as "
-        "Qwen/Qwen3-0.6B, a local directory, or a .gguf file."
-    ),
-]
-Device = Annotated[
-    str | None, typer.Option(help="cuda, mps or cpu.  [default: the fastest there is]")
-]
-Dtype = Annotated[
-    str,
-    typer.Option(help="auto, float32, bfloat16 or float16; auto takes what is measured faster."),
-]
-MaxDocTokens = Annotated[
-    int | None, typer.Option(help="Cut longer documents here.  [default: no cut]")
-]
-Layout = Annotated[
-    str | None,
-    typer.Option(
-        help="**sequential**: all documents in one prompt; **parallel**: each on its own, any "
-        "number of them.  [default: the one the heads were chosen for, or sequential]"
-    ),
-]
-DocumentCache = Annotated[
-    str | None,
-    typer.Option(help="Keep what was computed for documents, up to this size, such as 2GB."),
-]
-Window = Annotated[
-    int | None,
-    typer.Option(help="Documents read at once, sequential layout.  [default: all of them]"),
-]
-Stride = Annotated[
-    int | None,
-    typer.Option(help="Documents by which windows are apart.  [default: half a window]"),
-]
-Heads = Annotated[
-    str,
-    typer.Option(
-        help="Heads to read: **all**, **layers:10-19** (or **layers**, the middle third), "
-        "**13-18,13-1** (layer-head), a published set such as **qr:Llama-3.1-8B-Instruct**, or "
-        "the path of a head-set file."
-    ),
-]
-FirstStageWeight = Annotated[
-    float,
-    typer.Option(
-        min=0,
-        help="How much the candidates' own scores count, both sides standardised; 0: not at all.",
-    ),
-]
-FittedWeight = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        help="How much the candidates' own scores count, both sides standardised.  [default: what "
-        "was fitted with the heads, or 0]",
-    ),
-]
 
 
 def _show_version(asked: bool) -> None:
@@ -104,7 +59,8 @@ def demo(
         int, typer.Option(min=1, help="How many queries of the bundled collection to run.")
     ] = 24,
     hits: Annotated[int, typer.Option(min=1, help="BM25 candidates to re-rank per query.")] = 20,
-    heads: Heads = "all",
+    heads: Heads = None,
+    router: Router = None,
     model: Model = "embedded",
     device: Device = None,
     dtype: Dtype = "auto",
@@ -117,7 +73,7 @@ def demo(
     from routehead_plugins.commands._shared import ModelOptions
     from routehead_plugins.commands.demo import run_demo
 
-    run_demo(queries, hits, heads, ModelOptions(model, device, dtype))
+    run_demo(queries, hits, heads, router, ModelOptions(model, device, dtype))
 
 
 @app.command()
@@ -146,7 +102,8 @@ def rerank(
     hits: Annotated[
         int, typer.Option(help="Candidates to re-rank per query; those below follow in order.")
     ] = 100,
-    heads: Heads = "all",
+    heads: Heads = None,
+    router: Router = None,
     first_stage_weight: FittedWeight = None,
     tag: Annotated[str, typer.Option(help="The run's name, its last column.")] = "routehead",
     remove_query: Annotated[
@@ -182,6 +139,7 @@ def rerank(
             requests=requests,
             hits=hits,
             heads=heads,
+            router=router,
             first_stage_weight=first_stage_weight,
             tag=tag,
             remove_query=remove_query,
@@ -205,7 +163,7 @@ def evaluate(
         str,
         typer.Option(
             help="Comma-separated: **bm25** (the candidates' order) and anything --heads takes; "
-            "**+bm25** at the end of one adds the candidates' scores."
+            "**routed:FOLDER** for a router; **+bm25** at the end adds the candidates' scores."
         ),
     ] = "bm25,all,layers,all+bm25",
     output: Annotated[
@@ -255,86 +213,8 @@ def evaluate(
     Console().print(table.to_rich())
 
 
-@app.command()
-def detect(
-    collection: Annotated[
-        list[Path],
-        typer.Option(
-            help="A BEIR folder with judgments: corpus.jsonl, queries.jsonl, qrels/test.tsv and "
-            "maybe run.bm25.trec. Can be repeated."
-        ),
-    ],
-    output: Annotated[Path, typer.Option(help="Where to write the head set, as JSON.")],
-    method: Annotated[
-        str,
-        typer.Option(
-            help="**ndcg** (QRHead as released), **qr** (QRHead as printed), **core** (CoRe), "
-            "**layers** (Selective-ICR), **discriminability** (after HeadRank), or **weights**: "
-            "signed weights over all heads and the first stage."
-        ),
-    ] = "ndcg",
-    count: Annotated[int | None, typer.Option(min=1, help="How many heads.  [default: 8]")] = None,
-    queries: Annotated[
-        int | None,
-        typer.Option(help="Queries of each collection at most, drawn by --seed.  [default: all]"),
-    ] = None,
-    hits: Annotated[int, typer.Option(help="Candidates per query.")] = 20,
-    temperature: Annotated[
-        float | None, typer.Option(help="For core.  [default: chosen on a part of the queries]")
-    ] = None,
-    aggregation: Annotated[
-        str, typer.Option(help="For weights: standardised, log or mean.")
-    ] = "standardised",
-    shuffle: Annotated[
-        int | None,
-        typer.Option(help="Seed of a random order of candidates.  [default: the first stage's]"),
-    ] = None,
-    positions: Annotated[
-        int, typer.Option(help="Show the best document at so many places, as CoRe does.")
-    ] = 1,
-    signals: Annotated[
-        Path | None,
-        typer.Option(help="Where signals are kept for the next call.  [default: the user's cache]"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    model: Model = "embedded",
-    device: Device = None,
-    dtype: Dtype = "auto",
-    max_doc_tokens: MaxDocTokens = None,
-    layout: Layout = None,
-    window: Window = None,
-    stride: Stride = None,
-) -> None:
-    """Find out which heads of an LLM follow relevance, from judged queries.
-
-    The LLM is run once per query; what all its heads say is kept on disk, so that other methods
-    and a job that was stopped go on from there.
-
-    Example: routehead detect --collection beir/nq --method core --layout parallel
-    --output heads.json; then: routehead rerank --heads heads.json ...
-    """
-    from routehead_plugins.commands import detect as command
-    from routehead_plugins.commands._shared import ModelOptions
-    from routehead_plugins.training.collect import CollectOptions
-
-    found = command.run_detection(
-        command.DetectionJob(
-            collections=collection,
-            method=method,
-            output=output,
-            count=count,
-            queries=queries,
-            temperature=temperature,
-            aggregation=aggregation,
-            signals=signals,
-            options=CollectOptions(hits, max_doc_tokens, shuffle, positions),
-            seed=seed,
-            llm=ModelOptions(
-                model, device, dtype, max_doc_tokens, layout, window=window, stride=stride
-            ),
-        )
-    )
-    typer.echo(f"{output}: {len(found)} heads by {found.method}: {found}")
+for _command in (detect, train, inspect):
+    app.command()(_command)
 
 
 def main() -> None:

@@ -17,11 +17,12 @@ from routehead_plugins._version import __version__
 from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, build_index
 from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.collections import Collection
-from routehead_plugins.data import Document
+from routehead_plugins.data import Document, written
 from routehead_plugins.layouts import Layout, get_layout
 from routehead_plugins.precision import pick_device, pick_dtype
 from routehead_plugins.prompt import check_max_doc_tokens
 from routehead_plugins.scoring import fuse
+from routehead_plugins.selection import choose_selector
 from routehead_plugins.selectors import Selector
 
 # Results go to stdout, everything about the work itself goes here.
@@ -64,6 +65,11 @@ class ModelOptions:
             return FrozenLM.from_pretrained(
                 self.model, device=self.device, dtype=self.dtype, layers=layers
             )
+
+    def selector(self, heads: str | None = None, router: str | None = None) -> Selector:
+        """Find what chooses the heads; see ``selection.choose_selector``."""
+        layout = self.layout if self.window is None else "sequential"
+        return choose_selector(self.model, heads, router, layout=layout)
 
     def arrange(self, selector: Selector) -> Layout:
         """Make the layout, the one of the selector's heads where none is named.
@@ -157,15 +163,15 @@ def ranked(
     Returns:
         Pairs of document id and score, best first.
     """
-    written = [i for i, document in enumerate(documents) if not document.is_blank]
+    places = written(documents)
     final = dict(enumerate(scores))
-    if weight and written:
+    if weight and places:
         fused = fuse(
-            torch.tensor([scores[i] for i in written]),
-            torch.tensor([documents[i].score or 0.0 for i in written]),
+            torch.tensor([scores[i] for i in places]),
+            torch.tensor([documents[i].score or 0.0 for i in places]),
             weight,
         )
         lowest = float(fused.min())
-        final = dict.fromkeys(final, lowest - 1) | dict(zip(written, fused.tolist(), strict=True))
+        final = dict.fromkeys(final, lowest - 1) | dict(zip(places, fused.tolist(), strict=True))
     order = sorted(final, key=lambda i: -final[i])
     return [(documents[i].id or "", final[i]) for i in order]

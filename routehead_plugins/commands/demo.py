@@ -13,7 +13,9 @@ from routehead_plugins.collections import BUNDLED, Collection, Topics, load_coll
 from routehead_plugins.commands._shared import ModelOptions, bm25_stage, err, progress, ranked
 from routehead_plugins.evaluation import ResultTable, evaluate
 from routehead_plugins.reranker import HeadRoutedAttentionReranker
-from routehead_plugins.selectors import as_selector
+from routehead_plugins.router import Router
+from routehead_plugins.selection import ROUTED
+from routehead_plugins.selectors import FixedHeads
 
 # The grade of passages that answer the query in full.
 _ANSWERS = 3
@@ -22,26 +24,30 @@ _ANSWERS = 3
 _Rankings = Mapping[str, Mapping[str, Sequence[tuple[str, float]]]]
 
 
-def run_demo(queries: int, hits: int, heads: str, options: ModelOptions) -> None:
+def run_demo(
+    queries: int, hits: int, heads: str | None, router: str | None, options: ModelOptions
+) -> None:
     """Index, retrieve, re-rank, and print what changed.
 
     Args:
         queries: How many queries, spread evenly over the collection.
         hits: Candidates per query.
-        heads: Which heads to read.
+        heads: Which heads to read; ``None`` leaves the choice to the router.
+        router: What chooses heads per query; ``None`` for the one that comes with the LLM.
         options: How the LLM is loaded.
 
     Raises:
         RouteHeadError: The heads or the LLM cannot be used, or there is no Java for Lucene.
     """
-    selector = as_selector(heads)
+    selector = options.selector(heads, router)
+    name = heads or (ROUTED if isinstance(selector, Router) else "all")
+    fitted = isinstance(selector, FixedHeads | Router) and selector.heads.first_stage_weight
     collection = load_collection(BUNDLED)
     topics = _spread(collection.topics, queries)
-    rankings: dict[str, dict[str, list[tuple[str, float]]]] = {
-        "bm25": {},
-        heads: {},
-        f"{heads}+bm25": {},
-    }
+    # Where the first stage was fitted together with the heads, it takes part already.
+    fused = {} if fitted else {f"{name}+bm25": 1.0}
+    rankings: dict[str, dict[str, list[tuple[str, float]]]] = {"bm25": {}, name: {}}
+    rankings |= {method: {} for method in fused}
     with bm25_stage(BUNDLED, hits) as bm25:
         reranker = HeadRoutedAttentionReranker(options.load(), selector)
         llm = reranker.llm
@@ -51,8 +57,9 @@ def run_demo(queries: int, hits: int, heads: str, options: ModelOptions) -> None
                 documents = bm25.retrieve(query)
                 scores = reranker.score(query, documents)
                 rankings["bm25"][key] = [(d.id or "", d.score or 0.0) for d in documents]
-                rankings[heads][key] = ranked(documents, scores, weight=0.0)
-                rankings[f"{heads}+bm25"][key] = ranked(documents, scores, weight=1.0)
+                rankings[name][key] = ranked(documents, scores, weight=0.0)
+                for method, weight in fused.items():
+                    rankings[method][key] = ranked(documents, scores, weight)
                 advance()
     console = Console()
     console.print(_ranks(collection, topics, rankings))

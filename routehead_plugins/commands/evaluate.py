@@ -31,7 +31,8 @@ from routehead_plugins.evaluation import Evaluation, ResultTable, evaluate, pars
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.journal import Journal
 from routehead_plugins.reranker import HeadRoutedAttentionReranker
-from routehead_plugins.selectors import FixedHeads, as_selector
+from routehead_plugins.router import Router
+from routehead_plugins.selectors import FixedHeads, Selector
 
 FIRST_STAGE = "bm25"
 _FUSED = f"+{FIRST_STAGE}"
@@ -60,6 +61,10 @@ class EvaluationJob:
     first_stage_weight: float
     output: Path | None
     llm: ModelOptions
+
+    def selector(self, method: str) -> Selector:
+        """What chooses the heads of a method, other than the first stage."""
+        return self.llm.selector(method.removesuffix(_FUSED))
 
     def settings(self) -> dict[str, Any]:
         """What the figures depend on, as it stands in the results."""
@@ -109,7 +114,7 @@ def run_evaluation(job: EvaluationJob) -> ResultTable:
         **job.settings(),
         "collections": [_stamps(c) for c in collections],
         # What head-set files hold, not what they are called.
-        "selectors": [repr(as_selector(m.removesuffix(_FUSED))) for m in _read_by(job.methods)],
+        "selectors": [repr(job.selector(method)) for method in _read_by(job.methods)],
     }
     # Without an output there is no place where a later call would look for the journal.
     with (
@@ -129,8 +134,8 @@ def _check(job: EvaluationJob) -> None:
     """Refuse what cannot work before anything is loaded."""
     parse_measures(job.measures)
     for method in _read_by(job.methods):
-        selector = as_selector(method.removesuffix(_FUSED))
-        fitted = isinstance(selector, FixedHeads) and selector.heads.first_stage_weight
+        selector = job.selector(method)
+        fitted = isinstance(selector, FixedHeads | Router) and selector.heads.first_stage_weight
         if fitted and method.endswith(_FUSED):
             raise InputError(
                 f"method {method!r} adds {FIRST_STAGE} twice, since its heads were fitted together "
@@ -201,7 +206,7 @@ class _Bench:
         places = {key: f"{collection}/{base}/{key}" for key in topics}
         missing = [key for key in topics if places[key] not in self.journal.done]
         if missing:
-            selector = as_selector(base)
+            selector = self.job.selector(base)
             reranker = HeadRoutedAttentionReranker(
                 self.llm,
                 selector,

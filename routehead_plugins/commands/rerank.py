@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.journal import Journal
 from routehead_plugins.requests_io import Request, read_requests, write_requests
 from routehead_plugins.reranker import HeadRoutedAttentionReranker
-from routehead_plugins.selectors import as_selector
+from routehead_plugins.selectors import Selector
 
 # A query's documents, best first, and their scores.
 _Scored = Sequence[tuple[str, float]]
@@ -41,7 +42,8 @@ class RerankJob:
         run: Candidates; BM25 finds them where there is none.
         requests: Queries with their candidates in rank_llm's format, instead of all of these.
         hits: Candidates to re-rank per query.
-        heads: Which heads to read.
+        heads: Which heads to read; ``None`` leaves the choice to the router.
+        router: What chooses heads per query; ``None`` for the one that comes with the LLM.
         first_stage_weight: Weight of the candidates' own scores; ``None`` for the one fitted with
             the heads, if any.
         tag: The run's name in its last column.
@@ -56,11 +58,17 @@ class RerankJob:
     run: Path | None
     requests: Path | None
     hits: int
-    heads: str
+    heads: str | None
+    router: str | None
     first_stage_weight: float | None
     tag: str
     remove_query: bool
     llm: ModelOptions
+
+    @cached_property
+    def selector(self) -> Selector:
+        """What chooses the heads."""
+        return self.llm.selector(self.heads, self.router)
 
     def settings(self) -> dict[str, Any]:
         """Everything the results depend on, for the journal."""
@@ -71,7 +79,7 @@ class RerankJob:
             "corpus": stamp(_corpus_file(self.corpus)),
             "hits": self.hits,
             # What a head-set file holds, not what it is called.
-            "heads": repr(as_selector(self.heads)),
+            "heads": repr(self.selector),
             "first_stage_weight": self.first_stage_weight,
             "remove_query": self.remove_query,
             **self.llm.settings(),
@@ -126,7 +134,7 @@ def _check(job: RerankJob) -> None:
         raise InputError(f"--hits={job.hits} leaves nothing to re-rank; give 1 or more.")
     if not job.output.parent.is_dir():
         raise InputError(f"folder {str(job.output.parent)!r} does not exist; make it first.")
-    as_selector(job.heads)
+    _ = job.selector  # complains
 
 
 @contextmanager
@@ -177,11 +185,10 @@ def _looked_up(job: RerankJob, topics: Topics, run: Run, texts: HeadRoutedStage)
 
 def _stage(job: RerankJob) -> HeadRoutedStage:
     """Load the LLM; only when there is work for it."""
-    selector = as_selector(job.heads)
-    layout = job.llm.arrange(selector)
+    layout = job.llm.arrange(job.selector)
     reranker = HeadRoutedAttentionReranker(
-        job.llm.load(selector),
-        selector,
+        job.llm.load(job.selector),
+        job.selector,
         layout=layout,
         max_doc_tokens=job.llm.max_doc_tokens,
         first_stage_weight=job.first_stage_weight,
