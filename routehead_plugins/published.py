@@ -1,8 +1,9 @@
-"""Head sets as they were published, shipped with the library.
+"""Head sets by name: as they were published, and for the embedded LLM those that we detected.
 
 A set is named after its method and its model: ``qr:Llama-3.1-8B-Instruct``. A second set of that
-method and model is named after its data too: ``qr:Llama-3.1-8B-Instruct/longmemeval``. The names
-are those of the files in ``head_sets/``, so that a file put there is found.
+method and model is named after its data too: ``qr:Llama-3.1-8B-Instruct/longmemeval``; those of the
+embedded LLM after their layout: ``core:embedded/parallel``. The names are those of the files in
+``head_sets/``, so that a file put there is found.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from routehead_plugins import HeadSet, published
+from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, published
 from routehead_plugins.errors import HeadError
 from routehead_plugins.published import looks_published, published_heads, published_names
+from routehead_plugins.selectors import as_selector
 
 # Hub id -> layers, query heads per layer.
 SHAPES = {
@@ -25,7 +26,8 @@ SHAPES = {
 }
 
 # Sets of our own for the embedded LLM bear its role, not its name.
-NAMES = [name for name in published_names() if not name.endswith(":embedded")]
+OWN = [name for name in published_names() if ":embedded/" in name]
+NAMES = [name for name in published_names() if name not in OWN]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,3 +199,35 @@ def test_a_model_is_not_taken_for_its_instruct_variant_where_both_have_a_set(
     HeadSet([(1, 1)]).save(elsewhere / "own" / "X-1B-Instruct.json")
     assert published_heads("own:x-1b") == HeadSet([(0, 0)])
     assert published_heads("own:x-1b-instruct") == HeadSet([(1, 1)])
+
+
+def test_the_embedded_llm_has_a_set_by_every_method_in_both_layouts() -> None:
+    methods = ("core", "discriminability", "ndcg", "qr", "weights")
+    layouts = ("parallel", "sequential")
+    assert [f"{method}:embedded/{layout}" for method in methods for layout in layouts] == OWN
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_set_of_our_own_says_how_it_was_made(name: str) -> None:
+    heads = published_heads(name)
+    method, _, layout = name.replace("embedded/", "").partition(":")
+    assert (heads.layout, heads.model) == (layout, "embedded")
+    assert heads.method is not None
+    assert heads.method.partition("(")[0] == method
+    heads.check_within(HeadSet([(layer, head) for layer in range(30) for head in range(9)]), name)
+    assert heads.source is not None
+    assert heads.source.startswith("routehead detect --collection dl21")
+    assert f"--layout {layout} --method {method}," in heads.source
+    if method == "weights":
+        assert heads.weights is not None
+        assert heads.first_stage_weight is not None
+    else:
+        assert len(heads) == 8
+
+
+@pytest.mark.parametrize("layout", ["parallel", "sequential"])
+def test_a_set_of_our_own_is_read_by_the_embedded_llm(embedded: FrozenLM, layout: str) -> None:
+    reranker = HeadRoutedAttentionReranker(embedded, as_selector(f"ndcg:embedded/{layout}"))
+    assert reranker.layout.name == layout
+    ranking = reranker.rerank("Who painted it?", ["Paris is a city.", "Leonardo painted it."])
+    assert ranking.heads == published_heads(f"ndcg:embedded/{layout}")
