@@ -64,3 +64,49 @@ def test_every_figure_of_the_results_table_stands_in_its_file() -> None:
         path = ROOT / "benchmarks" / "results" / f"quality-{collection}.json"
         methods = json.loads(path.read_text())["collections"][collection]["methods"]
         assert f"{methods[method]['means']['nDCG@10']:.4f}" == figure, (collection, method)
+
+
+def test_every_figure_of_the_comparison_stands_in_its_file() -> None:
+    variants = json.loads((ROOT / "benchmarks/results/compare-macro.json").read_text())["variants"]
+    table = re.search(
+        r"\| method \| sequential \| shuffled \| parallel \|\n.+\n((?:\|.+\n)+)", README
+    )
+    assert table is not None
+    columns = ("sequential", "sequential-shuffled", "parallel")
+    rows = [[cell.strip() for cell in row.strip("| ").split("|")] for row in table[1].splitlines()]
+    assert len(rows) >= 15
+    for method, *cells in rows:
+        means = [variants[column]["methods"][method]["means"]["nDCG@10"] for column in columns]
+        assert cells == [f"{mean:.4f}" for mean in means], method
+
+
+def test_every_figure_of_the_halves_of_reweighting_stands_in_its_file() -> None:
+    said = re.search(
+        r"without it (\S+)\nsequential, (\S+) parallel\): (.+?)\.\n", README, re.DOTALL
+    )
+    assert said is not None
+    text = " ".join(said[3].split())
+    for column, layout in enumerate(("sequential", "parallel")):
+        path = ROOT / "benchmarks" / "results" / f"reweighting-bundled-{layout}.json"
+        methods = json.loads(path.read_text())["collections"]["bundled"]["methods"]
+        means = {name: each["means"]["nDCG@10"] for name, each in methods.items()}
+        assert said[column + 1] == f"{means['none']:.4f}"
+        for name, word in (("idf", "IDF"), ("entropy", "entropy"), ("idf+entropy", "both")):
+            figures = re.search(rf"{word} (\S+)(?: \(.+?\))? and ([^\s,]+)", text)
+            assert figures is not None
+            assert figures[column + 1] == f"{means[name] - means['none']:+.3f}"
+
+
+def test_the_first_result_stands_in_its_file() -> None:
+    path = ROOT / "benchmarks" / "results" / "quality-bundled-parallel.json"
+    found = json.loads(path.read_text())["collections"]["bundled"]
+    method = "weights:embedded/parallel"
+    means = [found["methods"][name]["means"]["nDCG@10"] for name in ("bm25", method)]
+    assert f"from {means[0]:.4f} to {means[1]:.4f}" in README
+    (compared,) = (
+        each
+        for each in found["comparisons"]
+        if (each["method"], each["measure"]) == (method, "nDCG@10")
+    )
+    figures = [compared[name] for name in ("difference", "low", "high")]
+    assert "({:+.4f} [{:+.4f}, {:+.4f}])".format(*figures) in README
