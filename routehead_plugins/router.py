@@ -6,8 +6,7 @@ Each gives every head a logit,
 
 b_h is what is known of head h whatever the query, x the query's place in the router's space
 (``QuerySpace``), c_h(x) what the router has learned of such queries, and s(q) between 0 and 1 how
-familiar the query is: far from all training queries nothing but the static b_h is left. Logits are
-read in one of two ways:
+familiar the query is: far from all training queries only the static b_h is left. Two readings:
 
 ``"gates"``
     As published (arXiv 2604.24608): heads with a logit above the threshold, all with the same say.
@@ -19,6 +18,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,6 +96,7 @@ class Router(Selector):
         # States behind the last layer that is loaded are not the whole LLM's.
         return max(self.heads.last_layer, self.space.layer) + 1
 
+    @abstractmethod
     def correction(self, queries: Tensor) -> Tensor:
         """What was learned of queries like these.
 
@@ -105,7 +106,6 @@ class Router(Selector):
         Returns:
             c_h(x), shape (queries, heads).
         """
-        raise NotImplementedError
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Route queries.
