@@ -256,6 +256,8 @@ def test_ctrl_c_still_reaches_python() -> None:
     done = run_python(
         "import os, signal, time\n"
         "from routehead_plugins.adapters import _jvm\n"
+        # Shells have their background jobs ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "_jvm.start()\n"
         "try:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
