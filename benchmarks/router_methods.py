@@ -106,8 +106,8 @@ class Trainer:
         """Fit a router on all examples."""
         base = self._base(how.options, train, part=False)
         if how.unbiased:
-            base = replace(base, bias=torch.zeros_like(base.bias))
-        return fit._trained(base, how.strength, replace(how.options, seed=how.start))
+            base = replace(base, bias=torch.zeros_like(base.bias), threshold=0.0)
+        return fit.corrected(base, how.strength, replace(how.options, seed=how.start))
 
     def choice(self, options: FitOptions, train: Examples, start: int) -> float | None:
         """Choose a strength, or none, as `fit_router` does."""
@@ -120,16 +120,16 @@ class Trainer:
         held_out = _held_out(_usable(options, train))
 
         def measured(strength: float | None) -> Tensor:
-            router = fit._trained(base, strength, replace(options, seed=start))
+            router = fit.corrected(base, strength, replace(options, seed=start))
             scores = _scored(router, held_out, options.layer)
             return each_ndcg(scores, held_out.signals.queries)
 
         static = measured(None)
-        figures = {strength: measured(strength) for strength in fit._STRENGTHS[options.objective]}
+        figures = {strength: measured(strength) for strength in fit.STRENGTHS[options.objective]}
         best = max(figures, key=lambda strength: float(figures[strength].mean()))
-        return best if fit._clear(figures[best] - static) else None
+        return best if fit.clearly_better(figures[best] - static) else None
 
-    def _base(self, options: FitOptions, train: Examples, *, part: bool) -> fit._Base:
+    def _base(self, options: FitOptions, train: Examples, *, part: bool) -> fit.Base:
         """What holds for all queries; of a part of them where the rest is to decide on it."""
         options = _plain(Fit(options, None)).options
         usable = _usable(options, train)
@@ -140,13 +140,13 @@ class Trainer:
 
         def make() -> dict[str, Any]:
             embeddings = used.embeddings[options.layer]
-            return _written(fit._base(used.signals, embeddings, options, penalty()))
+            return _written(fit.static_base(used.signals, embeddings, options, penalty()))
 
         def penalty() -> float | None:
             names = ("objective", "max_layer", "aggregation", "first_stage")
             what = ["l1", *(getattr(options, name) for name in names), train.digest]
             found: float | None = self.shelf.kept(
-                what, lambda: fit._l1(_held_out(usable, rest=True).signals, options), PENALTY
+                what, lambda: fit.static_l1(_held_out(usable, rest=True).signals, options), PENALTY
             )
             return found
 
@@ -281,13 +281,13 @@ def _scored(router: Router, test: Examples, layer: int) -> list[Tensor]:
 
 def _usable(options: FitOptions, train: Examples) -> Examples:
     layer = options.layer
-    signals, embeddings = fit._usable(train.signals, train.embeddings[layer], options)
+    signals, embeddings = fit.usable(train.signals, train.embeddings[layer], options)
     return Examples(signals, {layer: embeddings})
 
 
 def _held_out(usable: Examples, *, rest: bool = False) -> Examples:
     """The fifth of the queries that `fit_router` decides by with seed 0, or the rest."""
-    parts = torch.tensor(deal(usable.signals.queries, fit._PARTS, 0))
+    parts = torch.tensor(deal(usable.signals.queries, fit.PARTS, 0))
     return usable.some(parts != 0 if rest else parts == 0)
 
 
@@ -296,23 +296,24 @@ def _plain(how: Fit) -> Fit:
     return replace(how, options=replace(how.options, strengths=None, seed=0))
 
 
-def _written(base: fit._Base) -> dict[str, Any]:
+def _written(base: fit.Base) -> dict[str, Any]:
     heads = base.heads
     return {
         "heads": [str(head) for head in heads],
         "named": {name: getattr(heads, name) for name in ("model", "layout", "aggregation")},
         "first_stage_weight": heads.first_stage_weight,
         "bias": base.bias.tolist(),
+        "threshold": base.threshold,
         "gates": None if base.gates is None else base.gates.int().tolist(),
     }
 
 
-def _base_of(kept: Mapping[str, Any], used: Examples, layer: int) -> fit._Base:
+def _base_of(kept: Mapping[str, Any], used: Examples, layer: int) -> fit.Base:
     heads = replace(
         HeadSet.parse(",".join(kept["heads"])),
         **kept["named"],
         first_stage_weight=kept["first_stage_weight"],
     )
     gates = None if kept["gates"] is None else torch.tensor(kept["gates"]).bool()
-    bias = torch.tensor(kept["bias"])
-    return fit._Base(used.signals, used.embeddings[layer], heads, bias, gates)
+    bias, threshold = torch.tensor(kept["bias"]), kept["threshold"]
+    return fit.Base(used.signals, used.embeddings[layer], heads, bias, threshold, gates)

@@ -16,6 +16,26 @@ JSON: TypeAlias = Mapping[str, "JSON"] | Sequence["JSON"] | str | int | float | 
 StrPath: TypeAlias = str | os.PathLike[str]
 
 
+def make_folder(path: StrPath, what: str) -> Path:
+    """Make a folder, and those it lies in, where they are missing.
+
+    Args:
+        path: Of the folder.
+        what: Is to be put there, for the error; plural.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{what} cannot be kept in {str(path)!r} ({error}); name another folder."
+        ) from error
+    return folder
+
+
 def atomic_write_text(path: StrPath, text: str) -> None:
     """Write a file whole or not at all; an existing one is replaced.
 

@@ -226,7 +226,11 @@ def inspect(
         ),
     ] = None,
     queries: Annotated[
-        int | None, typer.Option(help="Queries of each collection at most.  [default: all]")
+        int | None,
+        typer.Option(
+            help="Queries of each collection at most; 0 says what can be said without running the "
+            "LLM.  [default: all]"
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw which heads are read: an .svg or .png file.")

@@ -243,6 +243,16 @@ def test_the_bias_of_gates_is_how_often_a_head_is_in_a_label(static: Data) -> No
         assert each.heads.aggregation == "standardised"
 
 
+@pytest.mark.parametrize("objective", ["labels", "neighbours"])
+def test_gates_without_a_correction_read_the_best_few_heads(
+    objective: str, static: Data, routed: Data
+) -> None:
+    four = options(objective, labels=replace(LABELS, max_heads=4))
+    for data, answering in ((static, {HEADS[2]}), (routed, {HEADS[kind] for kind in KINDS})):
+        router = fit_router(*data, four)
+        assert set(router.choose(router.bias)) == answering
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_first_stage_counts_where_it_knows_something(objective: str) -> None:
     helped, misled = (draw(20, 3, first_stage=knows) for knows in (2.0, -2.0))

@@ -184,7 +184,7 @@ def test_chosen_strengths_are_told_split_by_split(setting: Setting) -> None:
             assert ("strengths" in rows[row]) == (row in ROUTED)
         assert [len(each) for each in rows["routed-listwise"]["strengths"]] == [2] * splits
         assert [len(each) for each in rows["neighbours"]["strengths"]] == [1] * splits
-        allowed = {*fit._STRENGTHS["listwise"], None}
+        allowed = {*fit.STRENGTHS["listwise"], None}
         assert {s for each in rows["routed-listwise"]["strengths"] for s in each} <= allowed
 
 
@@ -309,7 +309,7 @@ def test_what_was_computed_is_not_computed_again(
 ) -> None:
     for name in ("read", "embed", "write", "log_likelihoods"):
         monkeypatch.setattr(FrozenLM, name, None)
-    for name in ("_trained", "_base", "_l1"):
+    for name in ("corrected", "static_base", "static_l1"):
         monkeypatch.setattr(fit, name, None)
     reported(module, setting.folders, setting.options | {"output": tmp_path})
     again = json.loads((tmp_path / "router-parallel.json").read_text())
@@ -322,7 +322,7 @@ def test_a_run_that_was_stopped_goes_on(
     setting: Setting, module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits: list[Any] = []
-    trained, options = fit._trained, {**setting.options, "skip_ablations": True, "seeds": 1}
+    trained, options = fit.corrected, {**setting.options, "skip_ablations": True, "seeds": 1}
     options |= {"signals": tmp_path / "signals", "output": tmp_path / "results"}
 
     def stopping(*arguments: Any) -> Any:
@@ -331,10 +331,10 @@ def test_a_run_that_was_stopped_goes_on(
             raise KeyboardInterrupt
         return trained(*arguments)
 
-    monkeypatch.setattr(fit, "_trained", stopping)
+    monkeypatch.setattr(fit, "corrected", stopping)
     with pytest.raises(KeyboardInterrupt):
         reported(module, setting.folders[:1], options)
-    monkeypatch.setattr(fit, "_trained", counted(trained, fits))
+    monkeypatch.setattr(fit, "corrected", counted(trained, fits))
     reported(module, setting.folders[:1], options)
     stopped = len(fits)
     fits.clear()
@@ -560,7 +560,7 @@ def test_seeds_change_where_learning_starts_and_nothing_else(
 ) -> None:
     bases: list[Any] = []
     methods = module("router_methods")
-    monkeypatch.setattr(fit, "_base", counted(fit._base, bases))
+    monkeypatch.setattr(fit, "static_base", counted(fit.static_base, bases))
     train, test = (sample(module, "a", "judged", seed).examples for seed in (1, 2))
     options = FitOptions(layer=2, coordinates=4)
     first, second = (methods.Fit(options, 0.3, start) for start in (0, 1))
@@ -583,7 +583,7 @@ def test_what_is_kept_is_found_by_what_it_depends_on(
 ) -> None:
     fits: list[Any] = []
     methods = module("router_methods")
-    monkeypatch.setattr(fit, "_trained", counted(fit._trained, fits))
+    monkeypatch.setattr(fit, "corrected", counted(fit.corrected, fits))
     train, test = (sample(module, "a", "judged", seed).examples for seed in (1, 2))
     how = methods.Fit(FitOptions(layer=2, coordinates=4), 0.3)
     first = trainer.scores(how, train, test)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -149,6 +150,49 @@ SHOWN = "Yeast gives off gas, while it eats the sugar of the dough; so bread ris
 )
 def test_queries_are_told_from_other_texts(query: str, accepted: bool) -> None:
     assert acceptable(query, SHOWN) is accepted
+
+
+@pytest.mark.parametrize(
+    ("query", "accepted"),
+    [
+        ("面", False),
+        ("面包", True),
+        ("面包为什么会发酵\uff1f", True),
+        ("酵母吃掉面团里的糖", False),  # stands there
+        ("酵母吃掉面", True),  # five
+        ("酵母吃掉面团", False),
+        ("面" * 8, False),
+        ("パンはなぜ膨らむ", True),
+        ("ขนมปังฟูเพราะอะไร", True),
+    ],
+)
+def test_characters_count_as_words_where_nothing_parts_words(query: str, accepted: bool) -> None:
+    assert acceptable(query, "酵母吃掉面团里的糖\uff0c放出气体\uff0c面包就发起来了。") is accepted
+
+
+def test_passages_without_spaces_are_asked_for_and_cut(tmp_path: Path) -> None:
+    passage = Document("酵母吃掉面团里的糖" * 1000, id="long")
+    llm = Mock(spec=FrozenLM, dtype=torch.float32, write=Mock(return_value=["面包为什么会发酵"]))
+    llm.name = "fake"
+    corpus = Collection("bread", tmp_path, {"long": passage}, {}, {})
+    found = synthesize(corpus, llm, 1, tmp_path)
+    assert list(found.topics.values()) == ["面包为什么会发酵"]
+    ((_, (prompt,)),) = (call.args for call in llm.write.call_args_list)
+    assert prompt.count("酵母") == 167  # of 9 characters each
+
+
+def test_styles_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        written(tmp_path, Fake(about), styles=[])
+    assert str(error.value) == (
+        "there are no styles to ask in; give at least one, or leave them out."
+    )
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"queries cannot be kept in .*; name another folder"):
+        written(tmp_path / "file", Fake(about))
 
 
 @UNHURRIED

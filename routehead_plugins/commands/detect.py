@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from routehead_plugins._files import make_folder
 from routehead_plugins.collections import Collection, load_collection
 from routehead_plugins.commands._shared import ModelOptions, progress, with_candidates
 from routehead_plugins.detection import METHODS, detect
@@ -70,7 +71,7 @@ def run_detection(job: DetectionJob) -> HeadSet:
         found = detect(
             signals, job.method, job.count or 8, temperature=job.temperature, seed=job.seed
         )
-    job.output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(job.output.parent, "head sets")
     found.save(job.output)
     return found
 

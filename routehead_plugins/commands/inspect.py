@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 from routehead_plugins import _router_files as files
-from routehead_plugins._files import atomic_write_bytes, atomic_write_text
+from routehead_plugins._files import atomic_write_bytes, atomic_write_text, make_folder
 from routehead_plugins._optional import missing_extra
 from routehead_plugins.collections import BUNDLED, TOPICS_FILE, read_topics
 from routehead_plugins.commands._inspection import Inspection, Use, sampled
@@ -81,11 +81,11 @@ def run_inspection(job: InspectionJob) -> Inspection:
     uses = [] if job.queries == 0 else _uses(job, router)
     inspection = Inspection(job.router, router, size, uses, job.seed)
     if job.output is not None:
-        job.output.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(job.output.parent, "figures")
         text = json.dumps(inspection.as_json(), indent=1, ensure_ascii=False)
         atomic_write_text(job.output, text + "\n")
     if job.plot is not None:
-        job.plot.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(job.plot.parent, "plots")
         _draw(inspection, job.plot)
     return inspection
 

@@ -75,10 +75,13 @@ class TrainingJob:
     def __post_init__(self) -> None:
         if not self.collections:
             raise InputError("--collection names nothing to learn from; give a BEIR folder.")
-        for name in ("synthesize", "queries"):
+        for name, least in (("synthesize", 1), ("queries", 1), ("max_layer", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name}={value} leaves nothing to learn from; give 1 or more.")
+            if value is not None and value < least:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(
+                    f"{option}={value} leaves nothing to learn from; give {least} or more."
+                )
         if not 0 <= self.teacher <= 1:
             raise InputError(f"--teacher={self.teacher} is no share; give 0 to 1.")
         if self.output.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from routehead_plugins._version import __version__
@@ -18,6 +19,9 @@ def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str)
         command: What made it.
     """
     heads, description = router.heads, router.description or {}
+    model = heads.model or "an unnamed LLM"
+    if Path(model).exists():  # where it lies on a disk is nobody's business
+        model = Path(model).name
     rows = [f"| {part['name']} | {part['kind']} | {part['queries']} |" for part in parts]
     held_out = description.get("held_out_ndcg@10")
     measured = []
@@ -42,7 +46,7 @@ def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str)
             "tags: [re-ranking, attention-heads, routehead]",
             "---",
             "",
-            f"# Head router for {heads.model}",
+            f"# Head router for {model}",
             "",
             "Names, per query, the attention heads of a frozen LLM by which documents are ranked",
             "(RouteHead, arXiv 2604.24608). It is of no use without that LLM, and does not change",
@@ -52,7 +56,7 @@ def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str)
             "from routehead_plugins import HeadRoutedAttentionReranker",
             "",
             "reranker = HeadRoutedAttentionReranker.from_pretrained(",
-            f'    "{heads.model}", router="path/of/this/folder"',
+            f'    "{model}", router="path/of/this/folder"',
             ")",
             "```",
             "",

@@ -8,7 +8,8 @@ Three objectives, the heads being read the same way after each of them:
 ``labels``
     As published (RouteHead, arXiv 2604.24608): the gates learn the pseudo-labels by cross-entropy
     with a penalty for sparsity. The bias starts at how often a head is in a label, which is its
-    static utility. The paper's exact form is not public.
+    static utility, and the threshold where the bias alone chooses the best few heads for all
+    queries. The paper's exact form is not public.
 ``neighbours``
     Nothing is learned: the labels of the nearest training queries vote.
 
@@ -32,21 +33,24 @@ from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.query_space import QuerySpace
 from routehead_plugins.router import HeadRouter, NeighbourRouter, Router
+from routehead_plugins.scoring import fuse
 from routehead_plugins.training.correction import cross_entropy, learn, listwise
 from routehead_plugins.training.labels import LabelOptions, pseudo_labels
-from routehead_plugins.training.offline import each_ndcg, routed_scores
+from routehead_plugins.training.offline import each_ndcg, offline_scores, routed_scores
 from routehead_plugins.training.signals import SignalSet
 from routehead_plugins.training.weights import choose_l1, deal, fit_weights
 
-# Objective -> strengths of its penalty to choose among; a vote has none.
-_STRENGTHS = {
+STRENGTHS: Mapping[str, tuple[float, ...]] = {
     "listwise": (10.0, 3.0, 1.0, 0.3),
     "labels": (1.0, 0.3, 0.1, 0.0),
     "neighbours": (0.0,),
 }
-OBJECTIVES = tuple(_STRENGTHS)
+"""Objective -> strengths of its penalty to choose among; a vote has none."""
+OBJECTIVES = tuple(STRENGTHS)
 
-_PARTS = 5
+PARTS = 5
+"""One of so many parts of the queries decides whether a correction is kept."""
+_COUNTS = (1, 2, 4)  # heads that are tried for all queries alike, besides as many as are allowed
 _FUSION = (0.0, 0.25, 0.5, 1.0)  # weights of the first stage that gates are tried with
 _RAREST = 0.01  # share of labels below which a head counts as if it were in so many
 
@@ -101,13 +105,23 @@ class FitOptions:
 
 
 @dataclass(frozen=True)
-class _Base:
-    """A router before any correction, and what it learns from; gates where it learns labels."""
+class Base:
+    """A router before any correction, and what it learns from.
+
+    Attributes:
+        signals: Of the training queries.
+        embeddings: Of the same, shape (queries, width).
+        heads: Those that may be chosen, with the weight of the first stage.
+        bias: What is said of all queries alike, shape (heads,).
+        threshold: A head is read above it.
+        gates: The labels, where they are learned, shape (queries, heads).
+    """
 
     signals: SignalSet
     embeddings: Tensor
     heads: HeadSet
     bias: Tensor
+    threshold: float = 0.0
     gates: Tensor | None = None
 
 
@@ -132,27 +146,27 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
             f"there are {len(embeddings)} embeddings for {len(signals.queries)} queries; give one "
             "for each."
         )
-    signals, embeddings = _usable(signals, embeddings, options)
+    signals, embeddings = usable(signals, embeddings, options)
     if options.strengths is not None and len(options.strengths) == 1:
-        base = _base(signals, embeddings, options, _l1(signals, options))
+        base = static_base(signals, embeddings, options, static_l1(signals, options))
         strength = options.strengths[0]
-        return _described(_trained(base, strength, options), {"strength": strength})
-    strengths = options.strengths or _STRENGTHS[options.objective]
-    parts = torch.tensor(deal(signals.queries, _PARTS, options.seed))
-    l1 = _l1(_some(signals, parts != 0), options)
-    base = _base(_some(signals, parts != 0), embeddings[parts != 0], options, l1)
+        return _described(corrected(base, strength, options), {"strength": strength})
+    strengths = options.strengths or STRENGTHS[options.objective]
+    parts = torch.tensor(deal(signals.queries, PARTS, options.seed))
+    l1 = static_l1(_some(signals, parts != 0), options)
+    base = static_base(_some(signals, parts != 0), embeddings[parts != 0], options, l1)
     held_out = _some(signals, parts == 0).queries
 
     def measured(strength: float | None) -> Tensor:
-        router = _trained(base, strength, options)
+        router = corrected(base, strength, options)
         scores = routed_scores(router, held_out, embeddings[parts == 0], signals.heads)
         return each_ndcg(scores, held_out)
 
     static = measured(None)
     figures = {strength: measured(strength) for strength in strengths}
     best = max(figures, key=lambda strength: float(figures[strength].mean()))
-    chosen = best if _clear(figures[best] - static) else None
-    router = _trained(_base(signals, embeddings, options, l1), chosen, options)
+    chosen = best if clearly_better(figures[best] - static) else None
+    router = corrected(static_base(signals, embeddings, options, l1), chosen, options)
     found = {
         "strength": chosen,
         "held_out_queries": len(held_out),
@@ -166,10 +180,17 @@ def _described(router: Router, found: Mapping[str, Any]) -> Router:
     return replace(router, description={**(router.description or {}), **found})
 
 
-def _usable(
-    signals: SignalSet, embeddings: Tensor, options: FitOptions
-) -> tuple[SignalSet, Tensor]:
-    """Leave out queries without contrast, and heads that are too deep."""
+def usable(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> tuple[SignalSet, Tensor]:
+    """Leave out queries without contrast, and heads that are too deep.
+
+    Args:
+        signals: Of all queries.
+        embeddings: Of the same, shape (queries, width).
+        options: Their ``max_layer`` counts.
+
+    Raises:
+        InputError: Nothing is left.
+    """
     _ = signals.with_contrast  # complains where there is none
     contrast = torch.tensor([query.has_contrast for query in signals.queries])
     signals, embeddings = _some(signals, contrast), embeddings[contrast]
@@ -193,8 +214,8 @@ def _some(signals: SignalSet, wanted: Tensor) -> SignalSet:
     return signals.subset([signals.queries[place] for place in wanted.nonzero()[:, 0].tolist()])
 
 
-def _l1(signals: SignalSet, options: FitOptions) -> float | None:
-    """How sparse static weights are to be; ``None`` where there are none."""
+def static_l1(signals: SignalSet, options: FitOptions) -> float | None:
+    """Choose how sparse static weights are to be; ``None`` where there are none."""
     if options.objective != "listwise":
         return None
     return choose_l1(
@@ -202,8 +223,17 @@ def _l1(signals: SignalSet, options: FitOptions) -> float | None:
     )
 
 
-def _base(signals: SignalSet, embeddings: Tensor, options: FitOptions, l1: float | None) -> _Base:
-    """Find what holds for all queries."""
+def static_base(
+    signals: SignalSet, embeddings: Tensor, options: FitOptions, l1: float | None
+) -> Base:
+    """Find what holds for all queries.
+
+    Args:
+        signals: What is learned from.
+        embeddings: Of the same queries; labels of groups need them.
+        options: How.
+        l1: From `static_l1`.
+    """
     if options.objective != "listwise":
         return _labelled(signals, embeddings, options)
     fit = partial(
@@ -220,29 +250,51 @@ def _base(signals: SignalSet, embeddings: Tensor, options: FitOptions, l1: float
     weight = dict(zip(found, found.weights or (), strict=True))
     bias = torch.tensor([weight.get(head, 0.0) for head in signals.heads])
     heads = replace(found, heads=list(signals.heads), weights=None)
-    return _Base(signals, embeddings, heads, bias)
+    return Base(signals, embeddings, heads, bias)
 
 
-def _labelled(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> _Base:
+def _labelled(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> Base:
     labels = pseudo_labels(signals, options.labels, embeddings=embeddings)
     share = labels.gates.float().mean(dim=0).clamp(_RAREST, 1 - _RAREST)
     bias = share if options.objective == "neighbours" else share.logit()
     heads = replace(labels.heads, scores=None, aggregation=options.aggregation)
-    base = _Base(signals, embeddings, heads, bias, labels.gates)
-    if not options.first_stage:
-        return base
-    static = _trained(base, None, options)
-
-    def measured(weight: float) -> float:
-        fused = replace(static, heads=replace(heads, first_stage_weight=weight))
-        scores = routed_scores(fused, signals.queries, embeddings, signals.heads)
-        return float(each_ndcg(scores, signals.queries).mean())
-
-    return replace(base, heads=replace(heads, first_stage_weight=max(_FUSION, key=measured)))
+    count, weight = _static_choice(signals, heads, bias, options)
+    heads = replace(heads, first_stage_weight=weight)
+    return Base(signals, embeddings, heads, bias, _above(bias, count), labels.gates)
 
 
-def _trained(base: _Base, strength: float | None, options: FitOptions) -> Router:
-    """Learn the correction; none where there is no strength."""
+def _static_choice(
+    signals: SignalSet, heads: HeadSet, bias: Tensor, options: FitOptions
+) -> tuple[int, float | None]:
+    """How many heads to read where no query is told from another, and the first stage's weight."""
+    queries, found = signals.queries, {}
+    order = bias.argsort(descending=True, stable=True).tolist()
+    most = min(options.labels.max_heads, len(order))
+    for count in sorted({most, *(c for c in _COUNTS if c < most)}, reverse=True):
+        chosen = replace(heads, heads=[heads[place] for place in order[:count]])
+        scores = [offline_scores(query, chosen, signals.heads) for query in queries]
+        for weight in _FUSION if options.first_stage else (None,):
+            fused = [
+                fuse(s, q.first_stage, weight or 0.0) for s, q in zip(scores, queries, strict=True)
+            ]
+            found[count, weight] = float(each_ndcg(fused, queries).mean())
+    return max(found, key=lambda choice: found[choice])
+
+
+def _above(bias: Tensor, count: int) -> float:
+    """A threshold that the largest so many are above, but for equal ones."""
+    ordered = bias.sort(descending=True).values
+    return float(ordered[count]) if count < len(ordered) else float(ordered[-1]) - 1.0
+
+
+def corrected(base: Base, strength: float | None, options: FitOptions) -> Router:
+    """Learn the correction.
+
+    Args:
+        base: What it corrects.
+        strength: Of the penalty; ``None`` for no correction at all.
+        options: How.
+    """
     votes = strength is not None and options.objective == "neighbours"
     space = QuerySpace.fit(
         base.embeddings,
@@ -255,6 +307,7 @@ def _trained(base: _Base, strength: float | None, options: FitOptions) -> Router
         "space": space,
         "bias": base.bias,
         "reading": "weights" if base.gates is None else "gates",
+        "threshold": base.threshold,
         "max_heads": None if base.gates is None else options.labels.max_heads,
         "description": {"objective": options.objective, "queries": len(base.embeddings)},
     }
@@ -274,8 +327,8 @@ def _trained(base: _Base, strength: float | None, options: FitOptions) -> Router
     return HeadRouter(**shared, projection=projection, embeddings=embeddings)
 
 
-def _clear(differences: Tensor) -> bool:
-    """Whether a mean difference is more than one standard error."""
+def clearly_better(differences: Tensor) -> bool:
+    """Whether the mean of differences, shape (queries,), is more than one standard error."""
     if len(differences) < 2:
         return False
     # Where one query alone differs, the error is the mean itself, but for rounding.

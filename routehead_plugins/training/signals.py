@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from routehead_plugins._files import atomic_write_bytes, atomic_write_text
+from routehead_plugins._files import atomic_write_bytes, atomic_write_text, make_folder
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
 
@@ -144,13 +144,7 @@ class SignalStore:
         """
         text = json.dumps(settings, sort_keys=True, indent=1)
         self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.folder = Path(folder) / self._fingerprint
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"signals cannot be kept in {str(folder)!r} ({error}); name another folder."
-            ) from error
+        self.folder = make_folder(Path(folder) / self._fingerprint, "signals")
         atomic_write_text(self.folder / "settings.json", text + "\n")
 
     def get(self, key: str) -> QuerySignals | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from routehead_plugins._files import JSON
+from routehead_plugins._files import JSON, make_folder
 from routehead_plugins._version import __version__
 from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.collections import Collection, Qrels
@@ -25,10 +25,12 @@ from routehead_plugins.journal import Journal
 _BATCH = 16
 _MAX_TOKENS = 32
 _TEMPERATURE = 0.5
-_PASSAGE_WORDS = 150  # what is behind them is not shown
+_PASSAGE_WORDS, _PASSAGE_LENGTH = 150, 1500  # words and characters; what is behind is not shown
 _TURNS = 2  # queries of one passage; more of them are much alike
 _SHORTEST_PASSAGE = 12  # words; less than that says too little to ask for
-_WORD = re.compile(r"\w+")
+# Where words are not told apart by spaces, every character counts as one: Thai to Khmer, kana, Han.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,11 @@ def synthesize(
         The same corpus with the written queries and their judgments, without candidates.
 
     Raises:
-        InputError: The count is below 1, or no passage is long enough to be asked for.
+        InputError: The count is below 1, there are no styles, no passage is long enough to be asked
+            for, or the folder cannot be made.
         UnsupportedModelError: The LLM was loaded without its last layers.
     """
     attempts = _attempts(collection, count, seed, styles)
-    Path(folder).mkdir(parents=True, exist_ok=True)
     state: dict[str, JSON] = {
         "model": llm.name,
         "dtype": str(llm.dtype),
@@ -168,7 +170,8 @@ def synthesize(
     }
     digest = _digest(sorted(state.items()))
     texts: list[str] = []
-    with Journal(Path(folder) / f"queries-{collection.name}-{digest}", state) as journal:
+    path = make_folder(folder, "queries") / f"queries-{collection.name}-{digest}"
+    with Journal(path, state) as journal:
         for start in range(0, len(attempts), _BATCH * len(styles)):
             group = attempts[start : start + _BATCH * len(styles)]
             written: dict[int, str] = {}
@@ -217,6 +220,8 @@ def _attempts(
 ) -> list[_Attempt]:
     if count < 1:
         raise InputError(f"{count} queries are none to learn from; give 1 or more.")
+    if not styles:
+        raise InputError("there are no styles to ask in; give at least one, or leave them out.")
     passages = [
         document
         for document in collection.corpus.values()
@@ -291,7 +296,7 @@ def _only(collection: Collection, query_ids: Sequence[str]) -> Collection:
 
 
 def _cut(passage: str) -> str:
-    return " ".join(passage.split()[:_PASSAGE_WORDS])
+    return " ".join(passage.split()[:_PASSAGE_WORDS])[:_PASSAGE_LENGTH]
 
 
 def _words(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routehead_plugins._files import make_folder
 from routehead_plugins._version import __version__
 from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.collections import Collection
@@ -64,14 +65,8 @@ def collect_likelihoods(
         "max_doc_tokens": max_doc_tokens,
         "version": __version__,
     }
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"likelihoods cannot be kept in {str(folder)!r} ({error}); name another folder."
-        ) from error
     # A journal of other settings would be dropped; hours of work are better kept apart.
-    path = Path(folder) / f"likelihood-{collection.name}-{_digest(state)}"
+    path = make_folder(folder, "likelihoods") / f"likelihood-{collection.name}-{_digest(state)}"
     found = {}
     with Journal(path, state) as journal:
         for query_id, query in collection.topics.items():
