@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from routehead_plugins import _router_files as files
-from routehead_plugins._optional import missing_extra
 from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.errors import InputError, RouterMismatchError
 from routehead_plugins.heads import HeadSet
@@ -91,10 +90,15 @@ class Router(Selector):
         """The prompt layout it was trained for."""
         return self.heads.layout
 
+    @property
+    def routes(self) -> bool:
+        """Whether it can tell one query from another."""
+        return True
+
     def layers(self, num_layers: int) -> int:  # noqa: ARG002
         """Count the layers up to the deepest head it may choose, and to the query's embedding."""
         # States behind the last layer that is loaded are not the whole LLM's.
-        return max(self.heads.last_layer, self.space.layer) + 1
+        return max(self.heads.last_layer, self.space.layer if self.routes else 0) + 1
 
     @abstractmethod
     def correction(self, queries: Tensor) -> Tensor:
@@ -157,6 +161,9 @@ class Router(Selector):
 
     def select_all(self, queries: Sequence[str], llm: FrozenLM) -> list[HeadSet]:
         """Choose the heads for several queries at once; see ``select``."""
+        if not self.routes:
+            self._check(llm)
+            return [self.choose(self.bias)] * len(queries)
         # Blank ones are embedded as well: wrong LLMs show, whatever the query.
         logits = self.logits(self.embed(queries, llm))
         blank = torch.tensor([not query.strip() for query in queries], dtype=torch.bool)
@@ -177,15 +184,18 @@ class Router(Selector):
             RouterMismatchError: The router was trained for another LLM.
             HeadError: The LLM does not have its heads.
         """
-        trained_for = self.heads.model
-        if trained_for is not None and not same_model(trained_for, llm.name):
-            raise self._mismatch(llm)
-        self.heads.check_within(llm.heads, llm.name)
+        self._check(llm)
         embeddings = llm.embed(queries, layer=self.space.layer)
         # A folder may hold any LLM, so that names do not tell all of them apart.
         if embeddings.shape[1] != len(self.space.mean):
             raise self._mismatch(llm)
         return embeddings
+
+    def _check(self, llm: FrozenLM) -> None:
+        trained_for = self.heads.model
+        if trained_for is not None and not same_model(trained_for, llm.name):
+            raise self._mismatch(llm)
+        self.heads.check_within(llm.heads, llm.name)
 
     def _mismatch(self, llm: FrozenLM) -> RouterMismatchError:
         return RouterMismatchError(
@@ -278,62 +288,29 @@ class HeadRouter(Router):
     kind = "heads"
     tensors: ClassVar = {"projection": "d coordinates", "embeddings": "heads d"}
 
+    @property
+    def routes(self) -> bool:
+        """Whether it was given a correction: without, all queries get the heads of the bias."""
+        return bool(self.projection.any()) and bool(self.embeddings.any())
+
     def correction(self, queries: Tensor) -> Tensor:
         """See ``Router.correction``."""
         routed = queries @ self.projection.T @ self.embeddings.T
         return routed / math.sqrt(len(self.projection))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class NeighbourRouter(Router):
-    """The vote of the nearest training queries: nothing is trained but their labels.
+def _kinds() -> dict[str, type[Router]]:
+    from routehead_plugins.neighbours import NeighbourRouter  # which imports this module
 
-    ``c_h(x)`` is the mean label of the nearest anchors, less ``b_h``.
-
-    Attributes:
-        labels: What is best for each of the space's anchors, shape (anchors, heads).
-        neighbours: How many vote.
-
-    Raises:
-        InputError: See ``Router``.
-        MissingExtraError: FAISS is not installed.
-    """
-
-    labels: Tensor
-    neighbours: int = 16
-
-    kind = "neighbours"
-    tensors: ClassVar = {"labels": "anchors heads"}
-    numbers = ("neighbours",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        files.check_count("neighbours", self.neighbours)
-        try:
-            import faiss  # every other router does without
-        except ImportError as error:
-            raise missing_extra(error, "faiss") from error
-        places = self.space.places
-        index = faiss.IndexFlatIP(places.shape[1])
-        index.add(places.numpy())
-        object.__setattr__(self, "_index", index)
-
-    def correction(self, queries: Tensor) -> Tensor:
-        """See ``Router.correction``."""
-        index: Any = object.__getattribute__(self, "_index")
-        count = min(self.neighbours, len(self.labels))
-        _, places = index.search(queries.contiguous().numpy(), count)
-        return self.labels[torch.from_numpy(places)].mean(dim=1) - self.bias
-
-
-_KINDS: dict[str, type[Router]] = {kind.kind: kind for kind in (HeadRouter, NeighbourRouter)}
+    return {kind.kind: kind for kind in (HeadRouter, NeighbourRouter)}
 
 
 def _router(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
     """Put a router together; whatever does not fit would only fail at the first query."""
-    if config["kind"] not in _KINDS:
-        raise ValueError(f"kind is {config['kind']!r}, not one of {', '.join(_KINDS)}")
-    kind = _KINDS[config["kind"]]
+    kinds = _kinds()
+    if config["kind"] not in kinds:
+        raise ValueError(f"kind is {config['kind']!r}, not one of {', '.join(kinds)}")
+    kind = kinds[config["kind"]]
     heads = HeadSet.parse(",".join(config["heads"]))
     heads = replace(heads, method="routed", **{name: config[name] for name in _OF_HEADS})
     floats = {n: tensors[n].float() for n in (*QuerySpace.tensors, "bias", *kind.tensors)}

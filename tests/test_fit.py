@@ -16,7 +16,8 @@ from torch import Tensor
 
 from routehead_plugins import Head, HeadSet
 from routehead_plugins.errors import InputError
-from routehead_plugins.router import HeadRouter, NeighbourRouter, Router
+from routehead_plugins.neighbours import NeighbourRouter
+from routehead_plugins.router import HeadRouter, Router
 from routehead_plugins.training import correction, fit
 from routehead_plugins.training.fit import OBJECTIVES, FitOptions, fit_router
 from routehead_plugins.training.labels import LabelOptions, pseudo_labels
@@ -215,10 +216,9 @@ def test_the_bias_is_the_static_weights(static: Data) -> None:
     weights = fit_weights(signals, aggregation="log", l1=choose_l1(train, aggregation="log"))
     assert weights.weights is not None
     found = dict(zip(router.heads, router.bias.tolist(), strict=True))
-    assert {h: w for h, w in found.items() if w} == pytest.approx(
-        dict(zip(weights, weights.weights, strict=True))
-    )
-    assert list(router.heads) == list(HEADS)
+    # Nothing is corrected, so that heads without a weight are left out.
+    assert found == pytest.approx(dict(zip(weights, weights.weights, strict=True)))
+    assert 0 < len(found) < len(HEADS)
     recorded = router.heads
     assert (recorded.model, recorded.layout, recorded.data) == ("tiny", "sequential", "written")
     assert (recorded.aggregation, recorded.weights) == ("log", None)

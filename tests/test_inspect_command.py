@@ -36,8 +36,9 @@ from routehead_plugins.errors import (
     ModelLoadError,
     RouterMismatchError,
 )
+from routehead_plugins.neighbours import NeighbourRouter
 from routehead_plugins.query_space import QuerySpace
-from routehead_plugins.router import HeadRouter, NeighbourRouter, Router
+from routehead_plugins.router import HeadRouter, Router
 
 HEADS = HeadSet(
     [(0, 0), (0, 1), (1, 0), (2, 1)],

@@ -28,8 +28,9 @@ from routehead_plugins.errors import (
     ModelLoadError,
     RouterMismatchError,
 )
+from routehead_plugins.neighbours import NeighbourRouter
 from routehead_plugins.query_space import QuerySpace
-from routehead_plugins.router import HeadRouter, NeighbourRouter, Router
+from routehead_plugins.router import HeadRouter, Router
 
 HEADS = HeadSet(
     [(0, 1), (2, 3), (1, 0), (2, 0), (0, 3)],
@@ -235,11 +236,28 @@ def test_what_is_chosen_records_what_the_router_was_fitted_for(reading: str) -> 
 
 
 def test_it_needs_the_layers_of_its_heads_and_one_behind_the_querys_embedding() -> None:
-    assert fixed([1.0]).layers(4) == LAYER + 1
-    deep = replace(HEADS, heads=[(7, 0), (2, 1)])
-    router = fixed([1.0, 2.0])
-    assert replace(router, heads=deep).layers(30) == 8
+    router = fixed([1.0])
     assert router.layout == "parallel"
+    routing = fixed([1.0], projection=torch.ones(1, 3), embeddings=torch.ones(1, 1))
+    assert routing.layers(4) == LAYER + 1
+    assert replace(routing, heads=replace(HEADS, heads=[(7, 0)])).layers(30) == 8
+
+
+@pytest.mark.parametrize("name", ["projection", "embeddings"])
+def test_without_a_correction_queries_are_not_even_embedded(
+    name: str, llm: FrozenLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"projection": torch.ones(1, 3), "embeddings": torch.ones(3, 1)}
+    assert fixed([1.0, -2.0, 0.0], **given).routes
+    static = fixed([1.0, -2.0, 0.0], **given | {name: torch.zeros_like(given[name])})
+    assert not static.routes
+    assert static.layers(4) == 1 < LAYER + 1
+    monkeypatch.setattr(FrozenLM, "embed", None)
+    chosen = static.select_all(["one", "two"], llm)
+    assert chosen == [static.choose(static.bias)] * 2
+    other = replace(static, heads=replace(static.heads, model="org/other"))
+    with pytest.raises(RouterMismatchError, match="was trained for 'org/other'"):
+        other.select("one", llm)
 
 
 def test_routers_are_told_apart_by_any_of_their_numbers(router: Router) -> None:

@@ -31,8 +31,9 @@ from torch import Tensor
 
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
+from routehead_plugins.neighbours import NeighbourRouter
 from routehead_plugins.query_space import QuerySpace
-from routehead_plugins.router import HeadRouter, NeighbourRouter, Router
+from routehead_plugins.router import HeadRouter, Router
 from routehead_plugins.scoring import fuse
 from routehead_plugins.training.correction import cross_entropy, learn, listwise
 from routehead_plugins.training.labels import LabelOptions, pseudo_labels
@@ -167,6 +168,8 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
     best = max(figures, key=lambda strength: float(figures[strength].mean()))
     chosen = best if clearly_better(figures[best] - static) else None
     router = corrected(static_base(signals, embeddings, options, l1), chosen, options)
+    if isinstance(router, HeadRouter) and not router.routes:
+        router = _trimmed(router)
     found = {
         "strength": chosen,
         "held_out_queries": len(held_out),
@@ -174,6 +177,16 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
         | {str(strength): round(float(each.mean()), 4) for strength, each in figures.items()},
     }
     return _described(router, found)
+
+
+def _trimmed(router: HeadRouter) -> Router:
+    """The same without heads that it never reads, and so without the layers behind them."""
+    read = set(router.choose(router.bias))
+    places = [place for place, head in enumerate(router.heads) if head in read]
+    heads = replace(router.heads, heads=[router.heads[place] for place in places])
+    return replace(
+        router, heads=heads, bias=router.bias[places], embeddings=router.embeddings[places]
+    )
 
 
 def _described(router: Router, found: Mapping[str, Any]) -> Router:
