@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from compare_methods import ALL, BM25, measure_rows
+from compare_methods import ALL, BM25, FUSED, measure_rows
 from compare_report import MACRO, macro_average
 from router_data import JUDGED, Sample
 from router_methods import LEARNED, ROUTED, Found
@@ -20,11 +20,12 @@ from routehead_plugins.evaluation import Comparison, Evaluation, ResultTable, co
 from routehead_plugins.utility import reciprocal_rank
 
 MICRO = "micro-average"
+LIKELIHOOD = f"likelihood{FUSED}"
 MEASURES = {"unseen": "nDCG@10", "own, judged": "nDCG@10", "own, synthesized": "RR"}
 
 # Baseline -> rows that are compared with it.
 _AGAINST = {
-    **{row: LEARNED for row in (BM25, ALL, "weights")},
+    **{row: LEARNED for row in (BM25, ALL, "weights", LIKELIHOOD)},
     **{
         static: tuple(row for row, floor in ROUTED.items() if floor == static)
         for static in ROUTED.values()

@@ -191,7 +191,8 @@ def test_chosen_strengths_are_told_split_by_split(setting: Setting) -> None:
 def test_routers_are_compared_where_they_must_rise_above(setting: Setting) -> None:
     for question in QUESTIONS:
         found = setting.results[question]
-        baselines = {"bm25", "weights"} | ({"all"} if question == "unseen" else set())
+        others = {"all", "likelihood+bm25"} if question == "unseen" else set()
+        baselines = {"bm25", "weights"} | others
         wanted = {(b, row) for b in baselines for row in LEARNED if row != b}
         for routed, static in (("routed-labels", "labels"), ("neighbours", "neighbours-static")):
             wanted |= {(static, routed), (static, f"{routed}-forced")}
