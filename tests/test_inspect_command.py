@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import families
 import pytest
@@ -414,6 +414,23 @@ def test_queries_are_routed_as_the_router_routes_them(
         places = [HEADS.heads.index(head) for head in heads]
         assert read.nonzero()[:, 0].tolist() == sorted(places)
         assert weights[places].tolist() == pytest.approx(heads.weights, abs=1e-4)
+
+
+def test_a_router_that_tells_no_queries_apart_is_inspected_as_deep_as_it_embeds(
+    folder: str, trained: Router, tmp_path: Path
+) -> None:
+    static = replace(
+        cast(HeadRouter, trained),
+        heads=replace(trained.heads, heads=list(HEADS)[:2]),
+        bias=trained.bias[:2],
+        embeddings=torch.zeros(2, 2),
+    )
+    assert static.layers(9) < static.space.layer
+    static.save_pretrained(tmp_path / "static")
+    here = topics_at(tmp_path / "here")
+    (found,) = run_inspection(job(str(tmp_path / "static"), here)).uses
+    (routed,) = run_inspection(job(folder, here)).uses
+    assert found.familiarity.tolist() == pytest.approx(routed.familiarity.tolist(), abs=1e-4)
 
 
 def test_some_queries_are_drawn_by_the_seed(folder: str, tmp_path: Path) -> None:

@@ -397,9 +397,10 @@ def test_the_card_says_what_was_done(
         "- layout: parallel; documents were cut at 60 tokens",
         "- objective: listwise; heads are read as weights, signals standardised",
         f"- weight of the retrieval score: {router.heads.first_stage_weight}",
-        "- queries are embedded after layer 3",
+        "It chooses the same heads for every query, fitted on the kinds of queries above: no",
     ):
         assert f"\n{line}\n" in card
+    assert "- queries are embedded after layer" not in card
     assert str(Path(model).parent) not in card
     assert router.description is not None
     figures = router.description["held_out_ndcg@10"]
@@ -412,7 +413,7 @@ def test_the_card_says_what_was_done(
     assert ("\nNone was clearly better than" in card) is (chosen is None)
 
 
-def make_router(heads: HeadSet, description: Mapping[str, Any]) -> Router:
+def make_router(heads: HeadSet, description: Mapping[str, Any]) -> HeadRouter:
     return HeadRouter(
         heads=heads,
         space=QuerySpace.fit(torch.eye(3), 1),
@@ -421,6 +422,16 @@ def make_router(heads: HeadSet, description: Mapping[str, Any]) -> Router:
         embeddings=torch.zeros(len(heads), 1),
         description=description,
     )
+
+
+def test_the_card_of_a_router_that_routes_says_what_it_falls_back_to() -> None:
+    heads = HeadSet([(0, 1)], model="tiny", layout="parallel")
+    router = make_router(heads, {"objective": "listwise", "queries": 3, "strength": 0.5})
+    router = replace(router, projection=torch.ones(1, 2), embeddings=torch.ones(1, 1))
+    card = model_card(router, [], "routehead train")
+    assert "\n- queries are embedded after layer 1\n" in card
+    assert "For others it falls back to static weights," in card
+    assert "the same heads for every query" not in card
 
 
 def test_a_card_without_figures_does_not_speak_of_measuring() -> None:

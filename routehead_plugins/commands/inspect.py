@@ -128,7 +128,8 @@ def _uses(job: InspectionJob, router: Router) -> list[Use]:
             raise CollectionError(f"{path / TOPICS_FILE} holds no queries; expected some to route.")
         found[name] = sampled(topics, job.queries, f"{job.seed} {name}")
     options = ModelOptions(job.model or router.heads.model or "embedded", job.device, job.dtype)
-    llm = options.load(router)
+    # A router that tells no queries apart does not need them embedded, but how familiar they are.
+    llm = options.load(router if router.routes else None)
     uses = []
     for name, texts in found.items():
         with err.status(f"{name}: embedding {len(texts)} queries ..."):

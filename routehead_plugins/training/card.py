@@ -9,6 +9,15 @@ from typing import Any
 from routehead_plugins._version import __version__
 from routehead_plugins.router import Router
 
+_ROUTING = (
+    "It knows the kinds of queries above. For others it falls back to static weights,",
+    "fitted on the same queries: measure it on your own (`routehead evaluate`).",
+)
+_STATIC = (
+    "It chooses the same heads for every query, fitted on the kinds of queries above: no",
+    "correction by query was clearly better. Measure it on your own (`routehead evaluate`).",
+)
+
 
 def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str) -> str:
     """Write a router's card, in Markdown.
@@ -78,13 +87,12 @@ def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str)
             f"- objective: {description.get('objective')}; heads are read as {router.reading}, "
             f"signals {heads.aggregation}",
             f"- weight of the retrieval score: {heads.first_stage_weight}",
-            f"- queries are embedded after layer {router.space.layer}",
+            *([f"- queries are embedded after layer {router.space.layer}"] * router.routes),
             "",
             *measured,
             "## Limits",
             "",
-            "It knows the kinds of queries above. For others it falls back to static weights,",
-            "fitted on the same queries: measure it on your own (`routehead evaluate`).",
+            *(_ROUTING if router.routes else _STATIC),
             "",
         ]
     )
