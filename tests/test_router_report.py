@@ -299,7 +299,8 @@ def test_tables_are_printed_narrow_enough_to_read(setting: Setting) -> None:
 
 def test_the_cost_of_routing_is_timed_when_it_is_asked_for(setting: Setting) -> None:
     cost = setting.results["cost"]
-    assert set(cost["milliseconds"]) == {"select", "cold", "warm"}
+    timed = {"select", "cold", "warm", "static_cold", "static_warm", "likelihood"}
+    assert set(cost["milliseconds"]) == timed
     assert all(each > 0 for each in cost["milliseconds"].values())
     assert (cost["queries"], cost["documents"]) == (5, 5)
     assert "re-rank, warm cache" in setting.printed
