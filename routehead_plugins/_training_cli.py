@@ -138,6 +138,10 @@ def train(
         int | None,
         typer.Option(help="Embed queries after this layer.  [default: four fifths of the way]"),
     ] = None,
+    pooling: Annotated[
+        str,
+        typer.Option(help="Embed queries by the **mean** of their tokens, or the **last** one."),
+    ] = "mean",
     max_layer: Annotated[
         int | None,
         typer.Option(help="Read no head of a deeper layer, for speed.  [default: no limit]"),
@@ -197,6 +201,7 @@ def train(
             hits=hits,
             objective=objective,
             layer=layer,
+            pooling=pooling,
             max_layer=max_layer,
             labels=LabelOptions(
                 candidates=candidates,

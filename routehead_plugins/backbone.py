@@ -14,6 +14,7 @@ from routehead_plugins.attention import Rows, Tap, readable_heads, run, tapped_v
 from routehead_plugins.batching import batches
 from routehead_plugins.cache import KeyValues, added, joined
 from routehead_plugins.data import check_text
+from routehead_plugins.embedding import check_pooling, pooled
 from routehead_plugins.errors import InputError, UnsupportedModelError
 from routehead_plugins.generation import sample
 from routehead_plugins.heads import HeadSet
@@ -117,9 +118,14 @@ class FrozenLM:
 
     @torch.inference_mode()
     def embed(
-        self, texts: Sequence[str], *, layer: int | None = None, max_tokens: int | None = 512
+        self,
+        texts: Sequence[str],
+        *,
+        layer: int | None = None,
+        pooling: str = "mean",
+        max_tokens: int | None = 512,
     ) -> Tensor:
-        """Embed texts for a dense first stage: the mean of a layer's states over the tokens.
+        """Embed texts for a dense first stage, or for a router: a layer's states, pooled.
 
         A few coordinates of an LLM's states are tens of times larger than the others, in every text
         alike: shift and scale every coordinate by its mean and deviation over the corpus
@@ -128,14 +134,16 @@ class FrozenLM:
         Args:
             texts: What to embed; a blank text gives zeros.
             layer: After how many layers to look; ``None`` for four fifths of them.
+            pooling: The ``"mean"`` of all tokens but the first, or the ``"last"`` token's state.
             max_tokens: Longer texts are cut here.
 
         Returns:
             Shape (texts, width), float32, on the CPU, not normalised.
 
         Raises:
-            InputError: There is no such layer.
+            InputError: There is no such layer or pooling.
         """
+        check_pooling(pooling)
         layer = round(0.8 * self.num_layers) if layer is None else layer
         loaded = self.heads.last_layer + 1
         # States behind the last layer that was loaded are normalised, others are not.
@@ -145,22 +153,13 @@ class FrozenLM:
         encoded = self.encoder.plain([text.strip() for text in texts], max_tokens)
         found: list[Tensor | None] = [None] * len(texts)
         for batch in batches([len(ids) for ids in encoded], _BATCH_TOKENS):
+            ids, lengths = self._padded([encoded[place] for place in batch])
             with self.turn:
-                means = self._means([encoded[place] for place in batch], layer)
-            for place, mean in zip(batch, means, strict=True):
-                found[place] = mean
+                embedded = pooled(self._states(ids, layer), lengths, pooling).cpu()
+            for place, each in zip(batch, embedded, strict=True):
+                found[place] = each
         width = int(self._view.config.get_text_config(decoder=True).hidden_size)
         return torch.stack(cast(list[Tensor], found)) if found else torch.empty(0, width)
-
-    def _means(self, sequences: list[tuple[int, ...]], layer: int) -> Tensor:
-        """Mean state of every sequence but for its first token, which all others lean on."""
-        ids, lengths = self._padded(sequences)
-        states = self._states(ids, layer)
-        kept = torch.arange(ids.shape[1], device=self.device)[None]
-        kept = ((kept > 0) & (kept < lengths[:, None])).to(torch.float32)
-        sums = (states.float() * kept[..., None]).sum(dim=1)
-        means: Tensor = sums / kept.sum(dim=1, keepdim=True).clamp(min=1)
-        return means.cpu()
 
     def _states(self, ids: Tensor, layer: int) -> Tensor:
         """States after so many layers, shape (batch, tokens, width); no deeper layer is run."""

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from routehead_plugins.embedding import check_pooling
 from routehead_plugins.errors import InputError
 
 _NEAREST = 5
@@ -35,9 +36,11 @@ class QuerySpace:
             files keep them in half precision.
         familiar: Two distances to the nearest anchors: up to the first a query is familiar, from
             the second on it is strange.
+        pooling: How queries are embedded there, as ``FrozenLM.embed`` has it.
 
     Raises:
-        InputError: A deviation is not above 0, or the distances are not two that rise.
+        InputError: A deviation is not above 0, the distances are not two that rise, or there is no
+            such pooling.
     """
 
     layer: int
@@ -46,6 +49,7 @@ class QuerySpace:
     basis: Tensor
     anchors: Tensor
     familiar: tuple[float, float]
+    pooling: str = "mean"
 
     tensors: ClassVar[Mapping[str, str]] = {
         "mean": "width",
@@ -55,6 +59,7 @@ class QuerySpace:
     }
 
     def __post_init__(self) -> None:
+        check_pooling(self.pooling)
         near, far = self.familiar
         if not 0 <= near < far < math.inf:
             raise InputError(
@@ -66,7 +71,13 @@ class QuerySpace:
 
     @classmethod
     def fit(
-        cls, embeddings: Tensor, layer: int, *, coordinates: int = 64, anchors: int = 512
+        cls,
+        embeddings: Tensor,
+        layer: int,
+        *,
+        pooling: str = "mean",
+        coordinates: int = 64,
+        anchors: int = 512,
     ) -> QuerySpace:
         """Find the space of some training queries.
 
@@ -76,6 +87,7 @@ class QuerySpace:
         Args:
             embeddings: From ``FrozenLM.embed``, shape (queries, width).
             layer: Of which they are.
+            pooling: By which they are.
             coordinates: How many principal components are kept, at most.
             anchors: How many training queries are kept, evenly spaced in the order given; 2 or
                 more.
@@ -101,7 +113,8 @@ class QuerySpace:
         some = standard[places].half().float()
         edges = _among_others(standard[places], some).quantile(torch.tensor(_EDGES))
         near, far = edges.tolist()
-        return cls(layer, mean, deviation, basis, some, (near, max(far, near + _STEP)))
+        familiar = (near, max(far, near + _STEP))
+        return cls(layer, mean, deviation, basis, some, familiar, pooling)
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Bring embeddings here.

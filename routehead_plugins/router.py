@@ -115,7 +115,7 @@ class Router(Selector):
         """Route queries.
 
         Args:
-            embeddings: From ``FrozenLM.embed`` after ``space.layer``, shape (queries, width).
+            embeddings: From ``embed``, shape (queries, width).
 
         Returns:
             Shape (queries, heads), the heads in the router's order.
@@ -185,9 +185,10 @@ class Router(Selector):
             HeadError: The LLM does not have its heads.
         """
         self._check(llm)
-        embeddings = llm.embed(queries, layer=self.space.layer)
+        space = self.space
+        embeddings = llm.embed(queries, layer=space.layer, pooling=space.pooling)
         # A folder may hold any LLM, so that names do not tell all of them apart.
-        if embeddings.shape[1] != len(self.space.mean):
+        if embeddings.shape[1] != len(space.mean):
             raise self._mismatch(llm)
         return embeddings
 
@@ -228,6 +229,7 @@ class Router(Selector):
             "calibration": "null query",
             **{name: getattr(self, name) for name in (*_SETTINGS, *self.numbers)},
             "embedding_layer": space.layer,
+            "embedding_pooling": space.pooling,
             "familiar": list(space.familiar),
             "heads": [str(head) for head in heads],
         }
@@ -298,6 +300,14 @@ class HeadRouter(Router):
         routed = queries @ self.projection.T @ self.embeddings.T
         return routed / math.sqrt(len(self.projection))
 
+    def trimmed(self) -> HeadRouter:
+        """The same without heads that the bias alone never reads, and the layers behind them."""
+        read = set(self.choose(self.bias))
+        places = [place for place, head in enumerate(self.heads) if head in read]
+        heads = replace(self.heads, heads=[self.heads[place] for place in places])
+        bias, embeddings = self.bias[places], self.embeddings[places]
+        return replace(self, heads=heads, bias=bias, embeddings=embeddings)
+
 
 def _kinds() -> dict[str, type[Router]]:
     from routehead_plugins.neighbours import NeighbourRouter  # which imports this module
@@ -322,6 +332,7 @@ def _router(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
         layer=int(config["embedding_layer"]),
         **{name: floats.pop(name) for name in QuerySpace.tensors},
         familiar=(near, far),
+        pooling=config["embedding_pooling"],
     )
     given = {name: config[name] for name in (*_SETTINGS, *kind.numbers)}
     return kind(heads=heads, space=space, **given, **cast(dict[str, Any], floats))

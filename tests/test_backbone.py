@@ -24,19 +24,21 @@ def llm(family: str) -> FrozenLM:
     return FrozenLM(families.tiny_model(family), families.tiny_tokenizer(), name=family)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("layer", [0, 2, 4])
-def test_an_embedding_is_the_mean_state_of_a_text_on_its_own(
-    llm: FrozenLM, family: str, layer: int
+def test_an_embedding_is_the_mean_or_last_state_of_a_text_on_its_own(
+    llm: FrozenLM, family: str, layer: int, pooling: str
 ) -> None:
     model = reference.eager_twin(families.tiny_model(family))
-    found = llm.embed(TEXTS, layer=layer)
+    found = llm.embed(TEXTS, layer=layer, pooling=pooling)
     assert found.shape == (5, 32)
     for row, text in zip(found, TEXTS, strict=True):
         (ids,) = llm.encoder.plain([text])
         with torch.no_grad():
             states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
         # Without the first token; nothing is left of a blank text.
-        expected = states[1:].mean(dim=0) if text else torch.zeros(32)
+        seen = states[1:] if pooling == "mean" else states[-1:]
+        expected = seen.mean(dim=0) if text else torch.zeros(32)
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
 
 

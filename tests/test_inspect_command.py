@@ -284,7 +284,7 @@ def test_the_terminal_shows_what_the_router_is() -> None:
         "documents cut at 120 tokens",
         "signals log",
         "first-stage weight 0.5",
-        "queries embedded after layer 1; 1 anchors",
+        "queries embedded after layer 1, mean; 1 anchors",
         "heads at most, P 3",
         "threshold 0",
         "heads to choose from 4, 2 with a weight of their own; 2 where nothing is known of the "
@@ -518,6 +518,7 @@ KNOWN_FACTS = {
     "max_heads": None,
     "max_doc_tokens": None,
     "embedding_layer": 1,
+    "embedding_pooling": "mean",
     "anchors": 1,
     "bytes": 1234,
     "candidate_heads": 4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,10 +28,10 @@ def embeddings_of(count: int, width: int = 12, seed: int = 0) -> Tensor:
     return mixed * torch.logspace(0, 2, width) + 5.0
 
 
-def by_hand(anchors: Tensor, familiar: tuple[float, float], **changed: Tensor) -> QuerySpace:
+def by_hand(anchors: Tensor, familiar: tuple[float, float], **changed: Any) -> QuerySpace:
     """A space whose embeddings are standardised already."""
     width = anchors.shape[1]
-    given = {
+    given: dict[str, Any] = {
         "mean": torch.zeros(width),
         "deviation": torch.ones(width),
         "basis": torch.eye(width),

@@ -227,6 +227,22 @@ def test_queries_are_embedded_after_the_layer_that_is_asked_for(train: Train, wo
     assert train(words, layer=4, max_layer=3).space.layer == 3
 
 
+def test_queries_are_embedded_as_is_asked_for(
+    train: Train, words: Path, tmp_path: Path, model: str
+) -> None:
+    mean, last = (train(words, pooling=pooling) for pooling in ("mean", "last"))
+    assert (mean.space.pooling, last.space.pooling) == ("mean", "last")
+    assert not torch.equal(mean.space.mean, last.space.mean)
+    loaded = Router.from_pretrained(tmp_path / "router")
+    assert loaded.space.pooling == "last"
+    llm = FrozenLM.from_pretrained(model, dtype="float32")
+    found = loaded.embed(["wolf stories"], llm)
+    assert torch.equal(found, llm.embed(["wolf stories"], layer=3, pooling="last"))
+    assert str(refused(train, words, pooling="median")) == (
+        "pooling='median' does not exist; choose one of mean, last."
+    )
+
+
 # from texts alone
 
 
@@ -429,7 +445,7 @@ def test_the_card_of_a_router_that_routes_says_what_it_falls_back_to() -> None:
     router = make_router(heads, {"objective": "listwise", "queries": 3, "strength": 0.5})
     router = replace(router, projection=torch.ones(1, 2), embeddings=torch.ones(1, 1))
     card = model_card(router, [], "routehead train")
-    assert "\n- queries are embedded after layer 1\n" in card
+    assert "\n- queries are embedded after layer 1, mean\n" in card
     assert "For others it falls back to static weights," in card
     assert "the same heads for every query" not in card
 

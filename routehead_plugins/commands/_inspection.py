@@ -119,6 +119,7 @@ class Inspection:
             "max_heads": router.max_heads,
             "max_doc_tokens": router.max_doc_tokens,
             "embedding_layer": router.space.layer,
+            "embedding_pooling": router.space.pooling,
             "anchors": len(router.space.anchors),
             "bytes": self.size,
             "candidate_heads": len(heads),

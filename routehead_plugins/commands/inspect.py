@@ -178,7 +178,8 @@ def _facts(inspection: Inspection) -> Table:
         "documents cut at": f"{facts['max_doc_tokens']} tokens" if router.max_doc_tokens else "-",
         "signals": facts["aggregation"] or "mean, outliers dropped",
         "first-stage weight": _number(facts["first_stage_weight"]),
-        "queries embedded": f"after layer {router.space.layer}; {facts['anchors']} anchors",
+        "queries embedded": f"after layer {router.space.layer}, {router.space.pooling}; "
+        f"{facts['anchors']} anchors",
         "heads at most, P": str(router.max_heads or "all"),
         "threshold": f"{router.threshold:g}",
         "heads to choose from": f"{facts['candidate_heads']}, {facts['nonzero_bias']} with a "

@@ -50,6 +50,7 @@ class TrainingJob:
         hits: Candidates per query.
         objective: See ``training.fit``.
         layer: After which queries are embedded; ``None`` for four fifths of the way.
+        pooling: How they are, see ``FrozenLM.embed``.
         max_layer: No head of a deeper layer is chosen.
         labels: How pseudo-labels are searched for.
         signals: Folder in which what was computed is kept; ``None`` for the user's cache.
@@ -66,6 +67,7 @@ class TrainingJob:
     hits: int = 20
     objective: str = "listwise"
     layer: int | None = None
+    pooling: str = "mean"
     max_layer: int | None = None
     labels: LabelOptions = field(default_factory=LabelOptions)
     signals: Path | None = None
@@ -93,7 +95,7 @@ class TrainingJob:
         if self.signals is not None and self.signals.is_file():
             raise InputError(f"{self.signals} is a file; name a folder for what is computed.")
         CollectOptions(self.hits, self.llm.max_doc_tokens)  # complains
-        FitOptions(layer=0, objective=self.objective)  # likewise
+        FitOptions(layer=0, objective=self.objective, pooling=self.pooling)  # likewise
 
     @property
     def folder(self) -> Path:
@@ -132,13 +134,15 @@ def run_training(job: TrainingJob) -> Router:
         signals = signals + other
     options = FitOptions(
         layer=layer,
+        pooling=job.pooling,
         objective=job.objective,
         max_layer=job.max_layer,
         labels=replace(job.labels, seed=job.seed),
         seed=job.seed,
     )
     with err.status("Embedding the queries ..."):
-        embeddings = llm.embed([query.query for query in signals.queries], layer=layer)
+        texts = [query.query for query in signals.queries]
+        embeddings = llm.embed(texts, layer=layer, pooling=job.pooling)
     with err.status(f"Fitting on {len(signals.queries)} queries ..."):
         router = fit_router(signals, embeddings, options)
     data = [what for what, _ in parts]

@@ -27,7 +27,7 @@ def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str)
         parts: What it was trained on: ``name``, ``kind`` and number of ``queries`` of each part.
         command: What made it.
     """
-    heads, description = router.heads, router.description or {}
+    heads, space, description = router.heads, router.space, router.description or {}
     model = heads.model or "an unnamed LLM"
     if Path(model).exists():  # where it lies on a disk is nobody's business
         model = Path(model).name
@@ -87,7 +87,10 @@ def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str)
             f"- objective: {description.get('objective')}; heads are read as {router.reading}, "
             f"signals {heads.aggregation}",
             f"- weight of the retrieval score: {heads.first_stage_weight}",
-            *([f"- queries are embedded after layer {router.space.layer}"] * router.routes),
+            *(
+                [f"- queries are embedded after layer {space.layer}, {space.pooling}"]
+                * router.routes
+            ),
             "",
             *measured,
             "## Limits",

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from routehead_plugins.embedding import check_pooling
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.neighbours import NeighbourRouter
@@ -62,6 +63,7 @@ class FitOptions:
 
     Attributes:
         layer: After which the queries were embedded.
+        pooling: How they were.
         objective: One of ``OBJECTIVES``.
         rank: d, length of a head's embedding.
         coordinates: Of the space in which queries are compared.
@@ -78,6 +80,7 @@ class FitOptions:
     """
 
     layer: int
+    pooling: str = "mean"
     objective: str = "listwise"
     rank: int = 8
     coordinates: int = 32
@@ -89,6 +92,7 @@ class FitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_pooling(self.pooling)
         if self.objective not in OBJECTIVES:
             raise InputError(
                 f"objective={self.objective!r} does not exist; choose one of "
@@ -169,7 +173,7 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
     chosen = best if clearly_better(figures[best] - static) else None
     router = corrected(static_base(signals, embeddings, options, l1), chosen, options)
     if isinstance(router, HeadRouter) and not router.routes:
-        router = _trimmed(router)
+        router = router.trimmed()
     found = {
         "strength": chosen,
         "held_out_queries": len(held_out),
@@ -177,16 +181,6 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
         | {str(strength): round(float(each.mean()), 4) for strength, each in figures.items()},
     }
     return _described(router, found)
-
-
-def _trimmed(router: HeadRouter) -> Router:
-    """The same without heads that it never reads, and so without the layers behind them."""
-    read = set(router.choose(router.bias))
-    places = [place for place, head in enumerate(router.heads) if head in read]
-    heads = replace(router.heads, heads=[router.heads[place] for place in places])
-    return replace(
-        router, heads=heads, bias=router.bias[places], embeddings=router.embeddings[places]
-    )
 
 
 def _described(router: Router, found: Mapping[str, Any]) -> Router:
@@ -312,6 +306,7 @@ def corrected(base: Base, strength: float | None, options: FitOptions) -> Router
     space = QuerySpace.fit(
         base.embeddings,
         options.layer,
+        pooling=options.pooling,
         coordinates=options.coordinates,
         **({"anchors": len(base.embeddings)} if votes else {}),
     )
