@@ -428,8 +428,8 @@ def test_where_no_head_earns_a_weight_the_first_stage_is_left() -> None:
     with pytest.raises(InputError) as error:
         fit_weights(signals, l1=100.0)
     assert str(error.value) == (
-        "no head of 'tiny' earns a weight on planted, more; give a smaller l1, or more judged "
-        "queries."
+        "no head of 'tiny' earns a weight on planted, more; give more queries, harder ones, or "
+        "more candidates for each (hits); or a smaller l1."
     )
     for query, scores in zip(
         signals.queries, cross_validated_scores(signals, l1=100.0), strict=True

@@ -125,8 +125,8 @@ def fit_weights(
     heads, retrieval = weights[:-1], float(weights[-1])
     if not bool(heads.any()):
         raise InputError(
-            f"no head of {signals.model!r} earns a weight on {', '.join(signals.data)}; give a "
-            "smaller l1, or more judged queries."
+            f"no head of {signals.model!r} earns a weight on {', '.join(signals.data)}; give more "
+            "queries, harder ones, or more candidates for each (hits); or a smaller l1."
         )
     order = heads.abs().argsort(descending=True, stable=True)
     chosen = [place for place in order.tolist() if heads[place] != 0]
