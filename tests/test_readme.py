@@ -7,7 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -97,16 +97,59 @@ def test_every_figure_of_the_halves_of_reweighting_stands_in_its_file() -> None:
             assert figures[column + 1] == f"{means[name] - means['none']:+.3f}"
 
 
+def _routers(layout: str) -> dict[str, Any]:
+    path = ROOT / "benchmarks" / "results" / f"router-{layout}.json"
+    return cast(dict[str, Any], json.loads(path.read_text()))
+
+
+def _unseen(method: str, baseline: str) -> dict[str, Any]:
+    found = _routers("parallel")["unseen"]["macro-average"]["comparisons"]
+    (one,) = (each for each in found if (each["method"], each["baseline"]) == (method, baseline))
+    return cast(dict[str, Any], one)
+
+
 def test_the_first_result_stands_in_its_file() -> None:
-    path = ROOT / "benchmarks" / "results" / "quality-bundled-parallel.json"
-    found = json.loads(path.read_text())["collections"]["bundled"]
-    method = "weights:embedded/parallel"
-    means = [found["methods"][name]["means"]["nDCG@10"] for name in ("bm25", method)]
-    assert f"from {means[0]:.4f} to {means[1]:.4f}" in README
-    (compared,) = (
-        each
-        for each in found["comparisons"]
-        if (each["method"], each["measure"]) == (method, "nDCG@10")
+    means = _routers("parallel")["unseen"]["macro-average"]["means"]
+    against = _unseen("weights", "bm25")
+    low, high = against["low"], against["high"]
+    said = (
+        f"mean nDCG@10 from {means['bm25']:.4f} to {means['weights']:.4f} "
+        f"({against['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
+        f"Holm-corrected p = {against['p_holm']:.3f})"
     )
-    figures = [compared[name] for name in ("difference", "low", "high")]
-    assert "({:+.4f} [{:+.4f}, {:+.4f}])".format(*figures) in README
+    first = " ".join(README.partition("```")[0].split())
+    assert said in first
+    assert f"with BM25 has {means['likelihood+bm25']:.4f}, at" in first
+
+
+def test_every_figure_of_the_table_of_routers_stands_in_its_file() -> None:
+    table = re.search(r"\| method \| parallel: unseen \|.+\n.+\n((?:\|.+\n)+)", README)
+    assert table is not None
+    questions = ("unseen", "own, judged", "own, synthesized")
+    found = [
+        _routers(layout)[question]["macro-average"]["means"]
+        for layout in ("parallel", "sequential")
+        for question in questions
+    ]
+    rows = [[cell.strip() for cell in row.strip("| ").split("|")] for row in table[1].splitlines()]
+    assert [row[0] for row in rows][:2] == ["bm25", "all"]
+    assert len(rows) >= 12
+    for method, *cells in rows:
+        expected = [f"{means[method]:.4f}" if method in means else "-" for means in found]
+        assert cells == expected, method
+
+
+def test_what_is_said_of_routers_stands_in_their_files() -> None:
+    text = " ".join(README.split())
+    for method, baseline, said in (
+        ("weights", "bm25", "`weights` has {:+.3f} [{:+.3f}, {:+.3f}] over BM25"),
+        ("routed-listwise-forced", "weights", "they lose ({:+.3f} [{:+.3f}, {:+.3f}]"),
+        ("weights", "likelihood+bm25", "0.7022 ({:+.4f} [{:+.4f}, {:+.4f}]"),
+    ):
+        one = _unseen(method, baseline)
+        assert said.format(one["difference"], one["low"], one["high"]) in text
+    times = _routers("parallel")["cost"]["milliseconds"]
+    cold, warm = (times["likelihood"] / times[f"static_{name}"] for name in ("cold", "warm"))
+    assert f"Query likelihood takes {cold:.1f} times as long" in text
+    assert f"at {cold:.1f} times the cost, and {warm:.0f} times once documents are cached" in text
+    assert f"costs {times['select']:.0f} ms on two cores" in text
