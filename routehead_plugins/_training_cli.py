@@ -153,11 +153,16 @@ def train(
         int, typer.Option(help="For labels: P, heads read for a query at most.")
     ] = 8,
     utility: Annotated[
-        str, typer.Option(help="For labels: ndcg, reciprocal_rank, correlation or margin.")
-    ] = "ndcg",
+        str | None,
+        typer.Option(
+            help="For labels: ndcg, reciprocal_rank, correlation or margin.  [default: with the "
+            "shrinkage, what is worth most on documents that were not searched on]"
+        ),
+    ] = None,
     shrinkage: Annotated[
-        float, typer.Option(help="For labels: share of what heads are worth over all queries.")
-    ] = 0.0,
+        float | None,
+        typer.Option(help="For labels: share of what heads are worth over all queries."),
+    ] = None,
     groups: Annotated[
         int | None,
         typer.Option(help="For labels: one for each of so many groups of similar queries."),
@@ -206,11 +211,12 @@ def train(
             labels=LabelOptions(
                 candidates=candidates,
                 max_heads=max_heads,
-                utility=utility,
-                shrinkage=shrinkage,
+                utility=utility or "ndcg",
+                shrinkage=shrinkage or 0.0,
                 groups=groups,
                 seed=seed,
             ),
+            reliable_labels=utility is None and shrinkage is None,
             signals=signals,
             seed=seed,
             llm=ModelOptions(

@@ -41,8 +41,13 @@ def passage(thing: str) -> str:
     return f"Many people far and wide tell old stories about the {thing} and what became of it."
 
 
-def write_folder(folder: Path, things: Sequence[str], *, judged: bool = True) -> Path:
-    """A passage for each thing; where they are judged, a query for each finds its passage third."""
+def write_folder(
+    folder: Path, things: Sequence[str], *, judged: bool = True, relevant: int = 1
+) -> Path:
+    """A passage for each thing; where they are judged, a query for each finds its passage third.
+
+    With more than one relevant passage, those that follow it are relevant as well.
+    """
     folder.mkdir()
     rows = [{"_id": f"d{n}", "text": passage(thing)} for n, thing in enumerate(things)]
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -51,7 +56,8 @@ def write_folder(folder: Path, things: Sequence[str], *, judged: bool = True) ->
     rows = [{"_id": f"q{n}", "text": f"{thing} stories"} for n, thing in enumerate(things)]
     (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "qrels").mkdir()
-    judgments = "".join(f"q{n}\td{n}\t1\n" for n in range(len(things)))
+    pairs = [(n, (n + more) % len(things)) for n in range(len(things)) for more in range(relevant)]
+    judgments = "".join(f"q{query}\td{passage}\t1\n" for query, passage in pairs)
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judgments)
     count = len(things)
     run = {
@@ -220,6 +226,34 @@ def test_options_reach_the_fit(train: Train, model: str, words: Path, objective:
     assert router.max_doc_tokens is None
     assert router.description is not None
     assert (router.description["objective"], router.description["seed"]) == (objective, 7)
+
+
+@pytest.mark.parametrize("objective", ["labels", "neighbours"])
+def test_labels_are_chosen_and_their_reliability_is_said(
+    train: Train, tmp_path: Path, objective: str
+) -> None:
+    several = write_folder(tmp_path / "several", THINGS, relevant=2)
+    options = {"objective": objective, "labels": LabelOptions(candidates=5, max_heads=3)}
+    fixed, chosen = (train(several, **options, reliable_labels=each) for each in (False, True))
+    for router in (fixed, chosen):
+        assert router.description is not None
+        labels = router.description["labels"]
+        assert {"utility", "shrinkage", "found", "kept", "static", "chance"} <= labels.keys()
+        assert labels["queries"] > 0
+    assert fixed.description is not None
+    assert fixed.description["labels"]["utility"] == "ndcg"
+    card = (tmp_path / "router" / "README.md").read_text()
+    assert re.search(r"^- labels: \w+, shrinkage \S+; nDCG@10 of \d queries: [01]\.\d{4} ", card, re.M)
+
+
+def test_of_queries_with_one_relevant_document_no_reliability_is_said(
+    train: Train, words: Path, tmp_path: Path
+) -> None:
+    router = train(words, objective="labels", reliable_labels=True)
+    assert router.description is not None
+    assert router.description["labels"] == {"utility": "ndcg", "shrinkage": 0.0, "groups": None}
+    card = (tmp_path / "router" / "README.md").read_text()
+    assert "- labels: ndcg, shrinkage 0.0; their reliability could not be measured\n" in card
 
 
 def test_queries_are_embedded_after_the_layer_that_is_asked_for(train: Train, words: Path) -> None:

@@ -25,8 +25,9 @@ from routehead_plugins.layouts import Layout, get_layout
 from routehead_plugins.router import Router
 from routehead_plugins.training.card import model_card
 from routehead_plugins.training.collect import CollectOptions, collect_signals
-from routehead_plugins.training.fit import FitOptions, fit_router
+from routehead_plugins.training.fit import FitOptions, fit_router, usable
 from routehead_plugins.training.labels import LabelOptions
+from routehead_plugins.training.reliability import choose_labels, label_choices
 from routehead_plugins.training.signals import SignalSet
 from routehead_plugins.training.synthesize import consistent, synthesize
 from routehead_plugins.training.teacher import collect_likelihoods, taught
@@ -53,6 +54,8 @@ class TrainingJob:
         pooling: How they are, see ``FrozenLM.embed``.
         max_layer: No head of a deeper layer is chosen.
         labels: How pseudo-labels are searched for.
+        reliable_labels: Whether their utility and shrinkage are chosen by what labels are worth on
+            documents they were not searched on, instead.
         signals: Folder in which what was computed is kept; ``None`` for the user's cache.
         seed: Of everything that is drawn.
         llm: How the LLM is loaded and prompted.
@@ -70,6 +73,7 @@ class TrainingJob:
     pooling: str = "mean"
     max_layer: int | None = None
     labels: LabelOptions = field(default_factory=LabelOptions)
+    reliable_labels: bool = False
     signals: Path | None = None
     seed: int = 0
     llm: ModelOptions = field(default_factory=ModelOptions)
@@ -132,19 +136,7 @@ def run_training(job: TrainingJob) -> Router:
     signals = parts[0][1]
     for _, other in parts[1:]:
         signals = signals + other
-    options = FitOptions(
-        layer=layer,
-        pooling=job.pooling,
-        objective=job.objective,
-        max_layer=job.max_layer,
-        labels=replace(job.labels, seed=job.seed),
-        seed=job.seed,
-    )
-    with err.status("Embedding the queries ..."):
-        texts = [query.query for query in signals.queries]
-        embeddings = llm.embed(texts, layer=layer, pooling=job.pooling)
-    with err.status(f"Fitting on {len(signals.queries)} queries ..."):
-        router = fit_router(signals, embeddings, options)
+    router = _fitted(signals, llm, layer, job)
     data = [what for what, _ in parts]
     router = replace(
         router,
@@ -153,6 +145,30 @@ def run_training(job: TrainingJob) -> Router:
     )
     router.save_pretrained(job.output, card=model_card(router, data, _command()))
     return router
+
+
+def _fitted(signals: SignalSet, llm: FrozenLM, layer: int, job: TrainingJob) -> Router:
+    with err.status("Embedding the queries ..."):
+        texts = [query.query for query in signals.queries]
+        embeddings = llm.embed(texts, layer=layer, pooling=job.pooling)
+    options = FitOptions(
+        layer=layer,
+        pooling=job.pooling,
+        objective=job.objective,
+        max_layer=job.max_layer,
+        labels=replace(job.labels, seed=job.seed),
+        seed=job.seed,
+    )
+    description: dict[str, Any] = {}
+    if job.objective != "listwise":
+        choices = label_choices(options.labels) if job.reliable_labels else [options.labels]
+        with err.status("Searching for labels on half of each query's documents ..."):
+            chosen = choose_labels(*usable(signals, embeddings, options), choices)
+        options = replace(options, labels=chosen.options)
+        description["labels"] = chosen.to_dict()
+    with err.status(f"Fitting on {len(signals.queries)} queries ..."):
+        router = fit_router(signals, embeddings, options)
+    return replace(router, description={**(router.description or {}), **description})
 
 
 def summary(router: Router) -> str:

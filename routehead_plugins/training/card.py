@@ -86,6 +86,7 @@ def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str)
             f"- layout: {heads.layout}; documents were cut at {router.max_doc_tokens} tokens",
             f"- objective: {description.get('objective')}; heads are read as {router.reading}, "
             f"signals {heads.aggregation}",
+            *_labels(description.get("labels")),
             f"- weight of the retrieval score: {heads.first_stage_weight}",
             *(
                 [f"- queries are embedded after layer {space.layer}, {space.pooling}"]
@@ -99,6 +100,20 @@ def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str)
             "",
         ]
     )
+
+
+def _labels(found: object) -> list[str]:
+    """What pseudo-labels are worth, where they were learned and measured."""
+    if not isinstance(found, Mapping):
+        return []
+    how = f"- labels: {found.get('utility')}, shrinkage {found.get('shrinkage')}"
+    if "kept" not in found:
+        return [f"{how}; their reliability could not be measured"]
+    figures = [f"{found[name]:.4f}" for name in ("found", "kept", "static", "chance")]
+    return [
+        f"{how}; nDCG@10 of {found['queries']} queries: {figures[0]} where searched; on other "
+        f"documents {figures[1]}, one set for all {figures[2]}, random sets {figures[3]}"
+    ]
 
 
 def _chosen(strength: object) -> str:
