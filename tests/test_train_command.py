@@ -243,7 +243,7 @@ def test_labels_are_chosen_and_their_reliability_is_said(
     assert fixed.description is not None
     assert fixed.description["labels"]["utility"] == "ndcg"
     card = (tmp_path / "router" / "README.md").read_text()
-    assert re.search(r"^- labels: \w+, shrinkage \S+; nDCG@10 of \d queries: [01]\.\d{4} ", card, re.M)
+    assert re.search(r"\n- labels: \w+, shrinkage \S+; nDCG@10 of \d queries: [01]\.\d{4} ", card)
 
 
 def test_of_queries_with_one_relevant_document_no_reliability_is_said(
