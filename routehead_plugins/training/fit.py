@@ -14,8 +14,9 @@ Three objectives, the heads being read the same way after each of them:
     Nothing is learned: the labels of the nearest training queries vote.
 
 How strong the penalty is, is decided on a fifth of the queries. No correction at all, which leaves
-the static bias alone, is among the choices and is kept unless one is better by more than a standard
-error of the difference query by query: a router that has nothing to say should say nothing.
+the static bias alone, is among the choices and is kept unless one is better by more than two
+standard errors of the difference query by query: a router that has nothing to say should say
+nothing.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ OBJECTIVES = tuple(STRENGTHS)
 
 PARTS = 5
 """One of so many parts of the queries decides whether a correction is kept."""
+_ERRORS = 2  # standard errors by which a correction must be better
 _COUNTS = (1, 2, 4)  # heads that are tried for all queries alike, besides as many as are allowed
 _FUSION = (0.0, 0.25, 0.5, 1.0)  # weights of the first stage that gates are tried with
 _RAREST = 0.01  # share of labels below which a head counts as if it were in so many
@@ -336,9 +338,12 @@ def corrected(base: Base, strength: float | None, options: FitOptions) -> Router
 
 
 def clearly_better(differences: Tensor) -> bool:
-    """Whether the mean of differences, shape (queries,), is more than one standard error."""
+    """Whether the mean of differences, shape (queries,), is more than two standard errors.
+
+    One would let every other correction through that is the best of several by luck.
+    """
     if len(differences) < 2:
         return False
     # Where one query alone differs, the error is the mean itself, but for rounding.
     error = differences.std(correction=1) / math.sqrt(len(differences))
-    return bool(differences.mean() > error * (1 + 1e-9))
+    return bool(differences.mean() > _ERRORS * error * (1 + 1e-9))
