@@ -541,7 +541,7 @@ def test_routers_are_those_that_training_gives(
 ) -> None:
     monkeypatch.setattr(correction, "_STEPS", 100)
     methods = module("router_methods")
-    train, test = (sample(module, "a", "judged", seed, 40).examples for seed in (1, 2))
+    train, test = (sample(module, "a", "judged", seed, 100).examples for seed in (1, 2))
     labels = LabelOptions(candidates=6, max_heads=1, utility="margin")
     options = FitOptions(layer=2, objective=objective, coordinates=4, labels=labels)
     router = fit_router(train.signals, train.embeddings[2], options)
