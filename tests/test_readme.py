@@ -141,6 +141,16 @@ def test_every_figure_of_the_table_of_routers_stands_in_its_file() -> None:
 
 def test_what_is_said_of_routers_stands_in_their_files() -> None:
     text = " ".join(README.split())
+    path = ROOT / "benchmarks" / "results" / "quality-bundled-parallel.json"
+    methods = json.loads(path.read_text())["collections"]["bundled"]["methods"]
+    before, after = (methods[name]["means"]["nDCG@10"] for name in ("bm25", "routed"))
+    assert f"from {before:.4f} to {after:.4f}" in text
+    own = _routers("parallel")["own, judged"]["macro-average"]["comparisons"]
+    (one,) = (c for c in own if (c["method"], c["baseline"]) == ("weights", "bm25"))
+    assert (
+        "{difference:+.3f} [{low:+.3f}, {high:+.3f}] over BM25 (p = {p_holm:.3f})".format(**one)
+        in text
+    )
     for method, baseline, said in (
         ("weights", "bm25", "`weights` has {:+.3f} [{:+.3f}, {:+.3f}] over BM25"),
         ("routed-listwise-forced", "weights", "they lose ({:+.3f} [{:+.3f}, {:+.3f}]"),
