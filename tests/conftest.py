@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 
@@ -20,6 +21,15 @@ torch.set_num_threads(1)
 def embedded() -> FrozenLM:
     """The embedded LLM, loaded once."""
     return FrozenLM.from_pretrained("embedded")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a tiny LLM with random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    families.tiny_model("llama").save_pretrained(folder)
+    families.tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")

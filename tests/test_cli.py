@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -32,14 +31,6 @@ QUERIES = {"1": "where did the wolf run", "2": "stones in the rain"}
 RUN = {"1": {"d1": 3.0, "d3": 2.0, "d2": 1.0}, "2": {"d4": 2.0, "d2": 1.0}}
 
 Invoke = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    families.tiny_model("llama").save_pretrained(folder)
-    families.tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import families
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -18,14 +17,6 @@ from routehead_plugins.errors import HeadError, InputError
 
 WORDS = ["wolf", "rain", "stone", "river", "snow", "hill"]
 Invoke = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    families.tiny_model("llama").save_pretrained(folder)
-    families.tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import families
 import pytest
 import torch
 from hypothesis import given, settings
@@ -354,14 +353,6 @@ def test_no_more_than_twenty_heads_are_shown() -> None:
 
 
 TOPICS = {f"q{n}": f"{what} {n}?" for n, what in enumerate(["who", "where is", "why"] * 5)}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    families.tiny_model("llama").save_pretrained(folder)
-    families.tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

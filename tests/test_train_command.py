@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
 import torch
 
@@ -66,14 +65,6 @@ def write_folder(
     }
     write_run(folder / "run.bm25.trec", run, "bm25")
     return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    families.tiny_model("llama").save_pretrained(folder)
-    families.tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
