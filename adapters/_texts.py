@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from routehead_plugins.collections import titled_text
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
-from routehead_plugins.requests_io import TEXT_FIELDS
+from routehead_plugins.io import TEXT_FIELDS, titled_text
 
 
 class TextSource:

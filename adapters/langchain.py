@@ -17,8 +17,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Self
 
 from routehead_plugins import data
-from routehead_plugins._optional import missing_extra
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import InputError, missing_extra
 
 try:
     from langchain_core.documents import BaseDocumentCompressor, Document

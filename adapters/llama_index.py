@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from routehead_plugins._optional import missing_extra
 from routehead_plugins.data import Document, Ranking, ScoredDocument, check_top_n
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import InputError, missing_extra
 from routehead_plugins.heads import HeadSet
 
 try:

@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from routehead_plugins.collections import Run
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
-from routehead_plugins.requests_io import TEXT_FIELDS
+from routehead_plugins.io import TEXT_FIELDS, Run
 
 from . import _jvm
 from ._hits import Hit, hits_of

@@ -50,15 +50,13 @@ from heatmap import plot_heads
 from reliability import oracle, split_half
 from torch import Tensor
 
-from routehead_plugins._files import atomic_write_text
-from routehead_plugins.collections import Collection
-from routehead_plugins.commands._shared import ModelOptions, progress
-from routehead_plugins.commands.detect import signals_folder
-from routehead_plugins.detection import single_head_ndcg
+from routehead_plugins.cli.detect import signals_folder
+from routehead_plugins.cli.runtime import ModelOptions, progress
 from routehead_plugins.errors import InputError, RouteHeadError
 from routehead_plugins.evaluation import Evaluation
-from routehead_plugins.training.signals import QuerySignals, SignalSet
-from routehead_plugins.utility import ndcg
+from routehead_plugins.io import Collection, atomic_write_text
+from routehead_plugins.signals import QuerySignals, SignalSet, ndcg
+from routehead_plugins.training import single_head_ndcg
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -16,16 +16,18 @@ from typing import Any
 
 from torch import Tensor
 
-from routehead_plugins._files import atomic_write_text
 from routehead_plugins.backbone import FrozenLM
-from routehead_plugins.collections import CORPUS_FILE, Collection, load_collection
-from routehead_plugins.commands._shared import ModelOptions, progress, with_candidates
-from routehead_plugins.commands.detect import sample_queries
+from routehead_plugins.cli.detect import sample_queries
+from routehead_plugins.cli.runtime import ModelOptions, progress, with_candidates
 from routehead_plugins.errors import InputError
+from routehead_plugins.io import CORPUS_FILE, Collection, atomic_write_text, load_collection
 from routehead_plugins.layouts import get_layout
-from routehead_plugins.training.collect import CollectOptions, collect_signals
-from routehead_plugins.training.signals import SignalSet
-from routehead_plugins.training.teacher import collect_likelihoods
+from routehead_plugins.signals import (
+    CollectOptions,
+    SignalSet,
+    collect_likelihoods,
+    collect_signals,
+)
 
 SHUFFLE = 0  # seed of the order in which shuffled candidates are shown
 # Variant -> its layout, and the seed where candidates are shuffled. The parallel layout reads every

@@ -19,14 +19,12 @@ from compare_shelf import shelved
 from torch import Tensor
 
 from routehead_plugins import HeadSet
-from routehead_plugins.aggregation import aggregate
-from routehead_plugins.collections import Collection
-from routehead_plugins.detection import detect
 from routehead_plugins.errors import InputError
 from routehead_plugins.evaluation import Evaluation, evaluate
-from routehead_plugins.scoring import fuse
-from routehead_plugins.training.signals import QuerySignals, SignalSet
-from routehead_plugins.training.weights import fit_weights, weighted_scores
+from routehead_plugins.io import Collection
+from routehead_plugins.scoring import aggregate, fuse
+from routehead_plugins.signals import QuerySignals, SignalSet
+from routehead_plugins.training import detect, fit_weights, weighted_scores
 
 BM25, ALL = "bm25", "all"
 MEASURES = ("nDCG@10", "RR@10")

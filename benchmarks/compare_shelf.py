@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 
-from routehead_plugins import HeadSet, aggregation, detection, scoring, utility
+from routehead_plugins import HeadSet
 from routehead_plugins.errors import HeadError
-from routehead_plugins.training import _sparse, weights
-from routehead_plugins.training.signals import SignalSet
+from routehead_plugins.scoring import aggregation
+from routehead_plugins.scoring import token_scores as scoring
+from routehead_plugins.signals import SignalSet
+from routehead_plugins.signals import measures as utility
+from routehead_plugins.training import detection, weights
+from routehead_plugins.training import proximal as _sparse
 
 # What is chosen depends on these modules, whose changes the version does not tell.
 _CODE = (aggregation, detection, scoring, utility, weights, _sparse)

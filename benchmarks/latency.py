@@ -46,9 +46,9 @@ from subject import SHAPES, Subject, SubjectOptions, load_subject
 from workload import make_documents
 
 from routehead_plugins import __version__
-from routehead_plugins._files import atomic_write_text
+from routehead_plugins.backbone import pick_device, pick_dtype
 from routehead_plugins.errors import InputError, RouteHeadError
-from routehead_plugins.precision import pick_device, pick_dtype
+from routehead_plugins.io import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"
 DEFAULT_METHODS = "handwritten,icr,ours,parallel-cold,parallel-warm,likelihood,listwise,floor"

@@ -14,12 +14,10 @@ from subject import Method, Prompt, Subject, UnavailableError, timed
 from torch import Tensor
 
 from routehead_plugins import HeadRoutedAttentionReranker, HeadSet
-from routehead_plugins.attention import Rows, Tap, run
-from routehead_plugins.cache import KeyValueCache, KeyValues, joined
+from routehead_plugins.backbone import KeyValueCache, KeyValues, Rows, Tap, joined, run, token_tree
 from routehead_plugins.layouts import Layout, ParallelLayout, SequentialLayout
 from routehead_plugins.scoring import document_signals, mean_over_heads
-from routehead_plugins.selectors import AllHeads, FixedHeads, Selector
-from routehead_plugins.token_tree import token_tree
+from routehead_plugins.selection import AllHeads, FixedHeads, Selector
 
 
 def sequential_layout(subject: Subject, documents: Sequence[str]) -> Layout:

@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer
 
-from routehead_plugins.collections import BUNDLED
-from routehead_plugins.commands._shared import ModelOptions
-from routehead_plugins.commands.evaluate import EvaluationJob, run_evaluation, split_methods
+from routehead_plugins.cli.evaluate import EvaluationJob, run_evaluation, split_methods
+from routehead_plugins.cli.runtime import ModelOptions
+from routehead_plugins.io import BUNDLED
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from routehead_plugins.training.signals import QuerySignals
-from routehead_plugins.utility import correlation, ndcg
+from routehead_plugins.signals import QuerySignals, correlation, ndcg
 
 _TRIES = 100  # random halves drawn until both have documents of different relevance
 _NOTHING = 1e-12  # variance below this is rounding

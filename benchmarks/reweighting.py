@@ -17,16 +17,14 @@ from typing import Annotated
 import typer
 
 from routehead_plugins.backbone import FrozenLM
-from routehead_plugins.collections import BUNDLED, Collection, load_collection
-from routehead_plugins.commands._shared import ModelOptions, progress, ranked, with_candidates
-from routehead_plugins.commands.detect import sample_queries
+from routehead_plugins.cli.detect import sample_queries
+from routehead_plugins.cli.runtime import ModelOptions, progress, ranked, with_candidates
 from routehead_plugins.data import Document
 from routehead_plugins.evaluation import Evaluation, ResultTable, evaluate
+from routehead_plugins.io import BUNDLED, Collection, load_collection
 from routehead_plugins.layouts import LAYOUTS, Layout, ReadOptions, get_layout
-from routehead_plugins.readout import Readout
-from routehead_plugins.reweighting import Reweighting
-from routehead_plugins.selection import choose_selector
-from routehead_plugins.selectors import Selector
+from routehead_plugins.scoring import Readout, Reweighting
+from routehead_plugins.selection import Selector, choose_selector
 
 RESULTS = Path(__file__).parent / "results"
 PLAIN = "none"

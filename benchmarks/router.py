@@ -65,10 +65,10 @@ from router_report import (
 )
 from router_shelf import Shelf
 
-from routehead_plugins._files import atomic_write_text
-from routehead_plugins.commands._shared import ModelOptions, progress
-from routehead_plugins.commands.detect import signals_folder
+from routehead_plugins.cli.detect import signals_folder
+from routehead_plugins.cli.runtime import ModelOptions, progress
 from routehead_plugins.errors import InputError, RouteHeadError
+from routehead_plugins.io import atomic_write_text
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -11,8 +11,7 @@ from router_methods import STRENGTHS, Fit, Trainer, fitted
 from router_report import Row, Variant, measured
 
 from routehead_plugins.errors import InputError
-from routehead_plugins.training.fit import FitOptions
-from routehead_plugins.training.labels import LabelOptions, label_reliability
+from routehead_plugins.training import FitOptions, LabelOptions, label_reliability
 
 UNSEEN, OWN = "unseen", "own, synthesized"
 _GROUPS = 8

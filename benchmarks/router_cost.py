@@ -14,9 +14,9 @@ from router_methods import STRENGTHS, Fit, Trainer
 from router_report import markdown
 
 from routehead_plugins import HeadRoutedAttentionReranker
+from routehead_plugins.backbone import QueryLikelihood
 from routehead_plugins.layouts import get_layout
-from routehead_plugins.likelihood import QueryLikelihood
-from routehead_plugins.training.fit import FitOptions
+from routehead_plugins.training import FitOptions
 
 _QUERIES = 5
 _CACHE = "4GB"

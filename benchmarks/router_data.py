@@ -22,13 +22,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from routehead_plugins import __version__
-from routehead_plugins._files import atomic_write_bytes
-from routehead_plugins.collections import Collection
-from routehead_plugins.commands._shared import progress
+from routehead_plugins.cli.runtime import progress
 from routehead_plugins.errors import CollectionError, InputError
-from routehead_plugins.training.signals import QuerySignals, SignalSet
-from routehead_plugins.training.synthesize import consistent, synthesize
-from routehead_plugins.training.teacher import taught
+from routehead_plugins.io import Collection, atomic_write_bytes
+from routehead_plugins.signals import QuerySignals, SignalSet, consistent, synthesize, taught
 
 JUDGED, SYNTHESIZED = "judged", "synthesized"
 KINDS = (JUDGED, SYNTHESIZED)

@@ -18,14 +18,18 @@ from router_shelf import PENALTY, Shelf
 from torch import Tensor
 
 from routehead_plugins import HeadSet
-from routehead_plugins.detection import detect
-from routehead_plugins.router import Router
 from routehead_plugins.scoring import fuse
-from routehead_plugins.training import fit
-from routehead_plugins.training.fit import FitOptions
-from routehead_plugins.training.offline import each_ndcg, offline_scores, routed_scores
-from routehead_plugins.training.signals import QuerySignals
-from routehead_plugins.training.weights import deal
+from routehead_plugins.selection import Router
+from routehead_plugins.signals import QuerySignals
+from routehead_plugins.training import (
+    FitOptions,
+    deal,
+    detect,
+    each_ndcg,
+    fit,
+    offline_scores,
+    routed_scores,
+)
 
 # Objective -> its row without any correction, and the one with it.
 ROWS = {

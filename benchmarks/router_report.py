@@ -17,7 +17,7 @@ from router_data import JUDGED, Sample
 from router_methods import LEARNED, ROUTED, Found
 
 from routehead_plugins.evaluation import Comparison, Evaluation, ResultTable, compare
-from routehead_plugins.utility import reciprocal_rank
+from routehead_plugins.signals import reciprocal_rank
 
 MICRO = "micro-average"
 LIKELIHOOD = f"likelihood{FUSED}"

@@ -13,9 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from routehead_plugins import aggregation, detection, query_space, router, scoring, utility
-from routehead_plugins._files import atomic_write_text
-from routehead_plugins.training import _search, _sparse, correction, fit, labels, offline, weights
+from routehead_plugins.io import atomic_write_text
+from routehead_plugins.scoring import aggregation
+from routehead_plugins.scoring import token_scores as scoring
+from routehead_plugins.selection import query_space, router
+from routehead_plugins.signals import measures as utility
+from routehead_plugins.training import (
+    correction,
+    detection,
+    fit,
+    offline,
+    weights,
+)
+from routehead_plugins.training import (
+    head_search as _search,
+)
+from routehead_plugins.training import (
+    proximal as _sparse,
+)
+from routehead_plugins.training import (
+    pseudo_labels as labels,
+)
 
 Code = tuple[str, ...]
 """Files whose changes the version does not tell."""

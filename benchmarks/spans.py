@@ -18,9 +18,8 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from routehead_plugins import Document, HeadRoutedAttentionReranker, TextSpan
-from routehead_plugins._files import atomic_write_text
-from routehead_plugins.collections import BUNDLED, Collection, load_collection
-from routehead_plugins.commands._shared import ModelOptions, bm25_stage, progress
+from routehead_plugins.cli.runtime import ModelOptions, bm25_stage, progress
+from routehead_plugins.io import BUNDLED, Collection, atomic_write_text, load_collection
 
 RESULT = Path(__file__).parent / "results" / "spans-bundled.json"
 

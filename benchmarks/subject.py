@@ -23,13 +23,17 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from routehead_plugins import FrozenLM, HeadSet
+from routehead_plugins.backbone import (
+    Pieces,
+    TokenCache,
+    load,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+)
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError
-from routehead_plugins.loading import load, load_tokenizer
-from routehead_plugins.precision import pick_device, pick_dtype
-from routehead_plugins.prompt import Pieces
-from routehead_plugins.selectors import as_selector
-from routehead_plugins.token_cache import TokenCache
+from routehead_plugins.selection import as_selector
 
 BYTES = "bytes"
 _HEADS = 16  # as many as QRHead reads in LLMs below ten billion parameters

@@ -6,9 +6,9 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from routehead_plugins.collections import BUNDLED, read_corpus, read_topics
+from routehead_plugins.backbone import PromptEncoder
 from routehead_plugins.errors import InputError
-from routehead_plugins.prompt import PromptEncoder
+from routehead_plugins.io import BUNDLED, read_corpus, read_topics
 
 
 def make_documents(encoder: PromptEncoder, count: int, tokens: int) -> list[str]:

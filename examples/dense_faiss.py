@@ -8,8 +8,8 @@ from dataclasses import replace
 import faiss
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
-from routehead_plugins.collections import BUNDLED, load_collection
-from routehead_plugins.embedding import Standardiser
+from routehead_plugins.backbone import Standardiser
+from routehead_plugins.io import BUNDLED, load_collection
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ import faiss
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
 from routehead_plugins.adapters.pyserini import HeadRoutedStage, build_index
-from routehead_plugins.collections import BUNDLED, load_collection
-from routehead_plugins.embedding import Standardiser
+from routehead_plugins.backbone import Standardiser
+from routehead_plugins.io import BUNDLED, load_collection
 
 # Of reciprocal rank fusion (Cormack et al., SIGIR 2009).
 RRF = 60

@@ -13,8 +13,8 @@ from langchain_core.retrievers import BaseRetriever
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
 from routehead_plugins.adapters.langchain import HeadRoutedCompressor
-from routehead_plugins.collections import BUNDLED, load_collection
-from routehead_plugins.embedding import Standardiser
+from routehead_plugins.backbone import Standardiser
+from routehead_plugins.io import BUNDLED, load_collection
 
 
 class FaissRetriever(BaseRetriever):

@@ -13,8 +13,8 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
 from routehead_plugins.adapters.llama_index import HeadRoutedRerank
-from routehead_plugins.collections import BUNDLED, load_collection
-from routehead_plugins.embedding import Standardiser
+from routehead_plugins.backbone import Standardiser
+from routehead_plugins.io import BUNDLED, load_collection
 
 
 class FrozenEmbedding(BaseEmbedding):

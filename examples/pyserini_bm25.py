@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, build_index
-from routehead_plugins.collections import BUNDLED, load_collection, write_run
+from routehead_plugins.io import BUNDLED, load_collection, write_run
 
 
 def main(folder: Path) -> None:

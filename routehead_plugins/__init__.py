@@ -3,17 +3,20 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from routehead_plugins._version import __version__
 from routehead_plugins.data import Document, Head, Ranking, ScoredDocument, Span, TextSpan
 
 if TYPE_CHECKING:
     from routehead_plugins.backbone import FrozenLM
     from routehead_plugins.heads import HeadSet
     from routehead_plugins.reranker import HeadRoutedAttentionReranker
+    from routehead_plugins.selection import HeadRouter
+
+__version__ = "0.1.0"
 
 # Loaded on first use, so that `routehead --help` and the adapters' modules load no torch.
 _LAZY = {
     "FrozenLM": "backbone",
+    "HeadRouter": "selection",
     "HeadRoutedAttentionReranker": "reranker",
     "HeadSet": "heads",
 }
@@ -23,6 +26,7 @@ __all__ = [
     "FrozenLM",
     "Head",
     "HeadRoutedAttentionReranker",
+    "HeadRouter",
     "HeadSet",
     "Ranking",
     "ScoredDocument",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens
 from routehead_plugins.data import (
     Document,
     Ranking,
@@ -22,22 +22,10 @@ from routehead_plugins.data import (
     written,
 )
 from routehead_plugins.errors import InputError, RouteHeadError
-from routehead_plugins.evidence import evidence_spans
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts import (
-    Layout,
-    ReadOptions,
-    TokenAttention,
-    check_layout,
-    get_layout,
-)
-from routehead_plugins.prompt import check_max_doc_tokens
-from routehead_plugins.readout import Readout
-from routehead_plugins.reweighting import Reweighting
-from routehead_plugins.router import Router
-from routehead_plugins.scoring import residuals
-from routehead_plugins.selection import choose_selector
-from routehead_plugins.selectors import AllHeads, Selector
+from routehead_plugins.layouts import Layout, ReadOptions, TokenAttention, check_layout, get_layout
+from routehead_plugins.scoring import Readout, Reweighting, evidence_spans, residuals
+from routehead_plugins.selection import AllHeads, Router, Selector, choose_selector
 
 # Calibrated attention mass lies between -1 and 1: nothing that was read scores lower than this.
 BLANK_SCORE = -1.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from routehead_plugins import HeadSet
-from routehead_plugins.training.signals import QuerySignals, SignalSet
+from routehead_plugins.signals import QuerySignals, SignalSet
 
 PLANTED = ((1, 2), (2, 0))
 

@@ -63,7 +63,7 @@ def test_importing_everything_patches_nothing_in_transformers() -> None:
     script = (
         "import transformers.modeling_utils as m\n"
         "before = dict(m.ALL_ATTENTION_FUNCTIONS._global_mapping)\n"
-        "import routehead_plugins.reranker, routehead_plugins.attention\n"
+        "import routehead_plugins.reranker, routehead_plugins.backbone.attention\n"
         "assert dict(m.ALL_ATTENTION_FUNCTIONS._global_mapping) == before"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

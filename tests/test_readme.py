@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from routehead_plugins import FrozenLM
-from routehead_plugins.cli import app
+from routehead_plugins.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

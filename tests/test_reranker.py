@@ -26,10 +26,8 @@ from routehead_plugins.errors import (
     RouterMismatchError,
 )
 from routehead_plugins.layouts import ParallelLayout
-from routehead_plugins.query_space import QuerySpace
 from routehead_plugins.reranker import BLANK_SCORE
-from routehead_plugins.router import HeadRouter
-from routehead_plugins.selectors import FixedHeads, as_selector
+from routehead_plugins.selection import FixedHeads, HeadRouter, QuerySpace, as_selector
 
 QUERY = "which wolf ran?"
 DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river"]

@@ -6,7 +6,7 @@ back in the caller's order of documents.
 
 from __future__ import annotations
 
-from routehead_plugins.cache import KeyValueCache
+from routehead_plugins.backbone import KeyValueCache
 from routehead_plugins.errors import InputError
 from routehead_plugins.layouts.base import Layout, ReadOptions, TokenAttention
 from routehead_plugins.layouts.parallel import ParallelLayout

@@ -8,11 +8,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.backbone import FrozenLM, Pieces, check_max_doc_tokens
 from routehead_plugins.data import Span, check_text
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.prompt import Pieces, check_max_doc_tokens
 
 
 @dataclass(frozen=True)

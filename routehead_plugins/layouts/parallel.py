@@ -8,19 +8,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from routehead_plugins.backbone import FrozenLM
-from routehead_plugins.batching import batches
-from routehead_plugins.cache import KeyValueCache, KeyValues
+from routehead_plugins.backbone import (
+    DocumentPiece,
+    FrozenLM,
+    KeyValueCache,
+    KeyValues,
+    Pieces,
+    batches,
+)
 from routehead_plugins.data import Span
 from routehead_plugins.errors import PromptTooLongError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts.base import (
-    ReadOptions,
-    TokenAttention,
-    tails_of,
-    token_attention,
-)
-from routehead_plugins.prompt import DocumentPiece, Pieces
+from routehead_plugins.layouts.base import ReadOptions, TokenAttention, tails_of, token_attention
 
 # Tokens run at once, padding included.
 _BATCH_TOKENS = 4096

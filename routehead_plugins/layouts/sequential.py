@@ -9,8 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from routehead_plugins.backbone import FrozenLM
-from routehead_plugins.cache import KeyValueCache, KeyValues
+from routehead_plugins.backbone import FrozenLM, KeyValueCache, KeyValues, Pieces
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError, PromptTooLongError
 from routehead_plugins.heads import HeadSet
@@ -21,7 +20,6 @@ from routehead_plugins.layouts.base import (
     tails_of,
     token_attention,
 )
-from routehead_plugins.prompt import Pieces
 
 # Enough for twenty passages on an LLM of a billion parameters; longer prefixes are run again.
 _PREFIX_BYTES = "256MB"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from routehead_plugins.training._sparse import tabulate
-from routehead_plugins.training.signals import QuerySignals
+from routehead_plugins.signals import QuerySignals
+from routehead_plugins.training.proximal import tabulate
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of the bias and of the correction, each (queries, heads) or (heads,): a number."""

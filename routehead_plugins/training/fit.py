@@ -30,17 +30,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from routehead_plugins.embedding import check_pooling
+from routehead_plugins.backbone import check_pooling
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.neighbours import NeighbourRouter
-from routehead_plugins.query_space import QuerySpace
-from routehead_plugins.router import HeadRouter, Router
 from routehead_plugins.scoring import fuse
+from routehead_plugins.selection import HeadRouter, NeighbourRouter, QuerySpace, Router
+from routehead_plugins.signals import SignalSet
 from routehead_plugins.training.correction import cross_entropy, learn, listwise
-from routehead_plugins.training.labels import LabelOptions, pseudo_labels
 from routehead_plugins.training.offline import each_ndcg, offline_scores, routed_scores
-from routehead_plugins.training.signals import SignalSet
+from routehead_plugins.training.pseudo_labels import LabelOptions, pseudo_labels
 from routehead_plugins.training.weights import choose_l1, deal, fit_weights
 
 STRENGTHS: Mapping[str, tuple[float, ...]] = {

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from routehead_plugins.aggregation import aggregate
 from routehead_plugins.errors import HeadError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.router import Router
-from routehead_plugins.scoring import fuse
-from routehead_plugins.training.signals import QuerySignals
+from routehead_plugins.scoring import aggregate, fuse
+from routehead_plugins.selection import Router
+from routehead_plugins.signals import QuerySignals, ndcg
 from routehead_plugins.training.weights import weighted_scores
-from routehead_plugins.utility import ndcg
 
 
 def offline_scores(query: QuerySignals, heads: HeadSet, available: HeadSet) -> Tensor:

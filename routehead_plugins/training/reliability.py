@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from torch import Tensor
 
 from routehead_plugins.errors import InputError
-from routehead_plugins.training.labels import LabelOptions, Reliability, most_reliable
-from routehead_plugins.training.signals import SignalSet
+from routehead_plugins.signals import SignalSet
+from routehead_plugins.training.pseudo_labels import LabelOptions, Reliability, most_reliable
 
 _UTILITIES = ("ndcg", "correlation", "margin")
 _SHRINKAGES = (0.0, 0.5)

@@ -30,13 +30,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from routehead_plugins.aggregation import aggregate
 from routehead_plugins.errors import HeadError, InputError
 from routehead_plugins.heads import AGGREGATIONS, HeadSet
-from routehead_plugins.scoring import standardise
-from routehead_plugins.training._sparse import Table, solve, tabulate
-from routehead_plugins.training.signals import QuerySignals, SignalSet
-from routehead_plugins.utility import ndcg
+from routehead_plugins.scoring import aggregate, standardise
+from routehead_plugins.signals import QuerySignals, SignalSet, ndcg
+from routehead_plugins.training.proximal import Table, solve, tabulate
 
 OBJECTIVES = ("listwise", "pairs")
 

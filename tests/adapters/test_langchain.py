@@ -33,7 +33,7 @@ from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, data
 from routehead_plugins.adapters.langchain import HeadRoutedCompressor
 from routehead_plugins.data import Ranking, ScoredDocument
 from routehead_plugins.errors import InputError
-from routehead_plugins.selectors import as_selector
+from routehead_plugins.selection import as_selector
 
 NO_HEADS: Any = None
 QUERY = "which wolf ran?"

@@ -44,12 +44,13 @@ from llama_index_instrumentation.events.span import SpanDropEvent
 from presets import PresetLayout
 from pydantic import Field
 
-from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, attention, data
+from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, data
 from routehead_plugins.adapters.llama_index import HeadRoutedRerank, _spans_of
+from routehead_plugins.backbone import attention
 from routehead_plugins.data import ScoredDocument, TextSpan
 from routehead_plugins.errors import InputError, MissingExtraError, ModelLoadError
 from routehead_plugins.reranker import BLANK_SCORE
-from routehead_plugins.selectors import FixedHeads
+from routehead_plugins.selection import FixedHeads
 
 QUERY = "which wolf ran?"
 TEXTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river", "snow on the roof"]

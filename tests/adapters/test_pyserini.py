@@ -21,9 +21,9 @@ from routehead_plugins.adapters.pyserini import (
     build_index,
     load_topics,
 )
-from routehead_plugins.collections import read_run, write_run
 from routehead_plugins.data import Document, Ranking, ScoredDocument
 from routehead_plugins.errors import CollectionError, InputError
+from routehead_plugins.io import read_run, write_run
 
 NO_HEADS: Any = None
 

@@ -1,0 +1,43 @@
+"""The frozen LLM: the only room that knows transformers."""
+
+from routehead_plugins.backbone.attention import Rows, Tap, run
+from routehead_plugins.backbone.batching import batches
+from routehead_plugins.backbone.device import pick_device, pick_dtype
+from routehead_plugins.backbone.embedding import Standardiser, check_pooling
+from routehead_plugins.backbone.frozen_lm import FrozenLM
+from routehead_plugins.backbone.kv_cache import KeyValueCache, KeyValues, joined
+from routehead_plugins.backbone.likelihood import QueryLikelihood
+from routehead_plugins.backbone.loading import EMBEDDED, load, load_tokenizer
+from routehead_plugins.backbone.prompt import (
+    DocumentPiece,
+    Pieces,
+    PromptEncoder,
+    check_max_doc_tokens,
+)
+from routehead_plugins.backbone.token_cache import TokenCache
+from routehead_plugins.backbone.token_tree import token_tree
+
+__all__ = [
+    "EMBEDDED",
+    "DocumentPiece",
+    "FrozenLM",
+    "KeyValueCache",
+    "KeyValues",
+    "Pieces",
+    "PromptEncoder",
+    "QueryLikelihood",
+    "Rows",
+    "Standardiser",
+    "Tap",
+    "TokenCache",
+    "batches",
+    "check_max_doc_tokens",
+    "check_pooling",
+    "joined",
+    "load",
+    "load_tokenizer",
+    "pick_device",
+    "pick_dtype",
+    "run",
+    "token_tree",
+]

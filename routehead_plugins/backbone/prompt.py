@@ -1,0 +1,301 @@
+"""Query and documents to token ids, with the span of every document recorded while building.
+
+A prompt is made of pieces, each tokenized on its own; a layout decides how they are put together:
+
+* ``opening``: the chat template up to the user's turn, and the announcement of the documents;
+* one piece per document: a label, the text, a separator;
+* ``tail``: the instruction, the query, and the chat template up to the assistant's turn;
+* ``null_tail``: the same for a query without content, which calibrates the reading.
+
+Text of documents and queries can never turn into control tokens: a passage that contains
+``<|im_end|>`` is a passage about ``<|im_end|>``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tokenizers import AddedToken
+
+from routehead_plugins.backbone.token_cache import TokenCache
+from routehead_plugins.data import Span
+from routehead_plugins.errors import InputError, UnsupportedModelError
+
+# The wording of ICR (arXiv 2410.02642), which QRHead and CoRe took over: documents first, query
+# last, since under a causal mask only what comes last can look back at every document.
+ANNOUNCEMENT = "Here are some paragraphs:\n\n"
+LABEL = "[{number}]"
+SEPARATOR = "\n\n"
+INSTRUCTION = (
+    "Please find information that are relevant to the following query in the paragraphs above.\n\n"
+)
+MARKER = "Query:"
+NULL_QUERY = "N/A"
+# Whose next words are the query, for query likelihood.
+QUESTION = "Document:{text}\n\nQuery:"
+
+# Stands in the chat template where the prompt will stand.
+_PLACE = "Place of the Prompt"
+# Some templates print the date; scores must not depend on the day.
+_TODAY = datetime(2024, 7, 26, tzinfo=UTC)
+# transformers passes no functions on to a template, and so the clock is replaced inside of it.
+_FIXED_DATE = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('%{code}','{_TODAY.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
+    + " }}{% endmacro %}"
+)
+
+
+@dataclass(frozen=True)
+class DocumentPiece:
+    """Tokens of one document.
+
+    Attributes:
+        ids: Label, text and separator.
+        text: Where in ``ids`` the text stands; labels and separators are not scored.
+    """
+
+    ids: tuple[int, ...]
+    text: Span
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A prompt before a layout has put it together; see the module's docstring."""
+
+    opening: tuple[int, ...]
+    documents: tuple[DocumentPiece, ...]
+    tail: tuple[int, ...]
+    null_tail: tuple[int, ...]
+    bare_null_tail: tuple[int, ...] = ()
+    query: tuple[int, ...] = ()
+
+    @property
+    def tail_size(self) -> int:
+        """Tokens of the longest tail."""
+        return max(len(self.tail), len(self.null_tail))
+
+    @property
+    def size(self) -> int:
+        """Tokens of the longest sequence that holds every document and one tail."""
+        documents = sum(len(document.ids) for document in self.documents)
+        return len(self.opening) + documents + self.tail_size
+
+
+class PromptEncoder:
+    """Tokenizes pieces of prompts; owns its tokenizer, so that threads can share it.
+
+    Attributes:
+        control_ids: Control tokens; none is ever in a piece of text.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Prepare the fixed pieces.
+
+        Args:
+            tokenizer: A tokenizer of transformers; copied, so that it stays as it is.
+
+        Raises:
+            UnsupportedModelError: Its chat template cannot take a single user turn.
+        """
+        before, after = _chat_frame(tokenizer)
+        controls = copy.deepcopy(tokenizer)
+        self._before = _ids(controls, before, special=True)
+        self._after = _ids(controls, after, special=True)
+        # From here on this copy never sees control tokens: the setting is one per tokenizer, not
+        # one per call, and so must not alternate between threads.
+        self._tokenizer = _without_control_tokens(tokenizer)
+        self.control_ids = frozenset(self._tokenizer.all_special_ids)
+        self._documents = TokenCache(self.encode)
+        self._space = "" if self._adds_a_space() else " "
+        self._announcement = self.encode([ANNOUNCEMENT])[0]
+        self._separator = self.encode([SEPARATOR])[0]
+        self._instruction = self.encode([INSTRUCTION + MARKER])[0]
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Tokenize plain texts, one by one, without any control token."""
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            [_encodable(text) for text in texts],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            verbose=False,
+        )
+        return [tuple(ids) for ids in encoded["input_ids"]]
+
+    def plain(self, texts: Sequence[str], max_tokens: int | None = None) -> list[tuple[int, ...]]:
+        """Tokenize texts on their own, each behind a first token that all have in common.
+
+        Args:
+            texts: Without any prompt around them.
+            max_tokens: Longer texts are cut here; the first token does not count.
+        """
+        first = self._separator[:1]
+        encoded = self.encode([self._space + text if text else "" for text in texts])
+        return [first + ids[:max_tokens] for ids in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn tokens back into text, without control tokens."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Say which characters of a document's text each of its tokens stands for.
+
+        Args:
+            text: As it is given to ``pieces``.
+
+        Returns:
+            Half-open ranges of characters, one per token, before any cut.
+
+        Raises:
+            UnsupportedModelError: The tokenizer does not keep track of characters.
+        """
+        try:
+            encoded = self._tokenizer(
+                _encodable(self._space + text),
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+        except NotImplementedError as error:
+            raise UnsupportedModelError(
+                f"{type(self._tokenizer).__name__!r} does not say where its tokens stand in the "
+                "text; load a fast tokenizer, or do without spans."
+            ) from error
+        shift = len(self._space)
+        return [(max(0, a - shift), max(0, b - shift)) for a, b in encoded["offset_mapping"]]
+
+    def pieces(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        numbered: bool,
+        max_doc_tokens: int | None = None,
+        instruction: str | None = None,
+    ) -> Pieces:
+        """Build the pieces of one prompt.
+
+        Args:
+            query: What is looked for.
+            texts: The documents, in the order in which they will be read.
+            numbered: Whether labels count the documents, ``[1]``, ``[2]``, ...
+            max_doc_tokens: Longer documents are cut here; the query never is.
+            instruction: What counts as relevant; stands right before the query.
+        """
+        encoded = self._documents([self._space + text for text in texts])
+        labels = [
+            LABEL.format(number=place) if numbered else "" for place in range(1, len(texts) + 1)
+        ]
+        documents = []
+        for label, text in zip(self.encode(labels), encoded, strict=True):
+            text = text[:max_doc_tokens]
+            span = Span(len(label), len(label) + len(text))
+            documents.append(DocumentPiece(label + text + self._separator, span))
+        return Pieces(
+            opening=self._before + self._announcement,
+            documents=tuple(documents),
+            tail=self._tail(query, instruction),
+            null_tail=self._tail(NULL_QUERY, instruction),
+            bare_null_tail=self._tail(NULL_QUERY),
+            query=self.encode([self._space + query])[0],
+        )
+
+    def question(
+        self, query: str, texts: Sequence[str], max_doc_tokens: int | None = None
+    ) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+        """Build prompts that ask for a question that a document answers.
+
+        Args:
+            query: The question.
+            texts: The documents.
+            max_doc_tokens: Longer documents are cut here.
+
+        Returns:
+            What stands before the question, one per document, and the question's tokens.
+        """
+        before, behind = self.encode(QUESTION.split("{text}"))
+        encoded = self._documents([self._space + text for text in texts])
+        contexts = [self._separator[:1] + before + ids[:max_doc_tokens] + behind for ids in encoded]
+        return contexts, self.encode([self._space + query])[0]
+
+    def _tail(self, query: str, instruction: str | None = None) -> tuple[int, ...]:
+        asked = self._instruction
+        if instruction is not None:
+            (asked,) = self.encode([f"{INSTRUCTION}{instruction.strip()}{SEPARATOR}{MARKER}"])
+        return asked + self.encode([self._space + query])[0] + self._after
+
+    def _adds_a_space(self) -> bool:
+        """Whether the tokenizer itself puts the space before a word that begins a piece."""
+        bare, spaced = self.encode(["a", " a"])
+        return len(spaced) > len(bare)
+
+
+def check_max_doc_tokens(value: object) -> None:
+    """Accept a positive number or ``None``.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise InputError(
+            f"max_doc_tokens={value!r} leaves nothing to read; give 1 or more, or None."
+        )
+
+
+def _chat_frame(tokenizer: Any) -> tuple[str, str]:
+    """What the chat template puts around a user's prompt; BOS alone without a template."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return (tokenizer.bos_token or ""), ""
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": _PLACE}],
+            tokenize=False,
+            add_generation_prompt=True,
+            chat_template=_FIXED_DATE + tokenizer.get_chat_template(),
+            date_string=_TODAY.strftime("%d %b %Y"),
+        )
+        before, after = text.split(_PLACE)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"the chat template cannot frame a single user turn ({error}); "
+            "set tokenizer.chat_template = None to prompt without one."
+        ) from error
+    return before, after
+
+
+def _encodable(text: str) -> str:
+    """Replace halves of surrogate pairs, left by broken JSON escapes: no tokenizer takes them."""
+    return text.encode(errors="replace").decode()
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool) -> tuple[int, ...]:
+    if not text:
+        return ()
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
+    return tuple(encoded["input_ids"])
+
+
+def _without_control_tokens(tokenizer: Any) -> Any:
+    """Copy a tokenizer and make every control token plain text to it.
+
+    Special tokens are plain text under ``split_special_tokens``. Some families also use added
+    tokens that are not marked special (``<think>``): those in the chat template are marked here.
+    """
+    copied = copy.deepcopy(tokenizer)
+    template = getattr(tokenizer, "chat_template", None) or ""
+    controls = [
+        token.content
+        for token in getattr(tokenizer, "added_tokens_decoder", {}).values()
+        if not token.special and token.content.strip() and token.content in str(template)
+    ]
+    backend = getattr(copied, "backend_tokenizer", None)
+    if controls and backend is not None:
+        backend.add_special_tokens([AddedToken(content, special=True) for content in controls])
+    return copied

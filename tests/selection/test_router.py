@@ -1,0 +1,926 @@
+"""Routers: what they say of a query, which heads that makes, and what comes back from a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import families
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from routehead_plugins import FrozenLM, HeadSet
+from routehead_plugins.errors import (
+    HeadError,
+    InputError,
+    MissingExtraError,
+    ModelLoadError,
+    RouterMismatchError,
+)
+from routehead_plugins.selection import router_files as files
+from routehead_plugins.selection.neighbours import NeighbourRouter
+from routehead_plugins.selection.query_space import QuerySpace
+from routehead_plugins.selection.router import HeadRouter, Router
+
+HEADS = HeadSet(
+    [(0, 1), (2, 3), (1, 0), (2, 0), (0, 3)],
+    model="tiny",
+    layout="parallel",
+    data="some questions",
+    method="routed",
+    aggregation="log",
+    first_stage_weight=0.5,
+)
+QUERIES = [f"{what} {which}?" for what in ("where is", "who has", "why") for which in "abcdefgh"]
+KINDS = ("heads", "neighbours")
+LAYER = 2
+
+Make = Callable[..., Router]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make(kind: str, space: QuerySpace, **changed: Any) -> Router:
+    """A router of a kind on a space, with numbers drawn at random."""
+    heads, anchors, coordinates = len(HEADS), len(space.anchors), space.basis.shape[-1]
+    shared: dict[str, Any] = {"heads": HEADS, "space": space, "bias": random(heads, seed=1)}
+    if kind == "heads":
+        own = {"projection": random(3, coordinates, seed=2), "embeddings": random(heads, 3, seed=3)}
+        return HeadRouter(**shared | own | changed)
+    labels = {"labels": random(anchors, heads, seed=4), "neighbours": 4}
+    return NeighbourRouter(**shared | labels | changed)
+
+
+def by_hand(
+    *, anchors: Tensor | None = None, familiar: tuple[float, float] = (0.5, 2.0)
+) -> QuerySpace:
+    """A space of three coordinates that only brings embeddings to length 1."""
+    some = torch.eye(3)[:1] if anchors is None else anchors
+    return QuerySpace(LAYER, torch.zeros(3), torch.ones(3), torch.eye(3), some, familiar)
+
+
+def fixed(bias: list[float], **changed: Any) -> Router:
+    """A router whose heads are 0-0, 0-1, ... and whose logits are its bias."""
+    heads = replace(HEADS, heads=[(0, index) for index in range(len(bias))])
+    zeros = {"projection": torch.zeros(1, 3), "embeddings": torch.zeros(len(bias), 1)}
+    return HeadRouter(heads=heads, space=by_hand(), bias=torch.tensor(bias), **zeros | changed)
+
+
+@pytest.fixture(scope="module")
+def llm() -> FrozenLM:
+    return FrozenLM(families.tiny_model("llama"), families.tiny_tokenizer(), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def space(llm: FrozenLM) -> QuerySpace:
+    return QuerySpace.fit(llm.embed(QUERIES, layer=LAYER), LAYER, coordinates=6)
+
+
+@pytest.fixture(params=KINDS)
+def router(request: pytest.FixtureRequest, space: QuerySpace) -> Router:
+    return make(request.param, space)
+
+
+# What is computed
+
+
+def dot(one: Tensor, two: Tensor) -> float:
+    return sum(float(a) * float(b) for a, b in zip(one, two, strict=True))
+
+
+def slow_logit(router: Router, embedding: Tensor, head: int) -> float:
+    """The formula of the module, head by head, in plain numbers."""
+    space = router.space
+    standard = ((embedding - space.mean) / space.deviation).tolist()
+    few = sorted(math.dist(anchor, standard) for anchor in space.anchors.tolist())[:5]
+    near, far = space.familiar
+    share = (far - sum(few) / len(few)) / (far - near)
+    (query,) = space(embedding[None])
+    cosines = [dot(place, query) for place in space.places]
+    bias = float(router.bias[head])
+    if isinstance(router, HeadRouter):
+        routed = torch.tensor([dot(row, query) for row in router.projection])
+        correction = dot(routed, router.embeddings[head]) / math.sqrt(len(routed))
+    else:
+        voting = cast(NeighbourRouter, router)
+        order = sorted(range(len(cosines)), key=lambda place: -cosines[place])
+        votes = [float(voting.labels[place, head]) for place in order[: voting.neighbours]]
+        correction = sum(votes) / len(votes) - bias
+    return bias + min(1.0, max(0.0, share)) * correction
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changed", [{}, {"neighbours": 1}, {"neighbours": 99}])
+def test_logits_follow_the_formula(
+    kind: str, changed: dict[str, int], llm: FrozenLM, space: QuerySpace
+) -> None:
+    router = make(kind, space, **changed if kind == "neighbours" else {})
+    embeddings = llm.embed(["where is z?", "a", "who has b?", "why e a?"], layer=LAYER)
+    logits = router.logits(embeddings)
+    assert logits.shape == (4, len(HEADS))
+    shares = set()
+    for embedding, found in zip(embeddings, logits.tolist(), strict=True):
+        shares.add(float(space.familiarity(embedding[None])))
+        for head in range(len(HEADS)):
+            expected = slow_logit(router, embedding, head)
+            assert found[head] == pytest.approx(expected, abs=1e-4)
+    assert len(shares) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_far_from_all_anchors_gets_exactly_the_bias(kind: str) -> None:
+    router = make(kind, by_hand())
+    logits = router.logits(torch.tensor([[-3.0, 0.0, 0.0], [-1.0, 5.0, 2.0]]))
+    assert torch.equal(logits, router.bias.expand(2, -1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_on_an_anchor_gets_the_whole_correction(kind: str) -> None:
+    router = make(kind, by_hand())
+    query = torch.eye(3)[:1]
+    assert torch.equal(router.logits(query), router.bias + router.correction(query))
+    assert not torch.allclose(router.logits(query), router.bias)
+
+
+def test_the_nearest_training_query_alone_hands_on_its_label(space: QuerySpace) -> None:
+    router = make("neighbours", space, neighbours=1)
+    correction = router.correction(space.places)
+    labels = cast(NeighbourRouter, router).labels
+    torch.testing.assert_close(correction + router.bias, labels)
+
+
+@given(st.integers(0, 2**16), st.integers(1, 12), st.integers(1, 15))
+@settings(max_examples=40, deadline=None)
+def test_the_vote_is_that_of_a_slow_search(seed: int, anchors: int, neighbours: int) -> None:
+    some = torch.nn.functional.normalize(random(anchors, 3, seed=seed))
+    router = make("neighbours", by_hand(anchors=some), neighbours=neighbours)
+    queries = torch.nn.functional.normalize(random(4, 3, seed=seed + 1))
+    places = (queries @ some.T).argsort(dim=1, descending=True)[:, :neighbours]
+    labels = cast(NeighbourRouter, router).labels
+    votes = torch.stack([labels[row].mean(dim=0) for row in places])
+    torch.testing.assert_close(router.correction(queries), votes - router.bias)
+
+
+# Which heads that makes
+
+
+@pytest.mark.parametrize(
+    ("logits", "changed", "heads", "weights"),
+    [
+        # Signed weights, the largest on either side first; those up to the threshold are left out.
+        ([0.5, -2.0, 0.0, 1.0], {}, "0-1,0-3,0-0", [-2.0, 1.0, 0.5]),
+        ([0.5, -2.0, 0.0, 1.0], {"threshold": 0.5}, "0-1,0-3", [-2.0, 1.0]),
+        ([0.5, -2.0, 0.0, 1.0], {"max_heads": 1}, "0-1", [-2.0]),
+        ([0.5, -2.0, 0.0, 1.0], {"threshold": 9.0}, "0-1", [-2.0]),  # one at least
+        ([0.0, 0.0], {}, "0-0", [0.0]),
+        ([1.0, -1.0, 1.0], {}, "0-0,0-1,0-2", [1.0, -1.0, 1.0]),  # ties keep the order
+        ([1.0, -1.0, 1.0], {"max_heads": 2}, "0-0,0-1", [1.0, -1.0]),
+        # Gates: only what is above the threshold, without weights.
+        ([0.5, -2.0, 0.0, 1.0], {"reading": "gates"}, "0-3,0-0", None),
+        ([0.5, -2.0, 0.0, 1.0], {"reading": "gates", "threshold": 0.5}, "0-3", None),
+        ([0.5, -2.0, 0.0, 1.0], {"reading": "gates", "threshold": -3.0}, "0-3,0-0,0-2,0-1", None),
+        ([0.5, -2.0, 0.0, 1.0], {"reading": "gates", "max_heads": 1}, "0-3", None),
+        ([-2.0, -1.0, -3.0], {"reading": "gates"}, "0-1", None),  # one at least
+        ([1.0, 2.0, 1.0, 2.0], {"reading": "gates"}, "0-1,0-3,0-0,0-2", None),
+        ([1.0, 1.0, 1.0], {"reading": "gates", "max_heads": 2}, "0-0,0-1", None),
+        ([1.0, 1.0], {"reading": "gates", "max_heads": 7}, "0-0,0-1", None),
+    ],
+)
+def test_logits_become_heads(
+    logits: list[float], changed: dict[str, Any], heads: str, weights: list[float] | None
+) -> None:
+    chosen = fixed(logits, **changed).choose(torch.tensor(logits))
+    assert str(chosen) == heads
+    assert chosen.weights == (None if weights is None else tuple(weights))
+
+
+NUMBERS = st.floats(-4, 4, width=32)
+
+
+@given(
+    st.lists(NUMBERS, min_size=1, max_size=12),
+    NUMBERS,
+    st.none() | st.integers(1, 14),
+    st.sampled_from(["gates", "weights"]),
+)
+@settings(deadline=None)
+def test_any_logits_become_the_heads_of_a_slow_choice(
+    logits: list[float], threshold: float, most: int | None, reading: str
+) -> None:
+    size = [abs(number) if reading == "weights" else number for number in logits]
+    order = sorted(range(len(logits)), key=lambda place: -size[place])
+    expected = [place for place in order if size[place] > threshold] or order[:1]
+    router = fixed(logits, threshold=threshold, max_heads=most, reading=reading)
+    chosen = router.choose(torch.tensor(logits))
+    assert [place for _, place in chosen] == expected[:most]
+
+
+@pytest.mark.parametrize("reading", ["gates", "weights"])
+def test_what_is_chosen_records_what_the_router_was_fitted_for(reading: str) -> None:
+    chosen = fixed([1.0, 2.0], reading=reading).choose(torch.tensor([1.0, 2.0]))
+    recorded = replace(chosen, heads=[(0, 0)], weights=None)
+    assert recorded == replace(HEADS, heads=[(0, 0)])
+    assert (recorded.model, recorded.layout, recorded.method) == ("tiny", "parallel", "routed")
+
+
+def test_it_needs_the_layers_of_its_heads_and_one_behind_the_querys_embedding() -> None:
+    router = fixed([1.0])
+    assert router.layout == "parallel"
+    routing = fixed([1.0], projection=torch.ones(1, 3), embeddings=torch.ones(1, 1))
+    assert routing.layers(4) == LAYER + 1
+    assert replace(routing, heads=replace(HEADS, heads=[(7, 0)])).layers(30) == 8
+
+
+@pytest.mark.parametrize("name", ["projection", "embeddings"])
+def test_without_a_correction_queries_are_not_even_embedded(
+    name: str, llm: FrozenLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"projection": torch.ones(1, 3), "embeddings": torch.ones(3, 1)}
+    assert fixed([1.0, -2.0, 0.0], **given).routes
+    static = fixed([1.0, -2.0, 0.0], **given | {name: torch.zeros_like(given[name])})
+    assert not static.routes
+    assert static.layers(4) == 1 < LAYER + 1
+    monkeypatch.setattr(FrozenLM, "embed", None)
+    chosen = static.select_all(["one", "two"], llm)
+    assert chosen == [static.choose(static.bias)] * 2
+    other = replace(static, heads=replace(static.heads, model="org/other"))
+    with pytest.raises(RouterMismatchError, match="was trained for 'org/other'"):
+        other.select("one", llm)
+
+
+def test_routers_are_told_apart_by_any_of_their_numbers(router: Router) -> None:
+    assert repr(router) == repr(replace(router))
+    assert repr(router).startswith(f"{type(router).__name__}('tiny', 5 heads, ")
+    (name, *_) = router.tensors
+    tensor = getattr(router, name).clone()
+    tensor[-1, -1] += 1e-6
+    others: list[dict[str, Any]] = [{name: tensor}, {"threshold": 0.1}, {"description": {"a": 1}}]
+    assert len({repr(router), *(repr(replace(router, **changed)) for changed in others)}) == 4
+
+
+# With an LLM
+
+
+def test_queries_get_the_same_heads_one_by_one_and_all_at_once(
+    router: Router, llm: FrozenLM
+) -> None:
+    queries = [*QUERIES[::3], " ", "something else altogether"]
+    together = router.select_all(queries, llm)
+    assert len({heads.heads for heads in together}) > 2
+    for query, heads in zip(queries, together, strict=True):
+        alone = router.select(query, llm)
+        assert alone.heads == heads.heads
+        assert alone.weights == pytest.approx(heads.weights, abs=1e-4)
+        assert replace(alone, weights=None) == replace(heads, weights=None)
+    assert router.select_all([], llm) == []
+
+
+def test_it_chooses_by_the_logits_of_the_querys_embedding(router: Router, llm: FrozenLM) -> None:
+    (logits,) = router.logits(llm.embed(["who has g?"], layer=LAYER))
+    assert router.select("who has g?", llm) == router.choose(logits)
+
+
+@pytest.mark.parametrize("query", ["", " \n"])
+def test_a_blank_query_gets_the_heads_of_the_bias(
+    router: Router, llm: FrozenLM, query: str
+) -> None:
+    assert router.select(query, llm) == router.choose(router.bias)
+    assert router.select_all(["a", query], llm)[1] == router.choose(router.bias)
+
+
+def test_an_llm_without_the_layers_it_does_not_need_gets_the_same_heads(
+    router: Router, llm: FrozenLM, tmp_path: Path
+) -> None:
+    families.tiny_model("llama").save_pretrained(tmp_path)
+    families.tiny_tokenizer().save_pretrained(tmp_path)
+    shallow = FrozenLM.from_pretrained(str(tmp_path), dtype="float32", layers=router.layers)
+    assert shallow.heads.last_layer == 2
+    chosen, expected = router.select("why h?", shallow), router.select("why h?", llm)
+    assert chosen.heads == expected.heads
+    assert chosen.weights == pytest.approx(expected.weights, abs=1e-4)
+
+
+@pytest.mark.parametrize("query", ["", "where is a?"])
+def test_another_llm_is_refused_by_both_names(router: Router, query: str) -> None:
+    other = FrozenLM(families.tiny_model("qwen2"), families.tiny_tokenizer(), name="org/other")
+    with pytest.raises(RouterMismatchError) as error:
+        router.select(query, other)
+    assert str(error.value) == (
+        "the router was trained for 'tiny', but the LLM is 'org/other'; train one for it "
+        "(routehead train), or leave the router out."
+    )
+
+
+@pytest.mark.parametrize("query", ["", "where is a?"])
+def test_an_llm_of_another_width_is_refused_whatever_its_name(
+    router: Router, tmp_path: Path, query: str
+) -> None:
+    config = LlamaConfig(**families.CONFIGS["llama"].to_dict() | {"hidden_size": 16, "head_dim": 4})
+    narrow = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # A folder may be named as anybody likes.
+    other = FrozenLM(narrow.eval(), families.tiny_tokenizer(), name=str(tmp_path))
+    with pytest.raises(RouterMismatchError) as error:
+        router.select(query, other)
+    assert "trained for 'tiny'" in str(error.value)
+    assert repr(str(tmp_path)) in str(error.value)
+
+
+def test_a_router_that_names_no_llm_takes_any_of_the_right_width(
+    space: QuerySpace, llm: FrozenLM
+) -> None:
+    router = make("heads", space, heads=replace(HEADS, model=None))
+    assert router.select("a", llm).model is None
+
+
+@pytest.mark.parametrize("query", ["", "where is a?"])
+def test_heads_that_the_llm_does_not_have_are_named(
+    space: QuerySpace, llm: FrozenLM, query: str
+) -> None:
+    heads = replace(HEADS, heads=[*HEADS.heads[:4], (7, 7)])
+    with pytest.raises(HeadError) as error:
+        make("heads", space, heads=heads).select(query, llm)
+    assert str(error.value).startswith("'tiny' has no head 7-7; ")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"reading": "tea"}, "reading='tea' is not one of gates, weights; give one of them."),
+        ({"threshold": math.nan}, "threshold=nan bounds nothing; give a finite number."),
+        ({"max_heads": 0}, "max_heads=0 is not a count; give 1 or more."),
+        ({"max_heads": -1}, "max_heads=-1 is not a count; give 1 or more."),
+        (
+            {"max_doc_tokens": 0},
+            "max_doc_tokens=0 leaves nothing to read; give 1 or more, or None.",
+        ),
+        (
+            {"bias": torch.zeros(4)},
+            "the router's bias has shape (4,); expected (heads=5), none of them 0.",
+        ),
+        (
+            {"space": by_hand(anchors=torch.zeros(0, 3))},
+            "the router's anchors has shape (0, 3); expected (anchors=any, width=3), "
+            "none of them 0.",
+        ),
+        (
+            {"space": by_hand(anchors=torch.zeros(4, 2))},
+            "the router's anchors has shape (4, 2); expected (anchors=any, width=3), "
+            "none of them 0.",
+        ),
+        (
+            {"space": replace(by_hand(), deviation=torch.ones(2))},
+            "the router's deviation has shape (2,); expected (width=3), none of them 0.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_does_not_fit_is_refused_in_one_line(
+    kind: str, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        make(kind, **{"space": by_hand()} | changed)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "message"),
+    [
+        (
+            "heads",
+            {"projection": torch.zeros(3, 4)},
+            "the router's projection has shape (3, 4); expected (d=any, coordinates=3), "
+            "none of them 0.",
+        ),
+        (
+            "heads",
+            {"embeddings": torch.zeros(5, 2)},
+            "the router's embeddings has shape (5, 2); expected (heads=5, d=3), none of them 0.",
+        ),
+        (
+            "heads",
+            {"embeddings": torch.zeros(5)},
+            "the router's embeddings has shape (5,); expected (heads=5, d=3), none of them 0.",
+        ),
+        (
+            "neighbours",
+            {"labels": torch.zeros(2, 5)},
+            "the router's labels has shape (2, 5); expected (anchors=1, heads=5), none of them 0.",
+        ),
+        ("neighbours", {"neighbours": 0}, "neighbours=0 is not a count; give 1 or more."),
+    ],
+)
+def test_tensors_that_do_not_fit_each_other_are_refused_in_one_line(
+    kind: str, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        make(kind, by_hand(), **changed)
+    assert str(error.value) == message
+
+
+def test_neighbours_need_faiss_and_nothing_else_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make("neighbours", by_hand()).save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert make("heads", by_hand()).choose(torch.ones(5))
+    builds: list[Callable[[], Router]] = [
+        lambda: make("neighbours", by_hand()),
+        lambda: Router.from_pretrained(tmp_path),
+    ]
+    for build in builds:
+        with pytest.raises(MissingExtraError) as error:
+            build()
+        assert str(error.value) == (
+            "package 'faiss' is not installed; run: pip install \"routehead-plugins[faiss]\""
+        )
+
+
+# Folders
+
+
+def same(router: Router, other: Router) -> bool:
+    """Whether two routers are the same in everything."""
+
+    def equal(one: Any, two: Any) -> bool:
+        if isinstance(one, QuerySpace):
+            return all(equal(getattr(one, f.name), getattr(two, f.name)) for f in fields(one))
+        return torch.equal(one, two) if isinstance(one, Tensor) else bool(one == two)
+
+    names = [field.name for field in fields(router)]
+    return type(router) is type(other) and all(
+        equal(getattr(router, name), getattr(other, name)) for name in names
+    )
+
+
+@pytest.mark.parametrize("kind", [Router, HeadRouter, NeighbourRouter])
+def test_a_saved_router_comes_back_as_it_was_by_any_of_the_classes(
+    kind: type[Router], router: Router, llm: FrozenLM, tmp_path: Path
+) -> None:
+    router = replace(router, max_heads=3, max_doc_tokens=120, description={"nDCG@10": [0.5, None]})
+    router.save_pretrained(tmp_path / "a" / "router")
+    loaded = kind.from_pretrained(tmp_path / "a" / "router")
+    assert same(loaded, router)
+    embeddings = llm.embed(QUERIES, layer=LAYER)
+    assert torch.equal(loaded.logits(embeddings), router.logits(embeddings))
+    assert loaded.select("who has h?", llm) == router.select("who has h?", llm)
+    assert sorted(p.name for p in (tmp_path / "a" / "router").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-1, 1) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    reading=st.sampled_from(["gates", "weights"]),
+    threshold=st.floats(allow_nan=False, allow_infinity=False),
+    most=st.none() | st.integers(1, 2**40),
+    cut=st.none() | st.integers(1, 2**40),
+    description=st.none() | st.dictionaries(st.text(), JSON, max_size=3),
+    named=st.tuples(*[st.none() | st.text()] * 3),
+    weight=st.none() | st.floats(0, 1e30),
+)
+@settings(max_examples=25, deadline=None)
+def test_whatever_is_recorded_comes_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    reading: str,
+    threshold: float,
+    most: int | None,
+    cut: int | None,
+    description: dict[str, Any] | None,
+    named: tuple[str | None, str | None, str | None],
+    weight: float | None,
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "router-recorded"
+    model, layout, data = named
+    router = make(
+        kind,
+        by_hand(),
+        heads=replace(HEADS, first_stage_weight=weight, model=model, layout=layout, data=data),
+        reading=reading,
+        threshold=threshold,
+        max_heads=most,
+        max_doc_tokens=cut,
+        description=description,
+    )
+    router.save_pretrained(folder)
+    assert same(Router.from_pretrained(str(folder)), router)
+
+
+def test_a_folder_holds_what_the_documentation_says(tmp_path: Path) -> None:
+    router = make("neighbours", by_hand(), description={"queries": 7}, max_heads=3)
+    router.save_pretrained(tmp_path, card="# A card\n")
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {
+        "format": "routehead-router",
+        "version": 1,
+        "kind": "neighbours",
+        "model": "tiny",
+        "layout": "parallel",
+        "data": "some questions",
+        "calibration": "null query",
+        "aggregation": "log",
+        "first_stage_weight": 0.5,
+        "max_doc_tokens": None,
+        "reading": "weights",
+        "threshold": 0.0,
+        "max_heads": 3,
+        "embedding_layer": 2,
+        "embedding_pooling": "mean",
+        "familiar": [0.5, 2.0],
+        "neighbours": 4,
+        "description": {"queries": 7},
+        "heads": ["0-1", "2-3", "1-0", "2-0", "0-3"],
+    }
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "mean": (3,),
+        "deviation": (3,),
+        "basis": (3, 3),
+        "anchors": (1, 3),
+        "bias": (5,),
+        "labels": (1, 5),
+    }
+    half = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]
+    assert half == ["anchors"]
+    assert tensors["anchors"].dtype == torch.float16
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "# A card\n"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_router_is_saved_byte_for_byte_as_it_was(
+    kind: str, space: QuerySpace, tmp_path: Path
+) -> None:
+    # A coordinate that does not vary has an infinite deviation, which must come back as well.
+    deviation = space.deviation.clone()
+    deviation[1] = torch.inf
+    router = make(kind, replace(space, deviation=deviation))
+    router.save_pretrained(tmp_path / "first")
+    loaded = Router.from_pretrained(tmp_path / "first")
+    loaded.save_pretrained(tmp_path / "second")
+    assert repr(loaded) == repr(router)
+    for name in ("config.json", "model.safetensors"):
+        first, second = (tmp_path / folder / name for folder in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_router_for_an_llm_of_576_coordinates_is_smaller_than_a_megabyte(tmp_path: Path) -> None:
+    space = QuerySpace.fit(random(600, 576), LAYER, coordinates=32)
+    make("heads", space).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < 1_000_000
+
+
+def test_slices_and_transposed_tensors_are_saved_alone(tmp_path: Path) -> None:
+    projection = random(3, 1000).T[:2]
+    router = make("heads", by_hand(), projection=projection, embeddings=random(5, 2))
+    router.save_pretrained(tmp_path)
+    assert same(Router.from_pretrained(tmp_path), router)
+    assert (tmp_path / "model.safetensors").stat().st_size < 1500
+
+
+def test_tensors_of_half_precision_are_read_as_float32(tmp_path: Path) -> None:
+    make("neighbours", by_hand()).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+    logits = Router.from_pretrained(tmp_path).logits(torch.eye(3))
+    assert logits.dtype == torch.float32
+
+
+# Folders that are damaged
+
+
+def configured(**changed: Any) -> Callable[[Path], None]:
+    """Change keys of the configuration."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(config | changed), encoding="utf-8")
+
+    return damage
+
+
+def reshaped(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    """Change a tensor."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        save_file(tensors | {name: change(tensors[name]).contiguous()}, path)
+
+    return damage
+
+
+def halved(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return damage
+
+
+def refused(folder: Path) -> str:
+    """What is said of a folder, which must be named, in one line."""
+    with pytest.raises(ModelLoadError) as error:
+        Router.from_pretrained(folder)
+    message = str(error.value)
+    assert "\n" not in message
+    assert repr(str(folder)) in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "FileNotFoundError"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "FileNotFoundError"),
+        (halved("config.json"), "JSONDecodeError"),
+        (halved("model.safetensors"), "SafetensorError"),
+        (lambda folder: (folder / "config.json").write_text(""), "JSONDecodeError"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff{}"), "UnicodeDecodeError"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "SafetensorError"),
+        (lambda folder: (folder / "config.json").write_text("[]"), 'lacks "format": '),
+        (configured(format="routehead-heads"), 'lacks "format": "routehead-router"'),
+        (configured(version=2), "has version 2; this release reads version 1"),
+        (configured(kind="oracle"), "kind is 'oracle', not one of heads, neighbours"),
+        (configured(kind=["heads"]), "TypeError"),
+        (configured(reading="tea"), "reading='tea' is not one of gates, weights"),
+        (configured(threshold="high"), "TypeError"),
+        (configured(threshold=math.inf), "threshold=inf bounds nothing"),
+        (configured(max_heads=0), "max_heads=0 is not a count"),
+        (configured(max_heads="all"), "max_heads='all' is not a count"),
+        (configured(max_doc_tokens=-1), "max_doc_tokens=-1 leaves nothing to read"),
+        (configured(description=[1]), "TypeError: its description is not an object"),
+        (configured(familiar=[0.1]), "ValueError"),
+        (configured(familiar=[0.1, math.nan]), "familiar=(0.1, nan)"),
+        (configured(familiar=None), "TypeError"),
+        (configured(embedding_layer="last"), "ValueError"),
+        (configured(embedding_pooling="median"), "InputError"),
+        (configured(heads=["0-1", "2-3", "1-0", "2-0"]), "expected (heads=4)"),
+        (configured(heads=["0-1", "2-3", "1-0", "2-0", "0-1"]), "head 0-1 is given twice"),
+        (configured(heads=[]), "'' is not a head"),
+        (configured(heads=5), "TypeError"),
+        (configured(aggregation="sum"), "aggregation='sum' does not exist"),
+        (configured(first_stage_weight=-1), "first_stage_weight=-1 is not a weight"),
+        (configured(familiar=[0.5, 0.5]), "familiar=(0.5, 0.5) are not two distances"),
+        (reshaped("mean", lambda t: t[:2]), "the router's deviation has shape (3,)"),
+        (reshaped("deviation", lambda t: t[:2]), "the router's deviation has shape (2,)"),
+        (reshaped("deviation", lambda t: t * 0), "a deviation is not above 0"),
+        (reshaped("deviation", lambda t: t * torch.nan), "a deviation is not above 0"),
+        (reshaped("mean", lambda t: t[0]), "the router's mean has shape ()"),
+        (reshaped("basis", lambda t: t[:, 0]), "the router's basis has shape (3,)"),
+        (reshaped("anchors", lambda t: t[:, :2]), "the router's anchors has shape (1, 2)"),
+        (reshaped("anchors", lambda t: t[:0]), "the router's anchors has shape (0, 3)"),
+        (reshaped("bias", lambda t: t[:1]), "the router's bias has shape (1,)"),
+        (reshaped("bias", lambda t: t[:, None]), "the router's bias has shape (5, 1)"),
+        (reshaped("bias", lambda t: t / 0), "not a finite number"),
+        (reshaped("anchors", lambda t: t * torch.nan), "not a finite number"),
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_folder_is_named_in_one_line(
+    kind: str, damage: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    make(kind, by_hand()).save_pretrained(tmp_path)
+    damage(tmp_path)
+    assert said in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "said"),
+    [
+        ("heads", reshaped("projection", lambda t: t[:2]), "expected (heads=5, d=2)"),
+        ("heads", reshaped("projection", lambda t: t[:, :2]), "projection has shape (3, 2)"),
+        ("heads", reshaped("embeddings", lambda t: t[:, :2]), "embeddings has shape (5, 2)"),
+        ("heads", reshaped("embeddings", lambda t: t[:4]), "embeddings has shape (4, 3)"),
+        ("heads", configured(kind="neighbours"), "lacks 'labels'"),
+        ("neighbours", reshaped("labels", lambda t: t[:, :4]), "labels has shape (1, 4)"),
+        ("neighbours", reshaped("labels", lambda t: t.repeat(2, 1)), "labels has shape (2, 5)"),
+        ("neighbours", configured(neighbours=0), "neighbours=0 is not a count"),
+        ("neighbours", configured(neighbours="few"), "neighbours='few' is not a count"),
+        ("neighbours", configured(kind="heads"), "lacks 'projection'"),
+    ],
+)
+def test_what_one_kind_alone_has_is_checked_too(
+    kind: str, damage: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    make(kind, by_hand()).save_pretrained(tmp_path)
+    damage(tmp_path)
+    assert said in refused(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_is_missing_from_the_files_is_named(kind: str, tmp_path: Path) -> None:
+    make(kind, by_hand()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in config.keys() - {"format", "version", "calibration"}:
+        path.write_text(json.dumps({k: v for k, v in config.items() if k != key}))
+        assert f"(config.json or model.safetensors lacks {key!r})" in refused(tmp_path)
+    path.write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in tensors:
+        rest = {k: v for k, v in tensors.items() if k != name}
+        save_file(rest, tmp_path / "model.safetensors")
+        assert f"(config.json or model.safetensors lacks {name!r})" in refused(tmp_path)
+
+
+@given(st.sampled_from(["config.json", "model.safetensors"]), st.data())
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_file_cut_anywhere_is_noticed(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    make("heads", by_hand()).save_pretrained(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    # Without its last line feed the configuration is still whole.
+    cut = data.draw(st.integers(0, len(content) - 2))
+    (tmp_path / name).write_bytes(content[:cut])
+    refused(tmp_path)
+
+
+# Saving that fails
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), InputError("no space")])
+def test_a_save_that_fails_in_the_middle_leaves_no_router(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    router = make("heads", by_hand())
+    router.save_pretrained(tmp_path)
+
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(files, "atomic_write_bytes", full)
+    with pytest.raises(InputError) as raised:
+        router.save_pretrained(tmp_path)
+    assert "\n" not in str(raised.value)
+    if isinstance(error, OSError):
+        assert str(raised.value) == (
+            f"the router cannot be written to {str(tmp_path)!r} ([Errno 28] No space left on "
+            "device); name another folder."
+        )
+    assert not (tmp_path / "config.json").exists()
+    refused(tmp_path)
+
+
+def test_a_folder_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "router"
+    path.write_text("mine")
+    with pytest.raises(InputError) as error:
+        make("heads", by_hand()).save_pretrained(path)
+    assert str(error.value).startswith(f"the router cannot be written to {str(path)!r} (")
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("description", [{"a": {1, 2}}, {"a": torch.ones(1)}, {(1, 2): "a"}])
+def test_a_description_that_is_not_json_leaves_the_former_router_as_it_was(
+    tmp_path: Path, description: dict[Any, Any]
+) -> None:
+    router = make("heads", by_hand())
+    router.save_pretrained(tmp_path)
+    with pytest.raises(InputError) as error:
+        replace(router, description=description).save_pretrained(tmp_path)
+    assert str(error.value).startswith("the router's description is not JSON (")
+    assert same(Router.from_pretrained(tmp_path), router)
+
+
+# The Hub
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_without_the_network_a_hub_id_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelLoadError) as error:
+        Router.from_pretrained("owner/router", local_files_only=local)
+    message = str(error.value)
+    assert message.startswith(
+        "router='owner/router' is neither a folder nor to be had from the Hub ("
+    )
+    assert message.endswith("; check the name, or give the folder that `routehead train` wrote.")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("error", [RuntimeError("proxy\nand more"), ValueError(), OSError(" \n")])
+def test_whatever_the_hubs_client_raises_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(files, "snapshot_download", fail)
+    with pytest.raises(ModelLoadError) as raised:
+        Router.from_pretrained("owner/router")
+    reason = "proxy" if isinstance(error, RuntimeError) else type(error).__name__
+    assert f"from the Hub ({reason}); check" in str(raised.value)
+    assert raised.value.__cause__ is error
+
+
+def test_a_router_comes_from_the_hub_with_the_files_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = make("heads", by_hand())
+    router.save_pretrained(tmp_path)
+    asked = []
+
+    def download(name: str, **options: object) -> str:
+        asked.append((name, options))
+        return str(tmp_path)
+
+    monkeypatch.setattr(files, "snapshot_download", download)
+    assert same(Router.from_pretrained("owner/router"), router)
+    patterns = ["config.json", "model.safetensors", "README.md"]
+    expected = {"allow_patterns": patterns, "local_files_only": False}
+    assert asked == [("owner/router", expected)]
+
+
+@pytest.mark.parametrize("name", ["router", "a/b/c", Path("owner/router")])
+def test_what_is_neither_a_folder_nor_an_id_is_refused_without_asking_the_hub(
+    name: str | Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "snapshot_download", None)
+    with pytest.raises(ModelLoadError) as error:
+        Router.from_pretrained(name)
+    assert str(error.value) == (
+        f"router={str(name)!r} is not a folder; give the one that `routehead train` wrote, or the "
+        "id of a repository on the Hub."
+    )
+
+
+def test_a_file_is_no_router(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    with pytest.raises(ModelLoadError) as error:
+        Router.from_pretrained(path)
+    assert str(error.value).startswith(f"router={str(path)!r} is not a folder; ")
+
+
+@pytest.mark.parametrize("card", [None, "# A card\n"])
+def test_pushing_uploads_exactly_the_folders_files(
+    router: Router, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: str | None
+) -> None:
+    made: list[object] = []
+
+    class Hub:
+        def __init__(self, **options: object) -> None:
+            made.append(options)
+
+        def create_repo(self, repo_id: str, **options: object) -> None:
+            made.append((repo_id, options))
+
+        def upload_folder(self, *, repo_id: str, folder_path: str) -> object:
+            made.append(repo_id)
+            for path in Path(folder_path).iterdir():
+                (tmp_path / path.name).write_bytes(path.read_bytes())
+            return Address()
+
+    class Address:
+        def __str__(self) -> str:
+            return "https://hub/commit/1"
+
+    monkeypatch.setattr(files, "HfApi", Hub)
+    assert router.push_to_hub("owner/router", private=True, card=card) == "https://hub/commit/1"
+    assert made == [
+        {"library_name": "routehead-plugins"},
+        ("owner/router", {"private": True, "exist_ok": True}),
+        "owner/router",
+    ]
+    names = ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md"] * bool(card) + names
+    assert same(Router.from_pretrained(tmp_path), router)
+
+
+def test_an_upload_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError) as error:
+        make("heads", by_hand()).push_to_hub("owner/router")
+    message = str(error.value)
+    assert message.startswith("the router cannot be uploaded to 'owner/router' (")
+    assert message.endswith(
+        "); check the name, the network, and that you are logged in (hf auth login)."
+    )
+    assert "\n" not in message
