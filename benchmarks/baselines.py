@@ -233,7 +233,7 @@ def _ranking_prompt(subject: Subject, query: str, texts: Sequence[str]) -> tuple
     )
     request = _ASK_FOR_RANKING.format(query=query, count=len(texts))
     documents = chain.from_iterable(piece.ids for piece in pieces.documents)
-    return (*pieces.opening, *documents, *subject.llm.encoder.encode([request])[0])
+    return (*pieces.prefix, *documents, *subject.llm.encoder.encode([request])[0])
 
 
 @torch.inference_mode()

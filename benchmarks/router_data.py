@@ -25,7 +25,13 @@ from routehead_plugins import __version__
 from routehead_plugins.cli.runtime import progress
 from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.io import Collection, atomic_write_bytes
-from routehead_plugins.signals import QuerySignals, SignalSet, consistent, synthesize, taught
+from routehead_plugins.signals import (
+    QuerySignals,
+    SignalSet,
+    consistent,
+    mix_teacher,
+    synthesize_queries,
+)
 
 JUDGED, SYNTHESIZED = "judged", "synthesized"
 KINDS = (JUDGED, SYNTHESIZED)
@@ -145,7 +151,9 @@ class RouterCollector(Collector):
         """Have queries written from a collection's passages; those that find theirs are kept."""
         with progress(f"{collection.name}: writing queries", count) as advance:
             folder, seed = self.job.signals, self.job.seed
-            written = synthesize(collection, self.llm, count, folder, seed=seed, advance=advance)
+            written = synthesize_queries(
+                collection, self.llm, count, folder, seed=seed, advance=advance
+            )
         if written.topics:
             written = consistent(self._retrieved(written), self.job.hits)
         if not written.topics:
@@ -250,5 +258,5 @@ def deal_by_source(sample: Sample) -> Tensor:
 def _taught(sample: Sample, share: float) -> Examples:
     if not share or not sample.likelihoods:
         return sample.examples
-    signals = taught(sample.examples.signals, sample.likelihoods, share)
+    signals = mix_teacher(sample.examples.signals, sample.likelihoods, share)
     return Examples(signals, sample.examples.embeddings)

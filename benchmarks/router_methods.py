@@ -23,12 +23,12 @@ from routehead_plugins.selection import Router
 from routehead_plugins.signals import QuerySignals
 from routehead_plugins.training import (
     FitOptions,
-    deal,
     detect,
     each_ndcg,
     fit,
     offline_scores,
     routed_scores,
+    split_folds,
 )
 
 # Objective -> its row without any correction, and the one with it.
@@ -291,7 +291,7 @@ def _usable(options: FitOptions, train: Examples) -> Examples:
 
 def _held_out(usable: Examples, *, rest: bool = False) -> Examples:
     """The fifth of the queries that `fit_router` decides by with seed 0, or the rest."""
-    parts = torch.tensor(deal(usable.signals.queries, fit.PARTS, 0))
+    parts = torch.tensor(split_folds(usable.signals.queries, fit.PARTS, 0))
     return usable.some(parts != 0 if rest else parts == 0)
 
 

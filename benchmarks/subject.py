@@ -172,7 +172,7 @@ class Subject:
     def prompt(self, query: str, texts: Sequence[str]) -> Prompt:
         """Build one prompt, however long."""
         pieces = self.pieces(query, texts)
-        prefix, spans = list(pieces.opening), []
+        prefix, spans = list(pieces.prefix), []
         for document in pieces.documents:
             spans.append(Span(len(prefix) + document.text.start, len(prefix) + document.text.end))
             prefix += document.ids

@@ -3,11 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from routehead_plugins.data import Document, Head, Ranking, ScoredDocument, Span, TextSpan
+from routehead_plugins.data import Document, Ranking, ScoredDocument, Span, TextSpan
+from routehead_plugins.heads import Head, HeadSet, Recipe
 
 if TYPE_CHECKING:
     from routehead_plugins.backbone import FrozenLM
-    from routehead_plugins.heads import HeadSet
     from routehead_plugins.reranker import HeadRoutedAttentionReranker
     from routehead_plugins.selection import HeadRouter
 
@@ -18,7 +18,6 @@ _LAZY = {
     "FrozenLM": "backbone",
     "HeadRouter": "selection",
     "HeadRoutedAttentionReranker": "reranker",
-    "HeadSet": "heads",
 }
 
 __all__ = [
@@ -29,6 +28,7 @@ __all__ = [
     "HeadRouter",
     "HeadSet",
     "Ranking",
+    "Recipe",
     "ScoredDocument",
     "Span",
     "TextSpan",

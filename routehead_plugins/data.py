@@ -7,22 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 from routehead_plugins.errors import InputError
-
-if TYPE_CHECKING:
-    from routehead_plugins.heads import HeadSet
-
-
-class Head(NamedTuple):
-    """One attention head, counted from zero as everywhere in the literature."""
-
-    layer: int
-    head: int
-
-    def __str__(self) -> str:
-        return f"{self.layer}-{self.head}"
+from routehead_plugins.heads import HeadSet
 
 
 class Span(NamedTuple):
@@ -139,8 +127,27 @@ def as_documents(documents: Sequence[str | Document]) -> list[Document]:
     return converted
 
 
+def non_blank_indices(documents: Sequence[Document]) -> list[int]:
+    """Return the indices of the documents that have a text to read."""
+    return [index for index, document in enumerate(documents) if not document.is_blank]
+
+
+def check_count(name: str, value: object) -> None:
+    """Check that an argument is a whole number, 1 or more.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: Its value.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}={value!r} is not a count; give a whole number, 1 or more.")
+
+
 def check_top_n(top_n: int | None) -> None:
-    """Accept a number of results, or ``None`` for all.
+    """Check a number of results; ``None`` stands for all.
 
     Raises:
         InputError: It is below 1.
@@ -150,21 +157,16 @@ def check_top_n(top_n: int | None) -> None:
 
 
 def check_text(name: str, value: object) -> None:
-    """Accept a text that says something.
+    """Check that an argument is a text that is not blank.
 
     Args:
-        name: The argument, for the message.
-        value: What was given for it.
+        name: Name of the argument, for the message.
+        value: Its value.
 
     Raises:
-        InputError: It is blank, or no text.
+        InputError: It is blank, or not a text.
     """
     if not isinstance(value, str):
         raise InputError(f"{name}={value!r} is a {type(value).__name__}; give a text.")
     if not value.strip():
         raise InputError(f"{name}={value!r} is blank; give a text.")
-
-
-def written(documents: Sequence[Document]) -> list[int]:
-    """Places of the documents that can be read: all but blank ones."""
-    return [place for place, document in enumerate(documents) if not document.is_blank]

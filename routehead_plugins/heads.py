@@ -1,4 +1,4 @@
-"""Sets of attention heads: written, ordered, saved and loaded.
+"""Attention heads, sets of them, and the recipe by which a set is read.
 
 A head is written ``layer-head``, both counted from zero: ``13-18``. A head-set file is JSON::
 
@@ -7,7 +7,7 @@ A head is written ``layer-head``, both counted from zero: ``13-18``. A head-set 
      "source": "...", "data": "...",
      "weights": [0.41, -0.12], "aggregation": "standardised", "first_stage_weight": 0.6}
 
-Only ``format``, ``version`` and ``heads`` must be there.
+Only ``format``, ``version`` and ``heads`` are required; the last line is the recipe.
 """
 
 from __future__ import annotations
@@ -17,22 +17,60 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
-from routehead_plugins.data import Head
 from routehead_plugins.errors import HeadError
 
+AGGREGATIONS = ("mean", "standardised", "log")
+"""Names of the ways to combine the signals of several heads; see ``scoring.aggregation``."""
+
 _FORMAT, _VERSION = "routehead-heads", 1
-_RECORDS = ("model", "layout", "method", "source", "data", "aggregation", "first_stage_weight")
-_PER_HEAD = ("scores", "weights")
+_PROVENANCE = ("model", "layout", "method", "source", "data")
 _HEAD = re.compile(r"\s*(\d{1,9})-(\d{1,9})\s*")
 
-# Ways of making one score of many heads' signals; what they compute stands in `aggregation`, which
-# needs torch, and head sets do not.
-AGGREGATIONS = ("mean", "standardised", "log")
+
+class Head(NamedTuple):
+    """One attention head, counted from zero as everywhere in the literature."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}-{self.head}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the signals of a head set are combined into one score per document.
+
+    Attributes:
+        weights: One signed number per head; ``None`` weights all heads equally.
+        aggregation: One of ``AGGREGATIONS``; ``None`` is the plain mean of ICR, in which outlier
+            tokens are dropped after averaging over heads.
+        first_stage_weight: Weight of the standardised retrieval score, fitted together with the
+            heads, 0 or more; ``None`` when none was fitted. With ``weights`` it is added to the
+            weighted sum as it stands; without them, to the standardised attention score.
+
+    Raises:
+        HeadError: A value is not one of those above.
+    """
+
+    weights: Sequence[float] | None = None
+    aggregation: str | None = None
+    first_stage_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", _numbers("weights", self.weights))
+        if self.aggregation is not None and self.aggregation not in AGGREGATIONS:
+            raise HeadError(
+                f"aggregation={self.aggregation!r} does not exist; "
+                f"choose one of {', '.join(AGGREGATIONS)}."
+            )
+        weight = _first_stage_weight(self.first_stage_weight)
+        object.__setattr__(self, "first_stage_weight", weight)
 
 
 @dataclass(frozen=True)
@@ -41,22 +79,17 @@ class HeadSet(Sequence[Head]):
 
     Attributes:
         heads: ``(layer, head)`` pairs without repetitions; kept as a tuple of ``Head``.
-        model: The LLM they were chosen for; ``None`` when that is not recorded.
-        layout: The prompt layout they were chosen for, likewise.
-        method: How they were chosen, likewise.
-        scores: One figure per head from the method that chose them, likewise.
-        source: Where they were published, likewise.
-        data: What they were chosen on, likewise.
-        weights: One signed number per head; ``None`` gives every head the same say.
-        aggregation: How the heads' signals become one score, one of ``AGGREGATIONS``; ``None`` for
-            the plain mean of ICR.
-        first_stage_weight: Weight of the standardised retrieval score, fitted together with the
-            heads, 0 or more; ``None`` when none was fitted. Next to ``weights`` it is added to
-            their weighted sum as that stands; without them, to the standardised attention score.
+        model: The LLM they were chosen for; ``None`` when not recorded, as for all that follow.
+        layout: The prompt layout they were chosen for.
+        method: How they were chosen.
+        scores: One figure per head from the method that chose them.
+        source: Where they were published.
+        data: The data they were chosen on.
+        recipe: How their signals become one score per document.
 
     Raises:
-        HeadError: A head is repeated or negative, there is not one score or weight per head, or a
-            value is not one of those above.
+        HeadError: A head is repeated or negative, or the number of scores or weights is not the
+            number of heads.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -66,9 +99,7 @@ class HeadSet(Sequence[Head]):
     scores: Sequence[float] | None = field(default=None, kw_only=True)
     source: str | None = field(default=None, kw_only=True)
     data: str | None = field(default=None, kw_only=True)
-    weights: Sequence[float] | None = field(default=None, kw_only=True)
-    aggregation: str | None = field(default=None, kw_only=True)
-    first_stage_weight: float | None = field(default=None, kw_only=True)
+    recipe: Recipe = field(default_factory=Recipe, kw_only=True)
 
     def __post_init__(self) -> None:
         try:
@@ -77,18 +108,19 @@ class HeadSet(Sequence[Head]):
             raise HeadError(
                 f"{self.heads!r} is not a list of heads; give (layer, head) pairs of numbers."
             ) from error
-        _check(heads)
+        _check_heads(heads)
         object.__setattr__(self, "heads", heads)
-        for name in _PER_HEAD:
-            numbers = _one_per_head(name, getattr(self, name), heads)
-            object.__setattr__(self, name, numbers)
-        _check_aggregation(self.aggregation)
-        weight = _checked_first_stage_weight(self.first_stage_weight)
-        object.__setattr__(self, "first_stage_weight", weight)
+        object.__setattr__(self, "scores", _numbers("scores", self.scores))
+        for name, numbers in (("scores", self.scores), ("weights", self.recipe.weights)):
+            if numbers is not None and len(numbers) != len(heads):
+                raise HeadError(
+                    f"{len(numbers)} {name} for {len(heads)} heads; give one {name[:-1]} per head."
+                )
+        _check_finite(heads, self.recipe.weights)
 
     @classmethod
     def parse(cls, text: str) -> HeadSet:
-        """Read heads as they are written: ``"13-18,13-1"``.
+        """Read a list such as ``"13-18,13-1"``.
 
         Raises:
             HeadError: An item is not of the form ``layer-head``.
@@ -105,7 +137,7 @@ class HeadSet(Sequence[Head]):
 
     @classmethod
     def looks_like(cls, text: str) -> bool:
-        """Whether a text is meant as a list of heads rather than as a path."""
+        """Tell a list of heads from a path."""
         return all(_HEAD.fullmatch(item) for item in text.split(","))
 
     @classmethod
@@ -134,7 +166,8 @@ class HeadSet(Sequence[Head]):
         try:
             return cls(
                 cls.parse(",".join(heads)),
-                **{key: content.get(key) for key in (*_RECORDS, *_PER_HEAD)},
+                **{name: content.get(name) for name in (*_PROVENANCE, "scores")},
+                recipe=Recipe(**{f.name: content.get(f.name) for f in fields(Recipe)}),
             )
         except (HeadError, TypeError, ValueError) as error:
             raise HeadError(f"{str(path)!r} is not a valid head-set file: {error}") from error
@@ -144,12 +177,33 @@ class HeadSet(Sequence[Head]):
         content = {
             "format": _FORMAT,
             "version": _VERSION,
-            **{key: getattr(self, key) for key in _RECORDS},
+            **{name: getattr(self, name) for name in _PROVENANCE},
+            "aggregation": self.recipe.aggregation,
+            "first_stage_weight": self.recipe.first_stage_weight,
             "heads": [str(head) for head in self],
-            **{key: getattr(self, key) for key in _PER_HEAD},
+            "scores": self.scores,
+            "weights": self.recipe.weights,
         }
-        content = {key: value for key, value in content.items() if value is not None}
+        content = {name: value for name, value in content.items() if value is not None}
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def pick(self, indices: Sequence[int]) -> tuple[Head, ...]:
+        """Return the heads at some indices, in the order of the indices."""
+        return tuple(self._heads[index] for index in indices)
+
+    def indices_of(self, heads: Sequence[Head]) -> list[int]:
+        """Find where heads stand in this set.
+
+        Raises:
+            HeadError: A head is not in this set.
+        """
+        missing = [str(head) for head in heads if head not in self._index_of]
+        if missing:
+            raise HeadError(
+                f"there are no signals of head {', '.join(missing[:5])}; compute them for these "
+                "heads."
+            )
+        return [self._index_of[head] for head in heads]
 
     @cached_property
     def by_layer(self) -> dict[int, tuple[int, ...]]:
@@ -160,18 +214,18 @@ class HeadSet(Sequence[Head]):
         return {layer: tuple(indices) for layer, indices in layers.items()}
 
     @cached_property
-    def places_by_layer(self) -> list[int]:
-        """For each head in this set's order, its place when the heads are sorted by layer."""
-        places = {head: place for place, head in enumerate(sorted(self._heads))}
-        return [places[head] for head in self._heads]
+    def indices_by_layer(self) -> list[int]:
+        """For each head in this set's order, its index when the heads are sorted by layer."""
+        indices = {head: index for index, head in enumerate(sorted(self._heads))}
+        return [indices[head] for head in self._heads]
 
     @property
     def last_layer(self) -> int:
-        """The deepest layer; nothing beyond it has to be run. -1 for an empty set."""
+        """The deepest layer; no deeper one has to be run. -1 for an empty set."""
         return max((head.layer for head in self._heads), default=-1)
 
     def check_within(self, available: HeadSet, model: str) -> None:
-        """Make sure that an LLM has these heads.
+        """Check that an LLM has these heads.
 
         Args:
             available: Every head of the LLM.
@@ -182,7 +236,7 @@ class HeadSet(Sequence[Head]):
         """
         if not self.heads:
             raise HeadError("the head set is empty; name at least one head, such as 13-18.")
-        unknown = [str(head) for head in self._heads if head not in available._members]
+        unknown = [str(head) for head in self._heads if head not in available]
         if unknown:
             layers = available.by_layer
             raise HeadError(
@@ -196,15 +250,15 @@ class HeadSet(Sequence[Head]):
         return cast(tuple[Head, ...], self.heads)
 
     @cached_property
-    def _members(self) -> frozenset[Head]:
-        return frozenset(self._heads)
+    def _index_of(self) -> dict[Head, int]:
+        return {head: index for index, head in enumerate(self._heads)}
 
     @overload
-    def __getitem__(self, place: int) -> Head: ...
+    def __getitem__(self, index: int) -> Head: ...
     @overload
-    def __getitem__(self, place: slice) -> tuple[Head, ...]: ...
-    def __getitem__(self, place: int | slice) -> Head | tuple[Head, ...]:
-        return self._heads[place]
+    def __getitem__(self, index: slice) -> tuple[Head, ...]: ...
+    def __getitem__(self, index: int | slice) -> Head | tuple[Head, ...]:
+        return self._heads[index]
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -213,13 +267,13 @@ class HeadSet(Sequence[Head]):
         return iter(self._heads)
 
     def __contains__(self, head: object) -> bool:
-        return head in self._members
+        return head in self._index_of
 
     def __str__(self) -> str:
         return ",".join(str(head) for head in self._heads)
 
 
-def _check(heads: Sequence[Head]) -> None:
+def _check_heads(heads: Sequence[Head]) -> None:
     repeated = [head for head, count in Counter(heads).items() if count > 1]
     if repeated:
         raise HeadError(f"head {repeated[0]} is given twice; name each head once.")
@@ -228,36 +282,23 @@ def _check(heads: Sequence[Head]) -> None:
         raise HeadError(f"head {tuple(negative[0])} is negative; layers and heads count from 0.")
 
 
-def _one_per_head(
-    name: str, given: Sequence[float] | None, heads: Sequence[Head]
-) -> tuple[float, ...] | None:
+def _check_finite(heads: Sequence[Head], weights: Sequence[float] | None) -> None:
+    # Scores only inform, and a method may well have no figure for a head.
+    for head, weight in zip(heads, weights or (), strict=False):
+        if not math.isfinite(weight):
+            raise HeadError(f"the weight of head {head} is {weight!r}; give a finite number.")
+
+
+def _numbers(name: str, given: Sequence[float] | None) -> tuple[float, ...] | None:
     if given is None:
         return None
     try:
-        numbers = tuple(float(number) for number in given)
+        return tuple(float(number) for number in given)
     except (TypeError, ValueError) as error:
         raise HeadError(f"{name}={given!r} is not a list of numbers; give one per head.") from error
-    if len(numbers) != len(heads):
-        raise HeadError(
-            f"{len(numbers)} {name} for {len(heads)} heads; give one {name[:-1]} per head."
-        )
-    # Scores only inform, and a method may well have found nothing to say of a head.
-    if name == "weights" and not all(map(math.isfinite, numbers)):
-        place = next(place for place, number in enumerate(numbers) if not math.isfinite(number))
-        raise HeadError(
-            f"the weight of head {heads[place]} is {numbers[place]!r}; give a finite number."
-        )
-    return numbers
 
 
-def _check_aggregation(aggregation: object) -> None:
-    if aggregation is not None and aggregation not in AGGREGATIONS:
-        raise HeadError(
-            f"aggregation={aggregation!r} does not exist; choose one of {', '.join(AGGREGATIONS)}."
-        )
-
-
-def _checked_first_stage_weight(weight: float | None) -> float | None:
+def _first_stage_weight(weight: float | None) -> float | None:
     if weight is None:
         return None
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -19,13 +19,26 @@ from routehead_plugins.data import (
     as_documents,
     check_text,
     check_top_n,
-    written,
+    non_blank_indices,
 )
 from routehead_plugins.errors import InputError, RouteHeadError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts import Layout, ReadOptions, TokenAttention, check_layout, get_layout
-from routehead_plugins.scoring import Readout, Reweighting, evidence_spans, residuals
-from routehead_plugins.selection import AllHeads, Router, Selector, choose_selector
+from routehead_plugins.layouts import (
+    Layout,
+    ReadOptions,
+    check_layout,
+    check_null_share,
+    get_layout,
+)
+from routehead_plugins.options import OptionValues, RerankerOptions
+from routehead_plugins.scoring import (
+    Readout,
+    Reweighting,
+    TokenAttention,
+    evidence_spans,
+    residuals,
+)
+from routehead_plugins.selection import AllHeads, Selector, choose_selector
 
 # Calibrated attention mass lies between -1 and 1: nothing that was read scores lower than this.
 BLANK_SCORE = -1.0
@@ -76,7 +89,8 @@ class HeadRoutedAttentionReranker:
         Raises:
             InputError: A setting is out of range, or the heads were chosen for another layout.
         """
-        ReadOptions(null_share=null_share, max_doc_tokens=max_doc_tokens)  # complains
+        check_null_share(null_share)
+        check_max_doc_tokens(max_doc_tokens)
         self.readout = Readout(drop_outliers, reweighting, first_stage_weight)
         self.llm = backbone
         self.selector = AllHeads() if selector is None else selector
@@ -90,41 +104,16 @@ class HeadRoutedAttentionReranker:
 
     @classmethod
     def from_pretrained(
-        cls,
-        model: str = "embedded",
-        *,
-        heads: HeadSet | str | Path | Sequence[tuple[int, int]] | None = None,
-        router: Router | str | Path | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "auto",
-        layout: str | None = None,
-        document_cache: str | int | None = None,
-        window: int | None = None,
-        stride: int | None = None,
-        max_doc_tokens: int | None = None,
-        first_stage_weight: float | None = None,
-        local_files_only: bool = False,
+        cls, model: str = "embedded", **options: Unpack[OptionValues]
     ) -> HeadRoutedAttentionReranker:
         """Load an LLM by name and compose a re-ranker.
 
         Args:
             model: ``"embedded"``, a Hub id such as ``"Qwen/Qwen3-0.6B"``, a local directory, or a
                 ``.gguf`` file.
-            heads: ``"all"``, ``"layers:10-19"``, ``"13-18,13-1"``, a ``HeadSet`` or its file.
-            router: A router, its folder, or its id on the Hub; without heads and router, the one
-                that comes with the library for this LLM, or all heads where there is none.
-            device: ``None`` picks cuda, then mps, then cpu.
-            dtype: ``"auto"`` takes bfloat16 where the device is fast at it, float32 elsewhere.
-            layout: ``"sequential"`` (all documents in one prompt) or ``"parallel"`` (each on its
-                own, any number of them); ``None`` takes the one the heads were chosen for.
-            document_cache: How much of what was computed is kept for later queries, such as
-                ``"2GB"``: documents in the parallel layout, whole lists of them in the sequential.
-            window: Documents read at once in the sequential layout; ``None`` for all.
-            stride: Documents by which windows are apart; ``None`` for half a window.
-            max_doc_tokens: Longer documents are cut here, the query never is.
-            first_stage_weight: Weight of the candidates' own scores, where all carry one; ``None``
-                takes the one fitted together with the heads, if any.
-            local_files_only: Never ask the Hub, use what is in its local cache.
+            **options: ``heads``, ``router``, ``device``, ``dtype``, ``layout``,
+                ``document_cache``, ``window``, ``stride``, ``max_doc_tokens``,
+                ``first_stage_weight`` and ``local_files_only``; see ``RerankerOptions``.
 
         Raises:
             InputError: An argument cannot be used.
@@ -133,32 +122,42 @@ class HeadRoutedAttentionReranker:
             MissingExtraError: A package that this kind of model needs is not installed.
             UnsupportedModelError: The LLM has no attention to read.
         """
-        selector = choose_selector(
-            model,
-            heads,
-            router,
-            layout=layout if window is None else "sequential",
-            local_files_only=local_files_only,
+        return cls.from_options(RerankerOptions(model, **options))
+
+    @classmethod
+    def from_options(
+        cls, options: RerankerOptions, llm: FrozenLM | None = None
+    ) -> HeadRoutedAttentionReranker:
+        """Compose a re-ranker of options; see ``from_pretrained`` for the errors.
+
+        Args:
+            options: How the LLM is loaded and read.
+            llm: The LLM of these options, where it is loaded already.
+        """
+        selector = choose_selector(options)
+        layout = get_layout(
+            options.layout or selector.layout,
+            document_cache=options.document_cache,
+            window=options.window,
+            stride=options.stride,
         )
-        chosen_layout = get_layout(
-            layout or selector.layout, document_cache=document_cache, window=window, stride=stride
-        )
-        check_layout(chosen_layout, selector.layout)
-        check_max_doc_tokens(max_doc_tokens)
-        llm = FrozenLM.from_pretrained(
-            model,
-            device=device,
-            dtype=dtype,
-            local_files_only=local_files_only,
-            layers=selector.layers,
-        )
-        selector.select("", llm)  # wrong heads should show now, not at the first query
+        check_layout(layout, selector.layout)
+        check_max_doc_tokens(options.max_doc_tokens)
+        if llm is None:
+            llm = FrozenLM.from_pretrained(
+                options.model,
+                device=options.device,
+                dtype=options.dtype,
+                local_files_only=options.local_files_only,
+                layers=selector.layers,
+            )
+        selector.check(llm)
         return cls(
             llm,
             selector,
-            layout=chosen_layout,
-            first_stage_weight=first_stage_weight,
-            max_doc_tokens=max_doc_tokens,
+            layout=layout,
+            first_stage_weight=options.first_stage_weight,
+            max_doc_tokens=options.max_doc_tokens,
         )
 
     def rerank(
@@ -193,9 +192,9 @@ class HeadRoutedAttentionReranker:
         scores, read = self._scores(query, candidates, heads, instruction)
         # sorted() is stable, so that ties keep the order of the candidates.
         order = sorted(range(len(candidates)), key=lambda index: -scores[index])[:top_n]
-        found = self._spans(candidates, order, read) if spans else {}
+        evidence = self._spans(candidates, order, read) if spans else {}
         hits = [
-            ScoredDocument(index, scores[index], candidates[index], found.get(index, ()))
+            ScoredDocument(index, scores[index], candidates[index], evidence.get(index, ()))
             for index in order
         ]
         return Ranking(query, tuple(hits), heads, self.layout.name)
@@ -269,8 +268,9 @@ class HeadRoutedAttentionReranker:
         chosen = self._select(query) if heads is None else heads
         chosen.check_within(self.llm.heads, self.llm.name)
         candidates = as_documents(documents)
-        for index in sorted({*range(len(candidates))} - {*written(candidates)}):
-            raise InputError(f"documents[{index}] is blank and has no signals; leave it out.")
+        for index, document in enumerate(candidates):
+            if document.is_blank:
+                raise InputError(f"documents[{index}] is blank and has no signals; leave it out.")
         if not candidates:
             return torch.empty(len(chosen), 0)
         return self.readout.signals(self._read(query, candidates, chosen))
@@ -293,8 +293,7 @@ class HeadRoutedAttentionReranker:
             max_doc_tokens=self.max_doc_tokens,
         )
         texts = [document.text for document in documents]
-        with self.llm.turn:
-            return self.layout.read(self.llm, query, texts, heads, options)
+        return self.layout.read(self.llm, query, texts, heads, options)
 
     def _scores(
         self,
@@ -304,35 +303,37 @@ class HeadRoutedAttentionReranker:
         instruction: str | None = None,
     ) -> tuple[list[float], TokenAttention | None]:
         """Score every document in the order given; also say what was read of those not blank."""
-        places = written(documents)
-        if not places:
+        indices = non_blank_indices(documents)
+        if not indices:
             return [BLANK_SCORE] * len(documents), None
-        candidates = [documents[index] for index in places]
+        candidates = [documents[index] for index in indices]
         attention = self._read(query, candidates, heads, instruction)
-        found = self.readout.scores(attention, heads, [document.score for document in candidates])
-        if not bool(found.isfinite().all()):
+        first_stage = [document.score for document in candidates]
+        read_scores = self.readout.scores(attention, heads.recipe, first_stage)
+        if not bool(read_scores.isfinite().all()):
             raise RouteHeadError(
                 f"{self.llm.name!r} computed scores that are no numbers in {self.llm.dtype}; "
                 'load it with dtype="float32".'
             )
         # Fused scores have no fixed floor: blank documents then go below the lowest.
-        floor = BLANK_SCORE if float(found.min()) > BLANK_SCORE else float(found.min()) - 1.0
+        lowest = float(read_scores.min())
+        floor = BLANK_SCORE if lowest > BLANK_SCORE else lowest - 1.0
         scores = [floor] * len(documents)
-        for index, score in zip(places, found.tolist(), strict=True):
+        for index, score in zip(indices, read_scores.tolist(), strict=True):
             scores[index] = score
         return scores, attention
 
     def _spans(
         self, documents: Sequence[Document], wanted: Sequence[int], read: TokenAttention | None
     ) -> dict[int, tuple[TextSpan, ...]]:
-        """Find the evidence in the documents that are wanted and were read."""
+        """Find the evidence in the documents at the wanted indices, blank ones left out."""
         if read is None:
             return {}
         tokens = residuals(read.query, read.null).tolist()
-        found = {}
-        for index, span in zip(written(documents), read.spans, strict=True):
+        evidence = {}
+        for index, span in zip(non_blank_indices(documents), read.spans, strict=True):
             if index in wanted:
                 text = documents[index].text
                 offsets = self.llm.encoder.offsets(text)[: span.size]
-                found[index] = evidence_spans(text, offsets, tokens[span.start : span.end])
-        return found
+                evidence[index] = evidence_spans(text, offsets, tokens[span.start : span.end])
+        return evidence

@@ -9,7 +9,8 @@ import torch
 
 from routehead_plugins import FrozenLM, HeadSet
 from routehead_plugins.data import Span
-from routehead_plugins.layouts import ReadOptions, TokenAttention
+from routehead_plugins.layouts import ReadOptions
+from routehead_plugins.scoring import TokenAttention
 
 
 @dataclass(frozen=True)

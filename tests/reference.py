@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from routehead_plugins.data import Head
+from routehead_plugins.heads import Head
 
 
 def eager_twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -292,7 +292,7 @@ def test_layers_are_grouped_and_places_lead_back(heads: list[tuple[int, int]]) -
     chosen = HeadSet(heads)
     grouped = [(layer, index) for layer, found in chosen.by_layer.items() for index in found]
     assert grouped == sorted(heads)
-    assert [grouped[place] for place in chosen.places_by_layer] == heads
+    assert [grouped[place] for place in chosen.indices_by_layer] == heads
     assert chosen.last_layer == max((layer for layer, _ in heads), default=-1)
 
 

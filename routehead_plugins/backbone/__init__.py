@@ -3,18 +3,17 @@
 from routehead_plugins.backbone.attention import Rows, Tap, run
 from routehead_plugins.backbone.batching import batches
 from routehead_plugins.backbone.device import pick_device, pick_dtype
-from routehead_plugins.backbone.embedding import Standardiser, check_pooling
 from routehead_plugins.backbone.frozen_lm import FrozenLM
 from routehead_plugins.backbone.kv_cache import KeyValueCache, KeyValues, joined
-from routehead_plugins.backbone.likelihood import QueryLikelihood
 from routehead_plugins.backbone.loading import EMBEDDED, load, load_tokenizer
 from routehead_plugins.backbone.prompt import (
     DocumentPiece,
     Pieces,
     PromptEncoder,
+    TokenCache,
     check_max_doc_tokens,
 )
-from routehead_plugins.backbone.token_cache import TokenCache
+from routehead_plugins.backbone.text_tasks import QueryLikelihood, Standardiser, check_pooling
 from routehead_plugins.backbone.token_tree import token_tree
 
 __all__ = [

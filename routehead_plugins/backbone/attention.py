@@ -117,7 +117,7 @@ class Tap:
     def result(self) -> Tensor:
         """Attention in the order of ``heads``, shape (averages, heads, past keys)."""
         by_layer = torch.cat([self.read[layer] for layer in self.heads.by_layer], dim=1)
-        return by_layer[:, self.heads.places_by_layer]
+        return by_layer[:, self.heads.indices_by_layer]
 
 
 @dataclass(frozen=True)

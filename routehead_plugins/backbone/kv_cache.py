@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -134,13 +134,11 @@ def added(cache: DynamicCache, lengths: Sequence[int], *, start: int) -> list[Ke
 
 
 class KeyValueCache:
-    """Keeps keys and values up to a number of bytes; the longest unused go first. Thread-safe.
+    """Keeps keys and values up to a number of bytes; the least recently used go first. Thread-safe.
 
     Attributes:
-        max_bytes: The bound.
-        nbytes: What is held now.
-        hits: How often something was found.
-        misses: How often not.
+        hits: Number of successful look-ups.
+        misses: Number of failed look-ups.
     """
 
     def __init__(self, max_bytes: int | str) -> None:
@@ -152,45 +150,46 @@ class KeyValueCache:
         Raises:
             InputError: It is neither.
         """
-        self.max_bytes = parse_bytes(max_bytes)
-        self.nbytes = self.hits = self.misses = 0
-        self._held: OrderedDict[Hashable, KeyValues] = OrderedDict()
+        self._held: LRUCache[Hashable, KeyValues] = LRUCache(
+            parse_bytes(max_bytes), getsizeof=lambda kept: kept.nbytes
+        )
         self._lock = threading.Lock()
+        self.hits = self.misses = 0
 
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def max_bytes(self) -> int:
+        """The bound."""
+        return int(self._held.maxsize)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return int(self._held.currsize)
+
     def get(self, key: Hashable, *, last_layer: int) -> KeyValues | None:
-        """Find what was put under a key, if it reaches down to a layer."""
+        """Look up what was put under a key, if it reaches down to a layer."""
         with self._lock:
-            found = self._held.get(key)
-            if found is None or found.last_layer < last_layer:
+            kept = self._held.get(key)
+            if kept is None or kept.last_layer < last_layer:
                 self.misses += 1
                 return None
             self.hits += 1
-            self._held.move_to_end(key)
-            return found
+            return kept
 
     def put(self, key: Hashable, kept: KeyValues) -> None:
-        """Keep something, in place of what was there, and drop what no longer fits."""
+        """Keep keys and values in place of what was there, and drop what no longer fits."""
         with self._lock:
-            self._drop(key)
-            if kept.nbytes > self.max_bytes:
-                return
-            self._held[key] = kept
-            self.nbytes += kept.nbytes
-            while self.nbytes > self.max_bytes:
-                self._drop(next(iter(self._held)))
+            self._held.pop(key, None)
+            if kept.nbytes <= self.max_bytes:
+                self._held[key] = kept
 
     def clear(self) -> None:
         """Drop everything."""
         with self._lock:
             self._held.clear()
-            self.nbytes = 0
-
-    def _drop(self, key: Hashable) -> None:
-        dropped = self._held.pop(key, None)
-        self.nbytes -= 0 if dropped is None else dropped.nbytes
 
 
 def parse_bytes(size: int | str) -> int:

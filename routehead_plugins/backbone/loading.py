@@ -12,11 +12,17 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from routehead_plugins.backbone.gguf import parsed_once
-from routehead_plugins.backbone.shallow import num_layers, outline, without_deeper
 from routehead_plugins.errors import (
     EMBEDDED_LLM,
     InputError,
@@ -99,14 +105,56 @@ def _leading(
 ) -> tuple[Any, Any]:
     """Ask how many layers are wanted; return the class that builds them, and its configuration."""
     with _quietly(), _translated(name):
-        model = outline(AutoConfig.from_pretrained(place, **arguments))
-        total = num_layers(model)
+        model = _outline(AutoConfig.from_pretrained(place, **arguments))
+        total = _num_layers(model)
     wanted = layers(total)
     if not 1 <= wanted <= total:
         raise InputError(
             f"layers={wanted} is not a number that {name!r} can be cut to; give 1 to {total}."
         )
-    return without_deeper(type(model), wanted), model.config
+    return _without_deeper(type(model), wanted), model.config
+
+
+def _outline(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build the LLM of a configuration without memory for its parameters."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def _num_layers(model: PreTrainedModel) -> int:
+    """Tell how many layers an LLM has by its configuration."""
+    return int(model.config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def _without_deeper(kind: Any, layers: int) -> Any:
+    """Derive a class whose models have the leading layers of their kind only.
+
+    The configuration stays as it is: what a layer does may depend on the number of all layers, as
+    where Gemma 3n shares keys and values among the last of them.
+
+    Args:
+        kind: Class of the LLM. One whose layers do not stand in one list keeps all of them.
+        layers: How many to keep, from the first on.
+    """
+
+    class Leading(kind):  # type: ignore[misc]  # any class of transformers
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            lists = _layer_lists(self)
+            if len(lists) == 1:
+                del lists[0][layers:]
+            # Only its building differs.
+            self.__class__ = kind
+
+    return Leading
+
+
+def _layer_lists(model: PreTrainedModel) -> list[nn.ModuleList]:
+    """Find the lists in a decoder that have one entry per layer."""
+    total = _num_layers(model)
+    children = model.get_decoder().children()
+    return [child for child in children if isinstance(child, nn.ModuleList) and len(child) == total]
 
 
 def _check_complete(name: str, missing_keys: Iterable[str]) -> None:

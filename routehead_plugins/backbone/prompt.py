@@ -2,7 +2,7 @@
 
 A prompt is made of pieces, each tokenized on its own; a layout decides how they are put together:
 
-* ``opening``: the chat template up to the user's turn, and the announcement of the documents;
+* ``prefix``: the chat template up to the user's turn, and the announcement of the documents;
 * one piece per document: a label, the text, a separator;
 * ``tail``: the instruction, the query, and the chat template up to the assistant's turn;
 * ``null_tail``: the same for a query without content, which calibrates the reading.
@@ -14,14 +14,15 @@ Text of documents and queries can never turn into control tokens: a passage that
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from cachetools import LRUCache
 from tokenizers import AddedToken
 
-from routehead_plugins.backbone.token_cache import TokenCache
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError, UnsupportedModelError
 
@@ -67,7 +68,7 @@ class DocumentPiece:
 class Pieces:
     """A prompt before a layout has put it together; see the module's docstring."""
 
-    opening: tuple[int, ...]
+    prefix: tuple[int, ...]
     documents: tuple[DocumentPiece, ...]
     tail: tuple[int, ...]
     null_tail: tuple[int, ...]
@@ -83,7 +84,7 @@ class Pieces:
     def size(self) -> int:
         """Tokens of the longest sequence that holds every document and one tail."""
         documents = sum(len(document.ids) for document in self.documents)
-        return len(self.opening) + documents + self.tail_size
+        return len(self.prefix) + documents + self.tail_size
 
 
 class PromptEncoder:
@@ -199,7 +200,7 @@ class PromptEncoder:
             span = Span(len(label), len(label) + len(text))
             documents.append(DocumentPiece(label + text + self._separator, span))
         return Pieces(
-            opening=self._before + self._announcement,
+            prefix=self._before + self._announcement,
             documents=tuple(documents),
             tail=self._tail(query, instruction),
             null_tail=self._tail(NULL_QUERY, instruction),
@@ -235,6 +236,40 @@ class PromptEncoder:
         """Whether the tokenizer itself puts the space before a word that begins a piece."""
         bare, spaced = self.encode(["a", " a"])
         return len(spaced) > len(bare)
+
+
+class TokenCache:
+    """Token ids of texts, the least recently used dropped first. Thread-safe."""
+
+    def __init__(
+        self,
+        encode: Callable[[Sequence[str]], list[tuple[int, ...]]],
+        max_tokens: int = 1_000_000,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            encode: Tokenizes texts, one by one.
+            max_tokens: Number of tokens kept; a million take some 40 MB.
+        """
+        self._encode = encode
+        self._held: LRUCache[str, tuple[int, ...]] = LRUCache(max_tokens, getsizeof=len)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Tokenize texts, those that are new in one batch."""
+        with self._lock:
+            known = {text: self._held[text] for text in texts if text in self._held}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known |= zip(new, self._encode(new), strict=True)
+        with self._lock:
+            for text in new:
+                if len(known[text]) <= self._held.maxsize:
+                    self._held[text] = known[text]
+        return [known[text] for text in texts]
 
 
 def check_max_doc_tokens(value: object) -> None:

@@ -39,7 +39,7 @@ def run_demo(
     """
     selector = options.selector(heads, router)
     name = heads or (ROUTED if isinstance(selector, Router) else "all")
-    fitted = isinstance(selector, FixedHeads | Router) and selector.heads.first_stage_weight
+    fitted = isinstance(selector, FixedHeads | Router) and selector.heads.recipe.first_stage_weight
     collection = load_collection(BUNDLED)
     topics = _spread(collection.topics, queries)
     # Where the first stage was fitted together with the heads, it takes part already.

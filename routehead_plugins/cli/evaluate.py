@@ -128,7 +128,9 @@ def _check(job: EvaluationJob) -> None:
     parse_measures(job.measures)
     for method in _read_by(job.methods):
         selector = job.selector(method)
-        fitted = isinstance(selector, FixedHeads | Router) and selector.heads.first_stage_weight
+        fitted = (
+            isinstance(selector, FixedHeads | Router) and selector.heads.recipe.first_stage_weight
+        )
         if fitted and method.endswith(_FUSED):
             raise InputError(
                 f"method {method!r} adds {FIRST_STAGE} twice, since its heads were fitted together "

@@ -16,9 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from routehead_plugins import __version__
 from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, build_index
 from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens, pick_device, pick_dtype
-from routehead_plugins.data import Document, written
+from routehead_plugins.data import Document, non_blank_indices
 from routehead_plugins.io import Collection
 from routehead_plugins.layouts import Layout, get_layout
+from routehead_plugins.options import RerankerOptions
 from routehead_plugins.scoring import fuse
 from routehead_plugins.selection import Selector, choose_selector
 
@@ -65,8 +66,10 @@ class ModelOptions:
 
     def selector(self, heads: str | None = None, router: str | None = None) -> Selector:
         """Find what chooses the heads; see ``selection.choose_selector``."""
-        layout = self.layout if self.window is None else "sequential"
-        return choose_selector(self.model, heads, router, layout=layout)
+        options = RerankerOptions(
+            self.model, heads=heads, router=router, layout=self.layout, window=self.window
+        )
+        return choose_selector(options)
 
     def arrange(self, selector: Selector) -> Layout:
         """Make the layout, the one of the selector's heads where none is named.
@@ -160,7 +163,7 @@ def ranked(
     Returns:
         Pairs of document id and score, best first.
     """
-    places = written(documents)
+    places = non_blank_indices(documents)
     final = dict(enumerate(scores))
     if weight and places:
         fused = fuse(

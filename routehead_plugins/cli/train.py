@@ -29,8 +29,8 @@ from routehead_plugins.signals import (
     collect_likelihoods,
     collect_signals,
     consistent,
-    synthesize,
-    taught,
+    mix_teacher,
+    synthesize_queries,
 )
 from routehead_plugins.training import (
     FitOptions,
@@ -38,7 +38,7 @@ from routehead_plugins.training import (
     choose_labels,
     fit_router,
     label_choices,
-    model_card,
+    router_card,
     usable,
 )
 
@@ -153,7 +153,7 @@ def run_training(job: TrainingJob) -> Router:
         max_doc_tokens=job.llm.max_doc_tokens,
         description={**(router.description or {}), "parts": data, "seed": job.seed},
     )
-    router.save_pretrained(job.output, card=model_card(router, data, _command()))
+    router.save_pretrained(job.output, card=router_card(router, data, _command()))
     return router
 
 
@@ -213,7 +213,7 @@ def _parts(collection: Collection, llm: FrozenLM, job: TrainingJob) -> list[tupl
         found.append(("judged", with_candidates(judged, judged.topics, job.hits)))
     if job.synthesize is not None:
         with progress(f"{collection.name}: writing queries", job.synthesize) as advance:
-            written = synthesize(
+            written = synthesize_queries(
                 collection, llm, job.synthesize, job.folder, seed=job.seed, advance=advance
             )
         if not written.topics:
@@ -241,7 +241,7 @@ def _signals(collection: Collection, llm: FrozenLM, layout: Layout, job: Trainin
             max_doc_tokens=job.llm.max_doc_tokens,
             advance=advance,
         )
-    return taught(signals, likelihoods, job.teacher)
+    return mix_teacher(signals, likelihoods, job.teacher)
 
 
 def _layer(llm: FrozenLM, job: TrainingJob) -> int:

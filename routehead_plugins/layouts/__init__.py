@@ -1,14 +1,11 @@
 """How the pieces of a prompt are arranged and run.
 
-A layout decides order, positions and passes; nothing else in the house knows. Attention comes
-back in the caller's order of documents.
+A layout decides order, positions and passes; no other room knows them. Attention comes back in the
+caller's order of documents.
 """
 
-from __future__ import annotations
-
-from routehead_plugins.backbone import KeyValueCache
-from routehead_plugins.errors import InputError
-from routehead_plugins.layouts.base import Layout, ReadOptions, TokenAttention
+from routehead_plugins.layouts.base import Layout, ReadOptions, check_null_share
+from routehead_plugins.layouts.names import check_layout, get_layout
 from routehead_plugins.layouts.parallel import ParallelLayout
 from routehead_plugins.layouts.sequential import SequentialLayout, check_window
 
@@ -17,59 +14,8 @@ __all__ = [
     "ParallelLayout",
     "ReadOptions",
     "SequentialLayout",
-    "TokenAttention",
     "check_layout",
+    "check_null_share",
+    "check_window",
     "get_layout",
 ]
-
-LAYOUTS = ("sequential", "parallel")
-
-
-def get_layout(
-    name: str | None,
-    *,
-    document_cache: int | str | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-) -> Layout:
-    """Make a layout by name; ``None`` is the sequential one.
-
-    Args:
-        name: ``"sequential"`` or ``"parallel"``.
-        document_cache: How much of what was computed is kept for later queries, such as ``"2GB"``:
-            documents in the parallel layout, whole lists of them in the sequential one.
-        window: Documents read at once in the sequential layout.
-        stride: How far a window moves.
-
-    Raises:
-        InputError: There is no layout of that name, or a setting does not fit it.
-    """
-    if name not in (None, *LAYOUTS):
-        raise InputError(f"layout={name!r} is unknown; give one of: {', '.join(LAYOUTS)}.")
-    check_window(window, stride)
-    cache = None if document_cache is None else KeyValueCache(document_cache)
-    if name == "parallel":
-        if window is not None:
-            raise InputError(
-                f"window={window!r} is for the sequential layout; "
-                "the parallel one takes any number of documents: leave it out."
-            )
-        return ParallelLayout(cache)
-    return SequentialLayout(window, stride, **({} if cache is None else {"cache": cache}))
-
-
-def check_layout(layout: Layout, chosen_for: str | None) -> None:
-    """Refuse heads that were chosen for another layout.
-
-    Args:
-        layout: What will be used.
-        chosen_for: What the heads record; ``None`` where they record nothing.
-
-    Raises:
-        InputError: They differ.
-    """
-    if chosen_for not in (None, layout.name):
-        raise InputError(
-            f"the heads were chosen for the {chosen_for} layout, but layout={layout.name!r}; "
-            "leave layout out, or choose heads for this one."
-        )

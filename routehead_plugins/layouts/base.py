@@ -8,10 +8,17 @@ from typing import Protocol
 
 from torch import Tensor
 
-from routehead_plugins.backbone import FrozenLM, Pieces, check_max_doc_tokens
+from routehead_plugins.backbone import (
+    FrozenLM,
+    KeyValueCache,
+    KeyValues,
+    Pieces,
+    check_max_doc_tokens,
+)
 from routehead_plugins.data import Span, check_text
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
+from routehead_plugins.scoring import TokenAttention
 
 
 @dataclass(frozen=True)
@@ -37,29 +44,19 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         check_max_doc_tokens(self.max_doc_tokens)
-        if not 0 <= self.null_share <= 1:
-            raise InputError(f"null_share={self.null_share!r} is no share; give 0 to 1.")
+        check_null_share(self.null_share)
         if self.instruction is not None:
             check_text("instruction", self.instruction)
 
 
-@dataclass(frozen=True)
-class TokenAttention:
-    """What the heads look at.
+def check_null_share(null_share: float) -> None:
+    """Check a share of the calibration; see ``ReadOptions``.
 
-    Attributes:
-        query: Attention of the query's tokens, averaged over them, shape (heads, tokens).
-        null: The same for the query without content, or ``None`` where it was not asked for.
-        spans: Tokens of each document's text, in the caller's order.
-        query_ids: Token ids of the query itself.
-        document_ids: Token ids of each document's text, in the caller's order.
+    Raises:
+        InputError: It is not between 0 and 1.
     """
-
-    query: Tensor
-    null: Tensor | None
-    spans: tuple[Span, ...]
-    query_ids: tuple[int, ...] = ()
-    document_ids: tuple[tuple[int, ...], ...] = ()
+    if not 0 <= null_share <= 1:
+        raise InputError(f"null_share={null_share!r} is out of range; give a number from 0 to 1.")
 
 
 class Layout(Protocol):
@@ -91,6 +88,25 @@ class Layout(Protocol):
             PromptTooLongError: The prompt does not fit the LLM's context.
         """
         ...
+
+
+def cached_prefill(
+    llm: FrozenLM, ids: tuple[int, ...], last_layer: int, cache: KeyValueCache
+) -> KeyValues:
+    """Run a prefix, or look it up.
+
+    Args:
+        llm: The frozen LLM.
+        ids: Token ids of the prefix.
+        last_layer: The deepest layer whose keys and values are needed.
+        cache: Keeps prefixes.
+    """
+    key = (llm.cache_key, ids)
+    prefix = cache.get(key, last_layer=last_layer)
+    if prefix is None:
+        (prefix,) = llm.prefill([ids], last_layer=last_layer)
+        cache.put(key, prefix)
+    return prefix
 
 
 def tails_of(pieces: Pieces, options: ReadOptions) -> list[tuple[int, ...]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from routehead_plugins.backbone import (
     DocumentPiece,
@@ -19,7 +20,8 @@ from routehead_plugins.backbone import (
 from routehead_plugins.data import Span
 from routehead_plugins.errors import PromptTooLongError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts.base import ReadOptions, TokenAttention, tails_of, token_attention
+from routehead_plugins.layouts.base import ReadOptions, cached_prefill, tails_of, token_attention
+from routehead_plugins.scoring import TokenAttention
 
 # Tokens run at once, padding included.
 _BATCH_TOKENS = 4096
@@ -27,11 +29,11 @@ _BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class ParallelLayout:
-    """Documents side by side: all begin at the same position, behind the same opening.
+    """Documents side by side: all begin at the same position, behind the same prefix.
 
-    A document sees the opening and itself; the tail, behind the longest document, sees all. Hence
+    A document sees the prefix and itself; the tail, behind the longest document, sees all. Hence
     scores do not depend on the order of candidates, the cost is linear in documents, there may be
-    any number of them, and what was computed for a document serves every later query.
+    any number of them, and the keys and values of a document serve every later query.
 
     Attributes:
         cache: Keeps documents' keys and values for later queries; ``None`` keeps none.
@@ -39,7 +41,7 @@ class ParallelLayout:
 
     cache: KeyValueCache | None = field(default=None, compare=False, repr=False)
     name: str = field(default="parallel", init=False)
-    _openings: KeyValueCache = field(
+    _prefixes: KeyValueCache = field(
         default_factory=lambda: KeyValueCache("64MB"), init=False, compare=False, repr=False
     )
 
@@ -60,73 +62,64 @@ class ParallelLayout:
             instruction=options.instruction,
         )
         _check_fits(pieces, llm)
-        state = llm.state
-        opening = self._opening(llm, state, pieces.opening, heads.last_layer)
-        documents = self._documents(llm, state, pieces.documents, opening, heads.last_layer)
-        start = max(document.end for document in documents)
-        past = [opening, *documents]
-        attention = llm.read(past, tails_of(pieces, options), heads, start=start)
-        return token_attention(
-            attention, list(_spans(pieces.documents, opening.tokens)), pieces, options
-        )
+        context = partial(self._context, llm, pieces, heads.last_layer)
+        attention = llm.read(context, tails_of(pieces, options), heads)
+        spans = list(_spans(pieces.documents, len(pieces.prefix)))
+        return token_attention(attention, spans, pieces, options)
 
-    def _opening(
-        self, llm: FrozenLM, state: Hashable, ids: tuple[int, ...], last_layer: int
-    ) -> KeyValues:
-        key = (state, ids)
-        found = self._openings.get(key, last_layer=last_layer)
-        if found is None:
-            (found,) = llm.prefill([ids], last_layer=last_layer)
-            self._openings.put(key, found)
-        return found
+    def _context(self, llm: FrozenLM, pieces: Pieces, last_layer: int) -> list[KeyValues]:
+        """Run the prefix and the documents, or look them up."""
+        weights = llm.cache_key
+        prefix = cached_prefill(llm, pieces.prefix, last_layer, self._prefixes)
+        return [prefix, *self._documents(llm, weights, pieces.documents, prefix, last_layer)]
 
     def _documents(
         self,
         llm: FrozenLM,
-        state: Hashable,
+        weights: Hashable,
         pieces: Sequence[DocumentPiece],
-        opening: KeyValues,
+        prefix: KeyValues,
         last_layer: int,
     ) -> list[KeyValues]:
-        """Look documents up, and run those that are not there, equal ones once."""
-        # Documents stand behind the opening, which does not change while the LLM does not.
-        found: dict[tuple[int, ...], KeyValues] = {}
+        """Look documents up, and run those that are missing, equal ones once."""
+        # The prefix does not change while the LLM does not, so that it need not be in the key.
+        key_values: dict[tuple[int, ...], KeyValues] = {}
         missing: dict[tuple[int, ...], None] = {}
         for piece in pieces:
             held = None
-            if self.cache is not None and piece.ids not in found:
-                held = self.cache.get((state, piece.ids), last_layer=last_layer)
+            if self.cache is not None and piece.ids not in key_values:
+                held = self.cache.get((weights, piece.ids), last_layer=last_layer)
             if held is not None:
-                found[piece.ids] = held
-            elif piece.ids not in found:
+                key_values[piece.ids] = held
+            elif piece.ids not in key_values:
                 missing[piece.ids] = None
         sequences = list(missing)
-        for places in batches([len(ids) for ids in sequences], _BATCH_TOKENS):
-            batch = [sequences[place] for place in places]
-            ran = llm.prefill(batch, last_layer=last_layer, behind=opening)
+        for indices in batches([len(ids) for ids in sequences], _BATCH_TOKENS):
+            batch = [sequences[index] for index in indices]
+            ran = llm.prefill(batch, last_layer=last_layer, behind=prefix)
             for ids, new in zip(batch, ran, strict=True):
-                found[ids] = new
+                key_values[ids] = new
                 if self.cache is not None:
-                    found[ids] = new.copied()
-                    self.cache.put((state, ids), found[ids])
-        return [found[piece.ids] for piece in pieces]
+                    key_values[ids] = new.copied()
+                    self.cache.put((weights, ids), key_values[ids])
+        return [key_values[piece.ids] for piece in pieces]
 
 
 def _spans(documents: Sequence[DocumentPiece], start: int) -> Iterator[Span]:
-    """Where the texts stand in the documents' keys, put one after the other."""
+    """Yield the span of each text in the documents' keys, put one after the other."""
     for document in documents:
         yield Span(start + document.text.start, start + document.text.end)
         start += len(document.ids)
 
 
 def _check_fits(pieces: Pieces, llm: FrozenLM) -> None:
-    """Refuse a document that does not fit the LLM's context together with the query.
+    """Check that the longest document fits the LLM's context together with the query.
 
     Raises:
-        PromptTooLongError: With the length, the limit, and what would make it fit.
+        PromptTooLongError: It does not; names the length, the limit, and a setting that helps.
     """
     longest = max(pieces.documents, key=lambda document: len(document.ids))
-    around = len(pieces.opening) + pieces.tail_size
+    around = len(pieces.prefix) + pieces.tail_size
     tokens, limit = around + len(longest.ids), llm.max_tokens
     if limit is None or tokens <= limit:
         return

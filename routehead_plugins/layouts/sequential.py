@@ -15,11 +15,12 @@ from routehead_plugins.errors import InputError, PromptTooLongError
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.layouts.base import (
     ReadOptions,
-    TokenAttention,
+    cached_prefill,
     longest_cut,
     tails_of,
     token_attention,
 )
+from routehead_plugins.scoring import TokenAttention
 
 # Enough for twenty passages on an LLM of a billion parameters; longer prefixes are run again.
 _PREFIX_BYTES = "256MB"
@@ -100,46 +101,38 @@ def _pieces(llm: FrozenLM, query: str, texts: Sequence[str], options: ReadOption
 def _read_window(
     llm: FrozenLM, pieces: Pieces, heads: HeadSet, cache: KeyValueCache, options: ReadOptions
 ) -> TokenAttention:
-    prefix, spans = list(pieces.opening), []
+    ids, spans = list(pieces.prefix), []
     for document in pieces.documents:
-        spans.append(Span(len(prefix) + document.text.start, len(prefix) + document.text.end))
-        prefix += document.ids
-    past = _prefix(llm, tuple(prefix), heads.last_layer, cache)
-    attention = llm.read([past], tails_of(pieces, options), heads, start=past.end)
+        spans.append(Span(len(ids) + document.text.start, len(ids) + document.text.end))
+        ids += document.ids
+
+    def context() -> list[KeyValues]:
+        return [cached_prefill(llm, tuple(ids), heads.last_layer, cache)]
+
+    attention = llm.read(context, tails_of(pieces, options), heads)
     read = token_attention(attention, spans, pieces, options)
     # From the prompt's order back to the caller's.
     return replace(read, spans=read.spans[::-1], document_ids=read.document_ids[::-1])
 
 
 def _mean_over_windows(read: Sequence[tuple[int, TokenAttention]], count: int) -> TokenAttention:
-    """Join windows, each given with the place of its first document."""
+    """Join windows, each given with the index of its first document."""
     ids: list[tuple[int, ...]] = [()] * count
-    parts: list[list[Tensor]] = [[] for _ in range(count)]
+    readings: list[list[Tensor]] = [[] for _ in range(count)]
     for start, window in read:
         both = torch.stack([window.query] if window.null is None else [window.query, window.null])
-        for place, span in enumerate(window.spans):
-            parts[start + place].append(both[..., span.start : span.end])
-            ids[start + place] = window.document_ids[place]
-    joined = torch.cat([torch.stack(found).mean(dim=0) for found in parts], dim=-1)
-    ends = list(accumulate(len(found) for found in ids))
+        for index, span in enumerate(window.spans, start):
+            readings[index].append(both[..., span.start : span.end])
+            ids[index] = window.document_ids[index - start]
+    joined = torch.cat([torch.stack(several).mean(dim=0) for several in readings], dim=-1)
+    ends = list(accumulate(map(len, ids)))
     return TokenAttention(
         query=joined[0],
         null=joined[1] if len(joined) > 1 else None,
-        spans=tuple(Span(end - len(found), end) for found, end in zip(ids, ends, strict=True)),
+        spans=tuple(Span(end - len(some), end) for some, end in zip(ids, ends, strict=True)),
         query_ids=read[0][1].query_ids,
         document_ids=tuple(ids),
     )
-
-
-def _prefix(
-    llm: FrozenLM, ids: tuple[int, ...], last_layer: int, cache: KeyValueCache
-) -> KeyValues:
-    key = (llm.state, ids)
-    past = cache.get(key, last_layer=last_layer)
-    if past is None:
-        (past,) = llm.prefill([ids], last_layer=last_layer)
-        cache.put(key, past)
-    return past
 
 
 def check_window(window: int | None, stride: int | None) -> None:

@@ -5,6 +5,7 @@ from routehead_plugins.scoring.evidence import evidence_spans
 from routehead_plugins.scoring.readout import Readout
 from routehead_plugins.scoring.reattn import Reweighting
 from routehead_plugins.scoring.token_scores import (
+    TokenAttention,
     document_signals,
     fuse,
     mean_over_heads,
@@ -15,6 +16,7 @@ from routehead_plugins.scoring.token_scores import (
 __all__ = [
     "Readout",
     "Reweighting",
+    "TokenAttention",
     "aggregate",
     "document_signals",
     "evidence_spans",

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.errors import InputError
-from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts import TokenAttention
+from routehead_plugins.heads import Recipe
 from routehead_plugins.scoring.aggregation import aggregate
 from routehead_plugins.scoring.reattn import Reweighting, reweighted_signals
 from routehead_plugins.scoring.token_scores import (
+    TokenAttention,
     document_signals,
     fuse,
     mean_over_heads,
@@ -48,27 +48,27 @@ class Readout:
             raise InputError(f"first_stage_weight={weight!r} is not a weight; give 0 or more.")
 
     def scores(
-        self, read: TokenAttention, heads: HeadSet, first_stage: Sequence[float | None]
+        self, read: TokenAttention, recipe: Recipe, first_stage: Sequence[float | None]
     ) -> Tensor:
         """Score documents.
 
         Args:
             read: What the heads look at.
-            heads: The heads, with weights and aggregation where they have any.
+            recipe: How the heads' signals are combined.
             first_stage: Retrieval score of each document; left out unless all have one.
 
         Returns:
             Shape (documents,), on the CPU.
         """
-        if heads.aggregation is None and heads.weights is None:
+        if recipe.aggregation is None and recipe.weights is None:
             # Heads are averaged before outliers are looked for: an outlier of one is none of all.
             null = None if read.null is None else mean_over_heads(read.null)[None]
             found = self._summed(mean_over_heads(read.query)[None], null, read)[0]
         else:
             calibrated = self._summed(read.query, read.null, read)
             mass = self._summed(read.query, None, read, drop_outliers=False)
-            found = aggregate(heads.aggregation or "mean", calibrated, mass, heads.weights)
-        return self._fused(found.cpu(), heads, first_stage)
+            found = aggregate(recipe.aggregation or "mean", calibrated, mass, recipe.weights)
+        return self._fused(found.cpu(), recipe, first_stage)
 
     def _summed(
         self,
@@ -93,13 +93,13 @@ class Readout:
             read.query, read.null, read.spans, drop_outliers=self.drop_outliers
         ).cpu()
 
-    def _fused(self, scores: Tensor, heads: HeadSet, first_stage: Sequence[float | None]) -> Tensor:
+    def _fused(self, scores: Tensor, recipe: Recipe, first_stage: Sequence[float | None]) -> Tensor:
         carried = [score for score in first_stage if score is not None and math.isfinite(score)]
         if len(carried) < len(first_stage):
             return scores
         retrieval = torch.tensor(carried, dtype=scores.dtype)
-        asked, fitted = self.first_stage_weight, heads.first_stage_weight
-        if asked is None and fitted is not None and heads.weights is not None:
+        asked, fitted = self.first_stage_weight, recipe.first_stage_weight
+        if asked is None and fitted is not None and recipe.weights is not None:
             # Fitted together: the weighted sum keeps its scale, which tells how sure heads are.
             return scores + fitted * standardise(retrieval)
         weight = fitted if asked is None else asked

@@ -6,6 +6,7 @@ Equation numbers are those of ICR (arXiv 2410.02642).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,25 @@ from routehead_plugins.data import Span
 _OUTLIER_DEVIATIONS = 2.0
 # Attention below 1e-10 is as good as none; its root keeps residuals finite.
 _LEAST_DEVIATION = 1e-5
+
+
+@dataclass(frozen=True)
+class TokenAttention:
+    """Attention of the heads to the tokens of a prompt.
+
+    Attributes:
+        query: Attention of the query's tokens, averaged over them, shape (heads, tokens).
+        null: The same for the query without content, or ``None`` where it was not asked for.
+        spans: Tokens of each document's text, in the caller's order.
+        query_ids: Token ids of the query itself.
+        document_ids: Token ids of each document's text, in the caller's order.
+    """
+
+    query: Tensor
+    null: Tensor | None
+    spans: tuple[Span, ...]
+    query_ids: tuple[int, ...] = ()
+    document_ids: tuple[tuple[int, ...], ...] = ()
 
 
 def document_signals(

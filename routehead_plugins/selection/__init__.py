@@ -1,20 +1,45 @@
-"""Which heads to read for a query."""
+"""Which heads to read for a query: selectors, routers, and the grammar of their names."""
 
-from routehead_plugins.selection.names import ROUTED, choose_selector
+from routehead_plugins.selection.names import (
+    ALL,
+    FIRST_STAGE,
+    FUSED,
+    ROUTED,
+    as_selector,
+    choose_selector,
+    shipped_router,
+    split_methods,
+)
 from routehead_plugins.selection.neighbours import NeighbourRouter
+from routehead_plugins.selection.published import published_heads, published_names
 from routehead_plugins.selection.query_space import QuerySpace
 from routehead_plugins.selection.router import HeadRouter, Router
-from routehead_plugins.selection.selectors import AllHeads, FixedHeads, Selector, as_selector
+from routehead_plugins.selection.selectors import (
+    AllHeads,
+    FixedHeads,
+    LayerInterval,
+    Selector,
+    same_model,
+)
 
 __all__ = [
+    "ALL",
+    "FIRST_STAGE",
+    "FUSED",
     "ROUTED",
     "AllHeads",
     "FixedHeads",
     "HeadRouter",
+    "LayerInterval",
     "NeighbourRouter",
     "QuerySpace",
     "Router",
     "Selector",
     "as_selector",
     "choose_selector",
+    "published_heads",
+    "published_names",
+    "same_model",
+    "shipped_router",
+    "split_methods",
 ]

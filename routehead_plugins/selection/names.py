@@ -1,66 +1,116 @@
-"""Which selector is meant: heads, a router, or what comes with the library for the LLM."""
+"""The grammar of names: what ``heads=``, ``--heads`` and ``--methods`` accept.
+
+``all``
+    Every head of the LLM.
+``layers``, ``layers:10-19``
+    All heads of the middle third, or of the named layers.
+``13-18,13-1``
+    Single heads, as layer-head.
+``qr:Llama-3.1-8B-Instruct``, ``weights:embedded/parallel``
+    A head set that comes with the library: a method, a colon, and an LLM; see ``published``.
+``routed``, ``routed:FOLDER``
+    The router that comes with the library for the LLM; another one, by folder or Hub id.
+anything else
+    The path of a head-set file.
+
+In evaluations, ``bm25`` is the order of the candidates, and a name that ends in ``+bm25`` adds the
+candidates' scores. An LLM's name is ``embedded``, a Hub id, a folder or a ``.gguf`` file.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
 from pathlib import Path
 
 from routehead_plugins.backbone import EMBEDDED
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import HeadError, InputError
 from routehead_plugins.heads import HeadSet
+from routehead_plugins.options import HeadsLike, RerankerOptions
+from routehead_plugins.selection.published import looks_published, published_heads
 from routehead_plugins.selection.router import Router
-from routehead_plugins.selection.selectors import AllHeads, Selector, as_selector
+from routehead_plugins.selection.selectors import (
+    AllHeads,
+    FixedHeads,
+    LayerInterval,
+    Selector,
+    short_name,
+)
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "routers"
 """A folder for each router that comes with the library, named after its LLM."""
 
+ALL = "all"
 ROUTED = "routed"
-_PREFIX = f"{ROUTED}:"
-_EMBEDDED_LLM = "smollm2-135m-instruct"
+FIRST_STAGE = "bm25"
+"""Name of the method that leaves the candidates in their order."""
+FUSED = f"+{FIRST_STAGE}"
+"""Suffix of the methods that add the candidates' scores."""
+
+_INTERVAL = re.compile(r"layers(?::(\d+)-(\d+))?")
 
 
-def choose_selector(
-    model: str,
-    heads: HeadSet | str | Path | Sequence[tuple[int, int]] | None = None,
-    router: Router | str | Path | None = None,
-    *,
-    layout: str | None = None,
-    local_files_only: bool = False,
-) -> Selector:
-    """Find the selector that arguments ask for.
+def choose_selector(options: RerankerOptions) -> Selector:
+    """Return the selector that the options ask for.
 
     Args:
-        model: The LLM's name.
-        heads: What ``as_selector`` reads; ``"routed"`` for the router that comes with the library,
-            ``"routed:NAME"`` for another; ``None`` leaves it to the router.
-        router: A router, its folder, or its id on the Hub; ``None`` takes the one that comes with
-            the library for this LLM and layout, and every head where there is none.
-        layout: The prompt layout that will be used, where that is settled already.
-        local_files_only: Never ask the Hub, use what is in its local cache.
+        options: ``model``, ``heads``, ``router``, ``layout``, ``window`` and ``local_files_only``
+            are read. A router that comes with the library is the default only for the layout that
+            it was trained for.
 
     Raises:
-        InputError: Both heads and a router are given, or none comes with the library.
+        InputError: Both heads and a router are given, or no router comes with the library.
         HeadError: The heads are misspelled.
         ModelLoadError: The router cannot be read.
     """
-    if isinstance(heads, str) and heads.startswith(_PREFIX):
+    heads, router = options.heads, options.router
+    if isinstance(heads, str) and (heads == ROUTED or heads.startswith(f"{ROUTED}:")):
         _check_alone(heads, router)
-        router, heads = heads.removeprefix(_PREFIX), None
-    elif heads == ROUTED:
-        _check_alone(heads, router)
-        router, heads = _named(model), None
+        name = heads.removeprefix(ROUTED).removeprefix(":")
+        router, heads = name or _shipped_folder(options.model), None
     if heads is not None:
         _check_alone(heads, router)
         return as_selector(heads)
     if isinstance(router, Router):
         return router
     if router is not None:
-        return Router.from_pretrained(router, local_files_only=local_files_only)
-    folder = shipped_router(model)
-    found = AllHeads() if folder is None else Router.from_pretrained(folder)
-    # For another layout than it was trained for, it is no default.
-    return found if layout in (None, found.layout) else AllHeads()
+        return Router.from_pretrained(router, local_files_only=options.local_files_only)
+    folder = shipped_router(options.model)
+    selector = AllHeads() if folder is None else Router.from_pretrained(folder)
+    layout = options.layout if options.window is None else "sequential"
+    return selector if layout in (None, selector.layout) else AllHeads()
+
+
+def as_selector(heads: HeadsLike | None) -> Selector:
+    """Turn heads, or a name of heads, into a selector; see the top of this module.
+
+    Args:
+        heads: A name, the path of a head-set file, a ``HeadSet``, or a sequence of pairs; ``None``
+            for all heads. ``"routed"`` is not read here.
+
+    Raises:
+        HeadError: It is none of these, or there is no published set of that name.
+    """
+    if heads is None or heads == ALL:
+        return AllHeads()
+    if isinstance(heads, str):
+        interval = _INTERVAL.fullmatch(heads)
+        if interval is not None:
+            first, last = (None if bound is None else int(bound) for bound in interval.groups())
+            return LayerInterval(first, last)
+        if HeadSet.looks_like(heads):
+            return FixedHeads(HeadSet.parse(heads))
+        if looks_published(heads):
+            return FixedHeads(published_heads(heads))
+    if isinstance(heads, str | Path):
+        if not os.path.isfile(heads):
+            raise HeadError(
+                f"heads={str(heads)!r} is neither a list of heads nor a file; give "
+                '"all", "layers:10-19", "13-18,13-1", "qr:Llama-3.1-8B-Instruct" '
+                "or the path of a head-set file."
+            )
+        return FixedHeads(HeadSet.load(heads))
+    return FixedHeads(heads if isinstance(heads, HeadSet) else HeadSet(heads))
 
 
 def shipped_router(model: str) -> Path | None:
@@ -72,21 +122,40 @@ def shipped_router(model: str) -> Path | None:
     Returns:
         Its folder; ``None`` where there is none.
     """
-    # A folder or file may hold any LLM; the embedded one is itself, whatever lies about.
+    # A local folder or file may hold any LLM; the embedded one is never a path.
     local = model != EMBEDDED and os.path.exists(os.path.expanduser(model))
     if local or not SHIPPED.is_dir():
         return None
-    found = (folder for folder in sorted(SHIPPED.iterdir()) if folder.is_dir())
-    return next((folder for folder in found if _short(folder.name) == _short(model)), None)
+    folders = (folder for folder in sorted(SHIPPED.iterdir()) if folder.is_dir())
+    wanted = short_name(model)
+    return next((folder for folder in folders if short_name(folder.name) == wanted), None)
 
 
-def _short(name: str) -> str:
-    """An LLM's name without its owner; `same_model` would look for folders of these names."""
-    short = name.rsplit("/", 1)[-1].lower()
-    return _EMBEDDED_LLM if short == EMBEDDED else short
+def split_methods(text: str) -> list[str]:
+    """Split a comma-separated list of methods; neighbouring ``layer-head`` items are one method.
+
+    Args:
+        text: Such as ``"bm25,all,13-18,13-1,layers:10-19"``: four methods.
+
+    Raises:
+        InputError: No method is named, or one is named twice.
+    """
+    methods: list[str] = []
+    for item in (part.strip() for part in text.split(",")):
+        is_head = HeadSet.looks_like(item.removesuffix(FUSED))
+        if is_head and methods and HeadSet.looks_like(methods[-1]):
+            methods[-1] += f",{item}"
+        elif item:
+            methods.append(item)
+    if not methods:
+        raise InputError('--methods names no method; give some, such as "bm25,all,layers".')
+    repeated = [method for method in methods if methods.count(method) > 1]
+    if repeated:
+        raise InputError(f"method {repeated[0]!r} is named twice; name each method once.")
+    return methods
 
 
-def _named(model: str) -> Path:
+def _shipped_folder(model: str) -> Path:
     folder = shipped_router(model)
     if folder is None:
         raise InputError(
@@ -97,7 +166,7 @@ def _named(model: str) -> Path:
 
 
 def _check_alone(heads: object, router: Router | str | Path | None) -> None:
-    """Refuse a router beside heads."""
+    """Check that no router is given beside heads."""
     if router is None:
         return
     given = "router" if isinstance(router, Router) else f"router={str(router)!r}"

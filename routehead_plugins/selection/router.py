@@ -29,14 +29,15 @@ from torch import Tensor
 
 from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens
 from routehead_plugins.errors import InputError, RouterMismatchError
-from routehead_plugins.heads import HeadSet
+from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.selection import router_files as files
 from routehead_plugins.selection.query_space import QuerySpace
 from routehead_plugins.selection.selectors import Selector, same_model
 
 READINGS = ("gates", "weights")
 
-_OF_HEADS = ("model", "layout", "data", "aggregation", "first_stage_weight")
+_PROVENANCE = ("model", "layout", "data")
+_RECIPE = ("aggregation", "first_stage_weight")
 _SETTINGS = ("reading", "threshold", "max_heads", "max_doc_tokens", "description")
 
 
@@ -135,16 +136,13 @@ class Router(Selector):
         size = logits.abs() if self.reading == "weights" else logits
         count = max(1, int((size > self.threshold).sum()))
         order = size.argsort(descending=True, stable=True)[:count][: self.max_heads]
-        places = cast(list[int], order.tolist())
-        return HeadSet(
-            [self.heads[place] for place in places],
-            model=self.heads.model,
-            layout=self.heads.layout,
+        indices = cast(list[int], order.tolist())
+        weights = logits[indices].tolist() if self.reading == "weights" else None
+        return replace(
+            self.heads,
+            heads=self.heads.pick(indices),
             method="routed",
-            data=self.heads.data,
-            weights=logits[places].tolist() if self.reading == "weights" else None,
-            aggregation=self.heads.aggregation,
-            first_stage_weight=self.heads.first_stage_weight,
+            recipe=replace(self.heads.recipe, weights=weights),
         )
 
     def select(self, query: str, llm: FrozenLM) -> HeadSet:
@@ -224,7 +222,8 @@ class Router(Selector):
         heads, space = self.heads, self.space
         return {
             "kind": self.kind,
-            **{name: getattr(heads, name) for name in _OF_HEADS},
+            **{name: getattr(heads, name) for name in _PROVENANCE},
+            **{name: getattr(heads.recipe, name) for name in _RECIPE},
             "calibration": "null query",
             **{name: getattr(self, name) for name in (*_SETTINGS, *self.numbers)},
             "embedding_layer": space.layer,
@@ -321,7 +320,9 @@ def _router(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
         raise ValueError(f"kind is {config['kind']!r}, not one of {', '.join(kinds)}")
     kind = kinds[config["kind"]]
     heads = HeadSet.parse(",".join(config["heads"]))
-    heads = replace(heads, method="routed", **{name: config[name] for name in _OF_HEADS})
+    recipe = Recipe(**{name: config[name] for name in _RECIPE})
+    provenance = {name: config[name] for name in _PROVENANCE}
+    heads = replace(heads, method="routed", recipe=recipe, **provenance)
     floats = {n: tensors[n].float() for n in (*QuerySpace.tensors, "bias", *kind.tensors)}
     # Deviations may be infinite, and are checked by the space.
     if not all(bool(t.isfinite().all()) for name, t in floats.items() if name != "deviation"):

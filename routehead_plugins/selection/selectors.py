@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.backbone import EMBEDDED, FrozenLM
 from routehead_plugins.errors import HeadError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.selection.published import looks_published, published_heads
 
-_EMBEDDED = "smollm2-135m-instruct"
-_INTERVAL = re.compile(r"layers(?::(\d+)-(\d+))?")
+_EMBEDDED_LLM = "smollm2-135m-instruct"
 
 
 class Selector(Protocol):
@@ -33,6 +28,14 @@ class Selector(Protocol):
             num_layers: How many there are.
         """
         return num_layers
+
+    def check(self, llm: FrozenLM) -> None:
+        """Check that the LLM has the heads that may be chosen, before the first query.
+
+        Raises:
+            HeadError: It has not.
+        """
+        self.select("", llm)
 
     def select(self, query: str, llm: FrozenLM) -> HeadSet:
         """Choose heads.
@@ -123,12 +126,17 @@ class FixedHeads(Selector):
         return self.heads
 
 
+def short_name(model: str) -> str:
+    """Return an LLM's name in small letters and without its owner; the embedded LLM's own name."""
+    short = model.rsplit("/", 1)[-1].lower()
+    return _EMBEDDED_LLM if short == EMBEDDED else short
+
+
 def same_model(name: str, other: str) -> bool:
-    """Whether two names may be one LLM's; folders and files may be named as anybody likes."""
+    """Tell whether two names may mean one LLM; a folder or file may hold any LLM."""
     if os.path.exists(name) or os.path.exists(other):
         return True
-    short = {each.rsplit("/", 1)[-1].lower() for each in (name, other)}
-    return len({_EMBEDDED if each == "embedded" else each for each in short}) == 1
+    return short_name(name) == short_name(other)
 
 
 def _check_model(chosen_for: str | None, model: str) -> None:
@@ -138,36 +146,3 @@ def _check_model(chosen_for: str | None, model: str) -> None:
             f"the heads were chosen for {chosen_for!r}, but the LLM is {model!r}; choose heads for "
             "this one, or give them as layer-head to try them all the same."
         )
-
-
-def as_selector(heads: HeadSet | str | Path | Sequence[tuple[int, int]] | None) -> Selector:
-    """Read the ways in which heads can be named.
-
-    Args:
-        heads: ``None`` or ``"all"``; ``"layers"`` or ``"layers:10-19"``; ``"13-18,13-1"``;
-            ``"qr:Llama-3.1-8B-Instruct"`` or ``"core:phi-4"``, a published set by its name, see
-            ``published_names``; the path of a head-set file; a ``HeadSet`` or a sequence of pairs.
-
-    Raises:
-        HeadError: It is none of these, or there is no published set of that name.
-    """
-    if heads is None or heads == "all":
-        return AllHeads()
-    if isinstance(heads, str):
-        interval = _INTERVAL.fullmatch(heads)
-        if interval is not None:
-            first, last = (None if bound is None else int(bound) for bound in interval.groups())
-            return LayerInterval(first, last)
-        if HeadSet.looks_like(heads):
-            return FixedHeads(HeadSet.parse(heads))
-        if looks_published(heads):
-            return FixedHeads(published_heads(heads))
-    if isinstance(heads, str | Path):
-        if not os.path.isfile(heads):
-            raise HeadError(
-                f"heads={str(heads)!r} is neither a list of heads nor a file; give "
-                '"all", "layers:10-19", "13-18,13-1", "qr:Llama-3.1-8B-Instruct" '
-                "or the path of a head-set file."
-            )
-        return FixedHeads(HeadSet.load(heads))
-    return FixedHeads(heads if isinstance(heads, HeadSet) else HeadSet(heads))

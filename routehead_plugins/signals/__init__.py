@@ -3,8 +3,8 @@
 from routehead_plugins.signals.collect import CollectOptions, collect_signals
 from routehead_plugins.signals.measures import correlation, margin, ndcg, reciprocal_rank
 from routehead_plugins.signals.store import QuerySignals, SignalSet
-from routehead_plugins.signals.synthesize import consistent, synthesize
-from routehead_plugins.signals.teacher import collect_likelihoods, taught
+from routehead_plugins.signals.synthesize import consistent, synthesize_queries
+from routehead_plugins.signals.teacher import collect_likelihoods, mix_teacher
 
 __all__ = [
     "CollectOptions",
@@ -15,8 +15,8 @@ __all__ = [
     "consistent",
     "correlation",
     "margin",
+    "mix_teacher",
     "ndcg",
     "reciprocal_rank",
-    "synthesize",
-    "taught",
+    "synthesize_queries",
 ]

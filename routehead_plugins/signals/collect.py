@@ -159,14 +159,9 @@ def _order(query_id: str, documents: int, shuffle: int | None) -> tuple[int, ...
 
 def _compute(task: _Task, llm: FrozenLM, layout: Layout, options: CollectOptions) -> QuerySignals:
     shown = [task.documents[place].text for place in task.order]
-    with llm.turn:
-        read = layout.read(
-            llm,
-            task.query,
-            shown,
-            llm.heads,
-            ReadOptions(max_doc_tokens=options.max_doc_tokens),
-        )
+    read = layout.read(
+        llm, task.query, shown, llm.heads, ReadOptions(max_doc_tokens=options.max_doc_tokens)
+    )
     null = cast(Tensor, read.null)
     tables = (
         document_signals(read.query, None, read.spans, drop_outliers=False),

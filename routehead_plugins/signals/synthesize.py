@@ -125,7 +125,7 @@ class _Attempt:
     passage: Document
 
 
-def synthesize(
+def synthesize_queries(
     collection: Collection,
     llm: FrozenLM,
     count: int,

@@ -84,7 +84,7 @@ def readable(collection: Collection, query_id: str, hits: int) -> list[Document]
     return [document for document in candidates if not document.is_blank]
 
 
-def taught(signals: SignalSet, likelihoods: Mapping[str, Tensor], share: float) -> SignalSet:
+def mix_teacher(signals: SignalSet, likelihoods: Mapping[str, Tensor], share: float) -> SignalSet:
     """Mix a teacher's opinion into the judgments.
 
     The opinion is the softmax, over the query's candidates, of likelihood and retrieval scores,

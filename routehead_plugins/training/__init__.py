@@ -3,11 +3,11 @@
 from routehead_plugins.training.detection import METHODS, detect, single_head_ndcg
 from routehead_plugins.training.fit import FitOptions, fit_router, usable
 from routehead_plugins.training.inspection import Inspection, Use, sampled
-from routehead_plugins.training.model_card import model_card
+from routehead_plugins.training.model_card import router_card
 from routehead_plugins.training.offline import each_ndcg, offline_scores, routed_scores
 from routehead_plugins.training.pseudo_labels import LabelOptions, label_reliability
 from routehead_plugins.training.reliability import choose_labels, label_choices
-from routehead_plugins.training.weights import deal, fit_weights, weighted_scores
+from routehead_plugins.training.weights import fit_weights, split_folds, weighted_scores
 
 __all__ = [
     "METHODS",
@@ -16,18 +16,18 @@ __all__ = [
     "LabelOptions",
     "Use",
     "choose_labels",
-    "deal",
     "detect",
     "each_ndcg",
     "fit_router",
     "fit_weights",
     "label_choices",
     "label_reliability",
-    "model_card",
     "offline_scores",
     "routed_scores",
+    "router_card",
     "sampled",
     "single_head_ndcg",
+    "split_folds",
     "usable",
     "weighted_scores",
 ]

@@ -14,9 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from routehead_plugins.data import Head
 from routehead_plugins.errors import InputError
-from routehead_plugins.heads import HeadSet
+from routehead_plugins.heads import Head, HeadSet, Recipe
 from routehead_plugins.signals import QuerySignals, SignalSet
 from routehead_plugins.signals import measures as utility
 
@@ -66,7 +65,7 @@ def detect(
         layout=signals.layout,
         method=_record(method, heads, temperature),
         # As the heads were judged: signal by signal, outliers dropped head by head.
-        aggregation="mean",
+        recipe=Recipe(aggregation="mean"),
         data=f"{', '.join(signals.data)}, {len(signals.with_contrast)} queries",
         scores=scores[places].tolist(),
     )

@@ -32,14 +32,14 @@ from torch import Tensor
 
 from routehead_plugins.backbone import check_pooling
 from routehead_plugins.errors import InputError
-from routehead_plugins.heads import HeadSet
+from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.scoring import fuse
 from routehead_plugins.selection import HeadRouter, NeighbourRouter, QuerySpace, Router
 from routehead_plugins.signals import SignalSet
 from routehead_plugins.training.correction import cross_entropy, learn, listwise
 from routehead_plugins.training.offline import each_ndcg, offline_scores, routed_scores
 from routehead_plugins.training.pseudo_labels import LabelOptions, pseudo_labels
-from routehead_plugins.training.weights import choose_l1, deal, fit_weights
+from routehead_plugins.training.weights import choose_l1, fit_weights, split_folds
 
 STRENGTHS: Mapping[str, tuple[float, ...]] = {
     "listwise": (10.0, 3.0, 1.0, 0.3),
@@ -157,7 +157,7 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
         strength = options.strengths[0]
         return _described(corrected(base, strength, options), {"strength": strength})
     strengths = options.strengths or STRENGTHS[options.objective]
-    parts = torch.tensor(deal(signals.queries, PARTS, options.seed))
+    parts = torch.tensor(split_folds(signals.queries, PARTS, options.seed))
     l1 = static_l1(_some(signals, parts != 0), options)
     base = static_base(_some(signals, parts != 0), embeddings[parts != 0], options, l1)
     held_out = _some(signals, parts == 0).queries
@@ -254,9 +254,9 @@ def static_base(
         found = fit(l1=l1)
     except InputError:  # what was chosen on a part of few queries may leave no head on all of them
         found = fit(l1=None)
-    weight = dict(zip(found, found.weights or (), strict=True))
+    weight = dict(zip(found, found.recipe.weights or (), strict=True))
     bias = torch.tensor([weight.get(head, 0.0) for head in signals.heads])
-    heads = replace(found, heads=list(signals.heads), weights=None)
+    heads = replace(found, heads=list(signals.heads), recipe=replace(found.recipe, weights=None))
     return Base(signals, embeddings, heads, bias)
 
 
@@ -264,9 +264,9 @@ def _labelled(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> Ba
     labels = pseudo_labels(signals, options.labels, embeddings=embeddings)
     share = labels.gates.float().mean(dim=0).clamp(_RAREST, 1 - _RAREST)
     bias = share if options.objective == "neighbours" else share.logit()
-    heads = replace(labels.heads, scores=None, aggregation=options.aggregation)
+    heads = replace(labels.heads, scores=None, recipe=Recipe(aggregation=options.aggregation))
     count, weight = _static_choice(signals, heads, bias, options)
-    heads = replace(heads, first_stage_weight=weight)
+    heads = replace(heads, recipe=replace(heads.recipe, first_stage_weight=weight))
     return Base(signals, embeddings, heads, bias, _above(bias, count), labels.gates)
 
 
@@ -278,7 +278,7 @@ def _static_choice(
     order = bias.argsort(descending=True, stable=True).tolist()
     most = min(options.labels.max_heads, len(order))
     for count in sorted({most, *(c for c in _COUNTS if c < most)}, reverse=True):
-        chosen = replace(heads, heads=[heads[place] for place in order[:count]])
+        chosen = replace(heads, heads=heads.pick(order[:count]))
         scores = [offline_scores(query, chosen, signals.heads) for query in queries]
         for weight in _FUSION if options.first_stage else (None,):
             fused = [
@@ -329,7 +329,7 @@ def corrected(base: Base, strength: float | None, options: FitOptions) -> Router
         if base.gates is not None:
             loss = cross_entropy(base.gates, strength)
         else:
-            weight = base.heads.first_stage_weight
+            weight = base.heads.recipe.first_stage_weight
             loss = listwise(base.signals.queries, options.aggregation, weight, strength)
         projection, embeddings = learn(loss, queries, base.bias, options.rank, options.seed)
     return HeadRouter(**shared, projection=projection, embeddings=embeddings)

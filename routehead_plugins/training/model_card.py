@@ -19,7 +19,7 @@ _STATIC = (
 )
 
 
-def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str) -> str:
+def router_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str) -> str:
     """Write a router's card, in Markdown.
 
     Args:
@@ -85,9 +85,9 @@ def model_card(router: Router, parts: Sequence[Mapping[str, Any]], command: str)
             "",
             f"- layout: {heads.layout}; documents were cut at {router.max_doc_tokens} tokens",
             f"- objective: {description.get('objective')}; heads are read as {router.reading}, "
-            f"signals {heads.aggregation}",
+            f"signals {heads.recipe.aggregation}",
             *_labels(description.get("labels")),
-            f"- weight of the retrieval score: {heads.first_stage_weight}",
+            f"- weight of the retrieval score: {heads.recipe.first_stage_weight}",
             *(
                 [f"- queries are embedded after layer {space.layer}, {space.pooling}"]
                 * router.routes

@@ -29,7 +29,7 @@ def offline_scores(query: QuerySignals, heads: HeadSet, available: HeadSet) -> T
     Raises:
         HeadError: There are no signals of a head, or no aggregation.
     """
-    if heads.weights is not None:
+    if heads.recipe.weights is not None:
         return weighted_scores(query, heads, available)
     places = {head: place for place, head in enumerate(available)}
     missing = [str(head) for head in heads if head not in places]
@@ -37,14 +37,14 @@ def offline_scores(query: QuerySignals, heads: HeadSet, available: HeadSet) -> T
         raise HeadError(
             f"there are no signals of head {', '.join(missing[:5])}; compute them for these heads."
         )
-    if heads.aggregation is None:
+    if heads.recipe.aggregation is None:
         raise HeadError(
             f"heads {heads} have no aggregation, and signals do not tell what they then say "
             'together; give one, such as "mean".'
         )
     rows = [places[head] for head in heads]
-    scores = aggregate(heads.aggregation, query.calibrated[rows], query.mass[rows])
-    weight = heads.first_stage_weight
+    scores = aggregate(heads.recipe.aggregation, query.calibrated[rows], query.mass[rows])
+    weight = heads.recipe.first_stage_weight
     return fuse(scores, query.first_stage, weight) if weight else scores
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.errors import InputError, missing_extra
-from routehead_plugins.heads import HeadSet
+from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.signals import QuerySignals, SignalSet
 from routehead_plugins.training.head_search import UTILITIES, alone, measure, search
 
@@ -241,7 +241,7 @@ def _candidates(signals: SignalSet, options: LabelOptions) -> tuple[HeadSet, lis
         model=signals.model,
         layout=signals.layout,
         method="pseudo-labels",
-        aggregation="standardised",
+        recipe=Recipe(aggregation="standardised"),
         data=f"{', '.join(signals.data)}, {len(queries)} queries",
         scores=[static[place] for place in places],
     )

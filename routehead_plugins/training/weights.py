@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.errors import HeadError, InputError
-from routehead_plugins.heads import AGGREGATIONS, HeadSet
+from routehead_plugins.heads import AGGREGATIONS, HeadSet, Recipe
 from routehead_plugins.scoring import aggregate, standardise
 from routehead_plugins.signals import QuerySignals, SignalSet, ndcg
 from routehead_plugins.training.proximal import Table, solve, tabulate
@@ -134,9 +134,11 @@ def fit_weights(
         layout=signals.layout,
         method="weights",
         data=",".join(signals.data),
-        weights=heads[chosen].tolist(),
-        aggregation=aggregation,
-        first_stage_weight=retrieval if first_stage else None,
+        recipe=Recipe(
+            weights=heads[chosen].tolist(),
+            aggregation=aggregation,
+            first_stage_weight=retrieval if first_stage else None,
+        ),
     )
 
 
@@ -179,7 +181,7 @@ def weighted_scores(
         HeadError: The heads have no weights, or are not those of the signals.
     """
     rows = list(heads if available is None else available)
-    if heads.weights is None:
+    if heads.recipe.weights is None:
         raise HeadError(f"heads {heads} have no weights; fit them, or give a set that has some.")
     if len(rows) != len(query.mass):
         raise HeadError(
@@ -193,9 +195,9 @@ def weighted_scores(
             f"there are no signals of head {', '.join(missing[:5])}; compute them for these heads."
         )
     chosen = [places[head] for head in heads]
-    how = heads.aggregation or "mean"
-    scores = aggregate(how, query.calibrated[chosen], query.mass[chosen], heads.weights)
-    return _with_first_stage(scores, query, heads.first_stage_weight or 0.0)
+    how = heads.recipe.aggregation or "mean"
+    scores = aggregate(how, query.calibrated[chosen], query.mass[chosen], heads.recipe.weights)
+    return _with_first_stage(scores, query, heads.recipe.first_stage_weight or 0.0)
 
 
 def cross_validated_scores(
@@ -243,7 +245,7 @@ def cross_validated_scores(
         one_standard_error=one_standard_error,
         seed=seed,
     )
-    parts = deal(signals.queries, folds, seed)
+    parts = split_folds(signals.queries, folds, seed)
     found: dict[int, Tensor] = {}
     for part in sorted(set(parts)):
         others = [q for q, other in zip(signals.queries, parts, strict=True) if other != part]
@@ -288,7 +290,7 @@ def _cross_validated(
     Returns:
         The strength, and weights near the optimum on all queries, shape (heads + 1, 1).
     """
-    parts = torch.tensor(deal(queries, settings.folds, settings.seed))
+    parts = torch.tensor(split_folds(queries, settings.folds, settings.seed))
     # One fit without each part, and one with all queries for where to start in the end.
     fits = torch.arange(int(parts.max()) + 2)
     shares = (parts[:, None] != fits).double()
@@ -323,7 +325,7 @@ def _best(measured: Tensor, one_standard_error: bool) -> int:
     return best
 
 
-def deal(queries: Sequence[QuerySignals], folds: int, seed: int) -> list[int]:
+def split_folds(queries: Sequence[QuerySignals], folds: int, seed: int) -> list[int]:
     """Deal queries into parts by the hash of their text.
 
     Args:

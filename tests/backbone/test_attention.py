@@ -45,7 +45,7 @@ def expected_signals(
 ) -> torch.Tensor:
     """Two full eager passes over the whole prompt, and a loop over tokens."""
     pieces = reranker.llm.encoder.pieces(QUERY, DOCUMENTS[::-1], numbered=True)
-    prefix, spans = list(pieces.opening), []
+    prefix, spans = list(pieces.prefix), []
     for document in pieces.documents:
         spans.append((len(prefix) + document.text.start, len(prefix) + document.text.end))
         prefix += document.ids
@@ -118,7 +118,7 @@ def test_documents_run_once_and_both_tails_in_one_pass(
     monkeypatch.setattr(backbone, "run", counted)
     llama.signals(QUERY, DOCUMENTS)
     pieces = llama.llm.encoder.pieces(QUERY, DOCUMENTS, numbered=True)
-    prefix = len(pieces.opening) + sum(len(document.ids) for document in pieces.documents)
+    prefix = len(pieces.prefix) + sum(len(document.ids) for document in pieces.documents)
     both = {pieces.tail[:end] for end in range(1, len(pieces.tail) + 1)}
     both |= {pieces.null_tail[:end] for end in range(1, len(pieces.null_tail) + 1)}
     assert passes == [(1, prefix), (1, len(both))]  # what the tails share is run once

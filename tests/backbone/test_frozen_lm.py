@@ -9,7 +9,7 @@ import torch
 
 from routehead_plugins import FrozenLM
 from routehead_plugins.backbone import frozen_lm as backbone
-from routehead_plugins.backbone.embedding import Standardiser
+from routehead_plugins.backbone.text_tasks import Standardiser
 from routehead_plugins.errors import InputError
 
 TEXTS = ["a wolf ran over the hill", "", "rain", "seven grey stones by a river", "rain"]

@@ -11,7 +11,7 @@ import torch
 
 from routehead_plugins import FrozenLM
 from routehead_plugins.backbone import frozen_lm as backbone
-from routehead_plugins.backbone.likelihood import QueryLikelihood
+from routehead_plugins.backbone.text_tasks import QueryLikelihood
 from routehead_plugins.errors import InputError, UnsupportedModelError
 
 QUERY = "which wolf ran?"

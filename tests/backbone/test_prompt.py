@@ -44,7 +44,7 @@ def test_pieces_decode_to_the_prompt_and_spans_to_the_documents(
     query: str, texts: list[str], numbered: bool
 ) -> None:
     pieces = ENCODER.pieces(query, texts, numbered=numbered)
-    assert decode(pieces.opening) == BEFORE + ANNOUNCEMENT
+    assert decode(pieces.prefix) == BEFORE + ANNOUNCEMENT
     assert decode(pieces.tail) == INSTRUCTION + query + AFTER
     assert decode(pieces.null_tail) == INSTRUCTION + "N/A" + AFTER
     assert len(pieces.documents) == len(texts)
@@ -59,7 +59,7 @@ def test_pieces_decode_to_the_prompt_and_spans_to_the_documents(
 @settings(deadline=None)
 def test_no_text_becomes_a_control_token(query: str, texts: list[str]) -> None:
     pieces = ENCODER.pieces(query, texts, numbered=True)
-    assert [token for token in pieces.opening if token in CONTROL_IDS] == [1, 3]
+    assert [token for token in pieces.prefix if token in CONTROL_IDS] == [1, 3]
     for document in pieces.documents:
         assert not CONTROL_IDS & set(document.ids)
     for tail in (pieces.tail, pieces.null_tail):
@@ -95,7 +95,7 @@ def test_half_a_surrogate_pair_does_not_break_the_prompt() -> None:
 def test_documents_are_cut_and_the_query_is_not(query: str, texts: list[str], cut: int) -> None:
     whole = ENCODER.pieces(query, texts, numbered=True)
     pieces = ENCODER.pieces(query, texts, numbered=True, max_doc_tokens=cut)
-    assert (pieces.opening, pieces.tail) == (whole.opening, whole.tail)
+    assert (pieces.prefix, pieces.tail) == (whole.prefix, whole.tail)
     assert pieces.null_tail == whole.null_tail
     for short, long in zip(pieces.documents, whole.documents, strict=True):
         start, end = short.text
@@ -136,7 +136,7 @@ def with_template(template: str | None) -> PreTrainedTokenizerFast:
 def frame(tokenizer: Any) -> tuple[str, str]:
     """What stands before the announcement and after the query."""
     pieces = PromptEncoder(tokenizer).pieces("q", [], numbered=True)
-    opening, tail = decode(pieces.opening), decode(pieces.tail)
+    opening, tail = decode(pieces.prefix), decode(pieces.tail)
     assert opening.endswith(ANNOUNCEMENT)
     assert tail.startswith(f"{INSTRUCTION}q")
     return opening.removesuffix(ANNOUNCEMENT), tail.removeprefix(f"{INSTRUCTION}q")

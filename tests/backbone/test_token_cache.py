@@ -9,8 +9,7 @@ import families
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routehead_plugins.backbone.prompt import PromptEncoder
-from routehead_plugins.backbone.token_cache import TokenCache
+from routehead_plugins.backbone.prompt import PromptEncoder, TokenCache
 
 
 class Characters:

@@ -22,9 +22,9 @@ from routehead_plugins.errors import CollectionError, InputError, RouteHeadError
 from routehead_plugins.io import Collection, Run, write_run
 from routehead_plugins.layouts import ParallelLayout
 from routehead_plugins.selection import HeadRouter, NeighbourRouter, QuerySpace, Router
-from routehead_plugins.signals import QuerySignals, SignalSet, taught
+from routehead_plugins.signals import QuerySignals, SignalSet, mix_teacher
 from routehead_plugins.signals.store import SignalStore
-from routehead_plugins.training import LabelOptions, correction, fit_router, model_card
+from routehead_plugins.training import LabelOptions, correction, fit_router, router_card
 
 THINGS = ["wolf", "rain", "stone", "river", "snow", "hill", "moss", "owl"]
 FILES = ["README.md", "config.json", "model.safetensors"]
@@ -332,7 +332,7 @@ def test_a_teacher_has_its_share(
         )
         for query in plain.queries
     }
-    expected = taught(plain, likelihoods, 0.4)
+    expected = mix_teacher(plain, likelihoods, 0.4)
     for query, right in zip(mixed.queries, expected.queries, strict=True):
         torch.testing.assert_close(query.gains, right.gains, atol=1e-5, rtol=0)
     assert {gain for query in plain.queries for gain in query.gains.tolist()} == {0.0, 1.0}
@@ -464,7 +464,7 @@ def test_the_card_of_a_router_that_routes_says_what_it_falls_back_to() -> None:
     heads = HeadSet([(0, 1)], model="tiny", layout="parallel")
     router = make_router(heads, {"objective": "listwise", "queries": 3, "strength": 0.5})
     router = replace(router, projection=torch.ones(1, 2), embeddings=torch.ones(1, 1))
-    card = model_card(router, [], "routehead train")
+    card = router_card(router, [], "routehead train")
     assert "\n- queries are embedded after layer 1, mean\n" in card
     assert "For others it falls back to static weights," in card
     assert "the same heads for every query" not in card
@@ -473,7 +473,7 @@ def test_the_card_of_a_router_that_routes_says_what_it_falls_back_to() -> None:
 def test_a_card_without_figures_does_not_speak_of_measuring() -> None:
     heads = HeadSet([(0, 1)], model="tiny", layout="parallel")
     router = make_router(heads, {"objective": "listwise", "queries": 3, "strength": 0.5})
-    card = model_card(router, [], "routehead train")
+    card = router_card(router, [], "routehead train")
     assert "## Limits" in card
     assert "## Measured" not in card
     assert "held out" not in card

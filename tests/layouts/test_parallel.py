@@ -33,7 +33,7 @@ def expected_signals(
     family: str, reranker: HeadRoutedAttentionReranker, heads: HeadSet
 ) -> torch.Tensor:
     pieces = reranker.llm.encoder.pieces(QUERY, DOCUMENTS, numbered=False)
-    opening, spans, place = list(pieces.opening), [], len(pieces.opening)
+    opening, spans, place = list(pieces.prefix), [], len(pieces.prefix)
     for document in pieces.documents:
         spans.append((place + document.text.start, place + document.text.end))
         place += len(document.ids)

@@ -84,7 +84,7 @@ def test_spans_hold_the_texts_in_the_order_given(
 ) -> None:
     found = SequentialLayout().read(LLM, QUERY, TEXTS, HEADS, ReadOptions())
     pieces = built[0][2]
-    prefix = list(pieces.opening)
+    prefix = list(pieces.prefix)
     for document in pieces.documents:
         prefix += document.ids
     tokenizer = families.tiny_tokenizer()

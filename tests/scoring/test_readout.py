@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from routehead_plugins import HeadSet
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError
-from routehead_plugins.layouts import TokenAttention
+from routehead_plugins.scoring import TokenAttention
 from routehead_plugins.scoring.aggregation import aggregate
 from routehead_plugins.scoring.readout import Readout
 from routehead_plugins.scoring.reattn import Reweighting, reweighted_signals

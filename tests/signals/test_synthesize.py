@@ -19,8 +19,13 @@ from hypothesis import strategies as st
 from routehead_plugins import Document, FrozenLM
 from routehead_plugins.errors import InputError
 from routehead_plugins.io import Collection
-from routehead_plugins.signals import synthesize as module
-from routehead_plugins.signals.synthesize import STYLES, Style, acceptable, consistent, synthesize
+from routehead_plugins.signals.synthesize import (
+    STYLES,
+    Style,
+    acceptable,
+    consistent,
+    synthesize_queries,
+)
 
 # Imports on first use are no failures.
 UNHURRIED = settings(deadline=None)
@@ -109,7 +114,7 @@ def written(
 ) -> Collection:
     found = collection() if texts is None else texts
     fake = cast(FrozenLM, llm or Fake())
-    return synthesize(found, fake, count, folder, seed=seed, styles=styles, advance=advance)
+    return synthesize_queries(found, fake, count, folder, seed=seed, styles=styles, advance=advance)
 
 
 def journal(folder: Path) -> Path:
@@ -169,7 +174,7 @@ def test_passages_without_spaces_are_asked_for_and_cut(tmp_path: Path) -> None:
     llm = Mock(spec=FrozenLM, dtype=torch.float32, write=Mock(return_value=["面包为什么会发酵"]))
     llm.name = "fake"
     corpus = Collection("bread", tmp_path, {"long": passage}, {}, {})
-    found = synthesize(corpus, llm, 1, tmp_path)
+    found = synthesize_queries(corpus, llm, 1, tmp_path)
     assert list(found.topics.values()) == ["面包为什么会发酵"]
     ((_, (prompt,)),) = (call.args for call in llm.write.call_args_list)
     assert prompt.count("酵母") == 167  # of 9 characters each
@@ -364,7 +369,7 @@ def test_advance_is_called_for_every_query_that_was_written(tmp_path: Path) -> N
 @pytest.fixture
 def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of two: a job of 12 asks six times, in groups of three."""
-    monkeypatch.setattr(module, "_BATCH", 2)
+    monkeypatch.setattr("routehead_plugins.signals.synthesize._BATCH", 2)
 
 
 @pytest.mark.usefixtures("pairs")
@@ -548,9 +553,9 @@ def test_the_embedded_llm_writes_queries_and_goes_on_after_a_stop(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesize(texts, embedded, 6, tmp_path, advance=stop)
+        synthesize_queries(texts, embedded, 6, tmp_path, advance=stop)
     before = journal(tmp_path).read_bytes()
-    found = synthesize(texts, embedded, 6, tmp_path)
+    found = synthesize_queries(texts, embedded, 6, tmp_path)
     assert journal(tmp_path).read_bytes() == before
     assert before.count(b"\n") == 7
     assert 3 <= len(found.topics) <= 6
@@ -575,7 +580,7 @@ def test_the_embedded_llm_writes_the_same_again(embedded: FrozenLM, tmp_path: Pa
         qrels={},
     )
     one, other, third = (
-        synthesize(texts, embedded, 2, tmp_path / folder, styles=STYLES[1:2], seed=seed)
+        synthesize_queries(texts, embedded, 2, tmp_path / folder, styles=STYLES[1:2], seed=seed)
         for folder, seed in (("a", 0), ("b", 0), ("c", 7))
     )
     assert one == other

@@ -19,7 +19,7 @@ from routehead_plugins.backbone import QueryLikelihood
 from routehead_plugins.errors import InputError
 from routehead_plugins.io import Collection
 from routehead_plugins.signals.store import QuerySignals
-from routehead_plugins.signals.teacher import collect_likelihoods, taught
+from routehead_plugins.signals.teacher import collect_likelihoods, mix_teacher
 
 TEXTS = {
     "d0": "a wolf ran over the hill",
@@ -173,20 +173,24 @@ def test_without_a_share_judgments_keep_their_proportions() -> None:
     spam = SIGNALS.queries[0].gains.clone()
     spam[spam.argmin()] = -2.0
     signals = SIGNALS.subset([replace(SIGNALS.queries[0], gains=spam), *SIGNALS.queries[1:]])
-    for query, old in zip(taught(signals, LIKELIHOODS, 0.0).queries, signals.queries, strict=True):
+    for query, old in zip(
+        mix_teacher(signals, LIKELIHOODS, 0.0).queries, signals.queries, strict=True
+    ):
         judged = old.gains.clamp(min=0)
         torch.testing.assert_close(query.gains * judged.sum(), judged)
 
 
 def test_with_the_whole_share_judgments_are_what_the_teacher_says() -> None:
-    for query, old in zip(taught(SIGNALS, LIKELIHOODS, 1.0).queries, SIGNALS.queries, strict=True):
+    for query, old in zip(
+        mix_teacher(SIGNALS, LIKELIHOODS, 1.0).queries, SIGNALS.queries, strict=True
+    ):
         expected = slow_opinion(old, LIKELIHOODS[old.query_id])
         assert query.gains.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_share_is_a_mean_of_both_and_the_rest_of_the_signals_stays() -> None:
     before = copy.deepcopy(SIGNALS)
-    found = taught(SIGNALS, LIKELIHOODS, 0.3)
+    found = mix_teacher(SIGNALS, LIKELIHOODS, 0.3)
     assert (found.heads, found.data) == (SIGNALS.heads, SIGNALS.data)
     for query, old, kept in zip(found.queries, SIGNALS.queries, before.queries, strict=True):
         opinion = slow_opinion(old, LIKELIHOODS[old.query_id])
@@ -208,7 +212,7 @@ def test_where_nothing_is_judged_relevant_the_teacher_is_right(share: float) -> 
     for gains in ([0.0, 0.0, 0.0], [0.0, -1.0, 0.0]):
         signals = table([query_signals([[0.1, 0.2, 0.3]], gains)])
         likelihood = torch.tensor([-3.0, -1.0, -2.5])
-        (query,) = taught(signals, {"q": likelihood}, share).queries
+        (query,) = mix_teacher(signals, {"q": likelihood}, share).queries
         assert query.gains.tolist() == pytest.approx(
             slow_opinion(signals.queries[0], likelihood), abs=1e-6
         )
@@ -217,7 +221,7 @@ def test_where_nothing_is_judged_relevant_the_teacher_is_right(share: float) -> 
 
 def test_queries_without_likelihoods_keep_their_judgments() -> None:
     some = {"q1": LIKELIHOODS["q1"]}
-    found = taught(SIGNALS, some, 0.5).queries
+    found = mix_teacher(SIGNALS, some, 0.5).queries
     assert [one is other for one, other in zip(found, SIGNALS.queries, strict=True)] == [
         True,
         False,
@@ -229,14 +233,14 @@ def test_queries_without_likelihoods_keep_their_judgments() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(InputError) as error:
-        taught(SIGNALS, LIKELIHOODS, share)
+        mix_teacher(SIGNALS, LIKELIHOODS, share)
     assert str(error.value) == f"the teacher's share {share!r} is out of range; give 0 to 1."
 
 
 def test_likelihoods_of_other_candidates_are_refused() -> None:
     size = len(SIGNALS.queries[1].gains)
     with pytest.raises(InputError) as error:
-        taught(SIGNALS, {**LIKELIHOODS, "q1": torch.zeros(3)}, 0.5)
+        mix_teacher(SIGNALS, {**LIKELIHOODS, "q1": torch.zeros(3)}, 0.5)
     assert str(error.value) == (
         f"query 'q1' has {size} candidates in the signals but 3 likelihoods; compute both from "
         "the same candidates."

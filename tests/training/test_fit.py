@@ -22,7 +22,7 @@ from routehead_plugins.training import correction, fit
 from routehead_plugins.training.fit import OBJECTIVES, FitOptions, fit_router
 from routehead_plugins.training.offline import each_ndcg, routed_scores
 from routehead_plugins.training.pseudo_labels import LabelOptions, pseudo_labels
-from routehead_plugins.training.weights import choose_l1, deal, fit_weights
+from routehead_plugins.training.weights import choose_l1, fit_weights, split_folds
 
 HEADS = HeadSet([(layer, index) for layer in range(3) for index in range(2)])
 KINDS = (0, 4)  # the head that answers queries of each kind
@@ -156,7 +156,7 @@ def test_strengths_are_compared_on_a_fifth_that_has_no_say_otherwise(
 ) -> None:
     signals, embeddings = data
     router = fit_router(signals, embeddings, options(objective))
-    held_out = torch.tensor(deal(signals.queries, 5, 0)) == 0
+    held_out = torch.tensor(split_folds(signals.queries, 5, 0)) == 0
     test, train = (
         (signals.subset([signals.queries[n] for n in each.nonzero()[:, 0]]), embeddings[each])
         for each in (held_out, ~held_out)
@@ -212,7 +212,7 @@ def test_a_correction_is_kept_where_it_is_better_by_more_than_two_standard_error
 def test_the_bias_is_the_static_weights(static: Data) -> None:
     signals, embeddings = static
     router = fit_router(signals, embeddings, options("listwise", aggregation="log"))
-    kept = [part != 0 for part in deal(signals.queries, 5, 0)]
+    kept = [part != 0 for part in split_folds(signals.queries, 5, 0)]
     train = signals.subset([q for q, keep in zip(signals.queries, kept, strict=True) if keep])
     weights = fit_weights(signals, aggregation="log", l1=choose_l1(train, aggregation="log"))
     assert weights.weights is not None
@@ -340,7 +340,7 @@ def test_a_few_queries_of_noise_still_make_a_router() -> None:
     # A penalty that leaves a head on eight of them leaves none on all ten.
     signals = signal_set(2, queries=10, planted=[], layers=2)
     embeddings = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
-    kept = [part != 0 for part in deal(signals.queries, 5, 0)]
+    kept = [part != 0 for part in split_folds(signals.queries, 5, 0)]
     train = signals.subset([q for q, keep in zip(signals.queries, kept, strict=True) if keep])
     with pytest.raises(InputError, match="no head of 'tiny' earns a weight"):
         fit_weights(signals, l1=choose_l1(train))

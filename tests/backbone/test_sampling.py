@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from routehead_plugins import FrozenLM
-from routehead_plugins.backbone.generation import Ids, sample
+from routehead_plugins.backbone.sampling import Ids, sample
 from routehead_plugins.errors import UnsupportedModelError
 from routehead_plugins.signals.synthesize import STYLES
 
@@ -227,7 +227,7 @@ def test_writing_stops_at_a_line_break_behind_a_text_and_not_before_one(
         lengths.extend(n for n in range(1, len(script) + 1) if ended(script[:n]))
         return [script + llm.encoder.encode(["next"])[0], script[:2], ()]
 
-    monkeypatch.setattr("routehead_plugins.backbone.frozen_lm.sample", scripted)
+    monkeypatch.setattr("routehead_plugins.backbone.text_tasks.sample", scripted)
     assert llm.write("seen: ", ["x"], max_tokens=9, temperature=0, seed=0) == ["a b", "", ""]
     assert lengths == [len(script)]
 

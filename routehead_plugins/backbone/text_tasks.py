@@ -1,0 +1,326 @@
+"""What a frozen LLM does with plain texts: embed them, score them by likelihood, continue them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from routehead_plugins.backbone.batching import batches
+from routehead_plugins.backbone.prompt import PromptEncoder, check_max_doc_tokens
+from routehead_plugins.backbone.sampling import sample
+from routehead_plugins.data import Document, as_documents, check_text, non_blank_indices
+from routehead_plugins.errors import InputError
+from routehead_plugins.heads import HeadSet
+
+POOLINGS = ("mean", "last")
+"""Ways to pool a text's hidden states into one vector."""
+
+# Tokens run at once, padding included.
+_BATCH_TOKENS = 4096
+# Share of the layers after which texts are embedded by default.
+_EMBEDDING_DEPTH = 0.8
+
+
+class TextTasks(ABC):
+    """Tasks of ``FrozenLM`` that read no attention; each holds the LLM while it runs it.
+
+    Attributes:
+        name: The name the LLM was loaded by.
+        heads: Every head that can be read.
+        encoder: Builds prompts for the LLM.
+    """
+
+    name: str
+    heads: HeadSet
+    encoder: PromptEncoder
+
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """Number of layers of the LLM, loaded or not."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Size of a hidden state."""
+
+    @abstractmethod
+    def hidden_states(
+        self, sequences: Sequence[tuple[int, ...]], layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Run sequences through the first layers only.
+
+        Args:
+            sequences: Token ids; run as one batch, padded on the right.
+            layer: Number of layers to run.
+
+        Returns:
+            States of shape (sequences, tokens, width), and lengths of shape (sequences,).
+        """
+
+    @abstractmethod
+    def causal_lm(self, purpose: str) -> AbstractContextManager[PreTrainedModel]:
+        """Lend the whole model, with its output projection, to one thread at a time.
+
+        Args:
+            purpose: What cannot be done without it, for the error.
+
+        Raises:
+            UnsupportedModelError: The last layers or the output projection were not loaded.
+        """
+
+    @property
+    def embedding_layer(self) -> int:
+        """Number of layers after which texts are embedded by default: four fifths of them."""
+        return round(_EMBEDDING_DEPTH * self.num_layers)
+
+    def check_embedding_layer(self, layer: int) -> None:
+        """Check that the states after so many layers can be had.
+
+        Raises:
+            InputError: There are fewer layers, or fewer were loaded.
+        """
+        loaded = self.heads.last_layer + 1
+        # States behind the last layer that was loaded are normalised, others are not.
+        deepest = loaded if loaded == self.num_layers else loaded - 1
+        if not 0 <= layer <= deepest:
+            raise InputError(f"layer={layer} is not a layer of {self.name!r}; give 0 to {deepest}.")
+
+    @torch.inference_mode()
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        layer: int | None = None,
+        pooling: str = "mean",
+        max_tokens: int | None = 512,
+    ) -> Tensor:
+        """Embed texts, for a dense first stage or for a router: a layer's states, pooled.
+
+        A few coordinates of an LLM's states are tens of times larger than the others, in every text
+        alike: shift and scale every coordinate by its mean and deviation over the corpus
+        (``Standardiser``) before comparing.
+
+        Args:
+            texts: Texts to embed; a blank text gives zeros.
+            layer: Number of layers to run; ``None`` for four fifths of them.
+            pooling: ``"mean"`` of all tokens but the first, or ``"last"`` for the last token.
+            max_tokens: Longer texts are cut here.
+
+        Returns:
+            Shape (texts, width), float32, on the CPU, not normalised.
+
+        Raises:
+            InputError: There is no such layer or pooling.
+        """
+        check_pooling(pooling)
+        layer = self.embedding_layer if layer is None else layer
+        self.check_embedding_layer(layer)
+        encoded = self.encoder.plain([text.strip() for text in texts], max_tokens)
+        embeddings = torch.empty(len(texts), self.width, dtype=torch.float32)
+        for batch in batches([len(ids) for ids in encoded], _BATCH_TOKENS):
+            states, lengths = self.hidden_states([encoded[index] for index in batch], layer)
+            embeddings[batch] = pool(states, lengths, pooling).cpu()
+        return embeddings
+
+    @torch.inference_mode()
+    def log_likelihoods(
+        self, contexts: Sequence[tuple[int, ...]], target: tuple[int, ...]
+    ) -> Tensor:
+        """Compute how likely the same continuation is after each of several contexts.
+
+        Args:
+            contexts: Token ids, none of them empty.
+            target: Token ids of the continuation.
+
+        Returns:
+            Sum over the target's tokens of the natural logarithm, shape (contexts,), on the CPU.
+
+        Raises:
+            UnsupportedModelError: The last layers or the output projection were not loaded.
+        """
+        likelihoods = torch.empty(len(contexts), dtype=torch.float32)
+        lengths = [len(context) + len(target) for context in contexts]
+        with self.causal_lm("cannot tell likelihoods") as model:
+            for batch in batches(lengths, _BATCH_TOKENS):
+                some = [contexts[index] for index in batch]
+                likelihoods[batch] = _log_likelihoods(model, some, target)
+        return likelihoods
+
+    def write(
+        self,
+        prefix: str,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[str]:
+        """Continue several texts to the end of the line, all in one batch.
+
+        Args:
+            prefix: Text before every prompt, such as examples.
+            prompts: Texts to continue, none of them empty.
+            max_tokens: Longest continuation, in tokens.
+            temperature: Divides the logits before the softmax; 0 takes the likeliest token.
+            seed: Random seed; the same seed gives the same texts.
+
+        Returns:
+            One line per prompt, maybe empty; cut where it became too long.
+
+        Raises:
+            UnsupportedModelError: The last layers or the output projection were not loaded.
+        """
+        decode, ends = self.encoder.decode, self.encoder.control_ids
+        with self.causal_lm("cannot write") as model:
+            lines = sample(
+                model,
+                self.encoder.plain([prefix])[0],
+                self.encoder.encode(prompts),
+                max_tokens=max_tokens,
+                temperature=temperature,
+                generator=torch.Generator().manual_seed(seed),
+                ended=lambda ids: ids[-1] in ends or "\n" in decode(ids).lstrip(),
+            )
+        return [decode(ids).strip().partition("\n")[0].strip() for ids in lines]
+
+
+class QueryLikelihood:
+    """Scores documents by how well they predict the query (UPR, arXiv 2204.07496).
+
+    One forward per document: the method that the re-ranker is compared with.
+
+    Attributes:
+        llm: The frozen LLM, loaded with all its layers.
+        max_doc_tokens: Longer documents are cut here.
+    """
+
+    def __init__(self, llm: TextTasks, *, max_doc_tokens: int | None = None) -> None:
+        """Compose a scorer.
+
+        Raises:
+            InputError: ``max_doc_tokens`` is below 1.
+        """
+        check_max_doc_tokens(max_doc_tokens)
+        self.llm = llm
+        self.max_doc_tokens = max_doc_tokens
+
+    def score(self, query: str, documents: Sequence[str | Document]) -> list[float]:
+        """Score documents, in the order given.
+
+        Args:
+            query: The query.
+            documents: The candidates; blank ones get minus infinity.
+
+        Returns:
+            Mean over the query's tokens of the natural logarithm of their likelihood.
+
+        Raises:
+            InputError: The query is blank, or a candidate is not a text.
+            UnsupportedModelError: The LLM was loaded without its last layers.
+        """
+        check_text("query", query)
+        candidates = as_documents(documents)
+        indices = non_blank_indices(candidates)
+        contexts, target = self.llm.encoder.question(
+            query, [candidates[index].text for index in indices], self.max_doc_tokens
+        )
+        likelihoods = self.llm.log_likelihoods(contexts, target) / len(target)
+        scores = [-math.inf] * len(candidates)
+        for index, score in zip(indices, likelihoods.tolist(), strict=True):
+            scores[index] = score
+        return scores
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """Shifts and scales every coordinate by its mean and deviation over a corpus.
+
+    Attributes:
+        mean: Shape (width,).
+        deviation: Shape (width,), nowhere zero.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def fit(cls, embeddings: Tensor) -> Standardiser:
+        """Measure a corpus.
+
+        Args:
+            embeddings: Embeddings of the documents, shape (documents, width).
+        """
+        deviation = embeddings.std(dim=0, unbiased=False)
+        return cls(embeddings.mean(dim=0), torch.where(deviation > 0, deviation, 1.0))
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """Standardise and scale to length 1, so that an inner product is a cosine.
+
+        Args:
+            embeddings: Embeddings of documents or queries, shape (texts, width).
+        """
+        return torch.nn.functional.normalize((embeddings - self.mean) / self.deviation, dim=-1)
+
+
+def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
+    """Pool each text's hidden states into one vector.
+
+    Args:
+        states: Shape (texts, tokens, width), padded on the right.
+        lengths: Number of tokens of each text, shape (texts,).
+        pooling: One of ``POOLINGS``. The mean leaves out the first token, an attention sink.
+
+    Returns:
+        Shape (texts, width), float32; zeros for a text of the first token alone.
+    """
+    positions = torch.arange(states.shape[1], device=states.device)[None]
+    mask = (positions > 0) & (positions < lengths[:, None])
+    if pooling == "last":
+        mask = mask & (positions == lengths[:, None] - 1)
+    sums = (states.float() * mask.float()[..., None]).sum(dim=1)
+    return cast(Tensor, sums / mask.float().sum(dim=1, keepdim=True).clamp(min=1))
+
+
+def check_pooling(pooling: str) -> None:
+    """Check that the pooling method exists.
+
+    Raises:
+        InputError: It is not one of ``POOLINGS``.
+    """
+    if pooling not in POOLINGS:
+        raise InputError(
+            f"pooling={pooling!r} does not exist; choose one of {', '.join(POOLINGS)}."
+        )
+
+
+def _log_likelihoods(
+    model: PreTrainedModel, contexts: Sequence[tuple[int, ...]], target: tuple[int, ...]
+) -> Tensor:
+    """Pad on the left, so that the target stands in the same columns of every row."""
+    width = max(map(len, contexts))
+    padding = [width - len(context) for context in contexts]
+    rows = [
+        [context[0]] * count + [*context, *target[:-1]]
+        for context, count in zip(contexts, padding, strict=True)
+    ]
+    columns = torch.arange(len(rows[0]), device=model.device)[None]
+    positions = columns - torch.tensor(padding, device=model.device)[:, None]
+    output = model(
+        input_ids=torch.tensor(rows, device=model.device),
+        attention_mask=(positions >= 0).long(),
+        position_ids=positions.clamp(min=0),
+        use_cache=False,
+        logits_to_keep=len(target),
+    )
+    logs = output.logits[:, -len(target) :].float().log_softmax(dim=-1)
+    wanted = torch.tensor(target, device=model.device)[None, :, None].expand(len(rows), -1, -1)
+    return logs.gather(2, wanted).sum(dim=(1, 2)).cpu()
