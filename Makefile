@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test lint bench docs setup clean
 
 demo: $(READY)  ## BM25, then re-ranking with the embedded LLM, on the bundled collection
 	$(BIN)/routehead demo
@@ -19,6 +19,13 @@ lint: $(READY)  ## style, format and types
 bench: $(READY)  ## quality on the bundled collection, then latency; see benchmarks/README.md
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/latency.py
+
+docs: .venv/.docs  ## the documentation site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/.docs: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 setup: $(READY)
 
