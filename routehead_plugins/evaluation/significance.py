@@ -1,25 +1,24 @@
-"""Whether one method beats another on the same queries, beyond chance."""
+"""Compare methods on the same queries: confidence intervals and significance tests."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from routehead_plugins.errors import InputError
+from routehead_plugins.evaluation.measures import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from routehead_plugins.evaluation.table import Evaluation
 
     Differences: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 RESAMPLES = 10_000
 
 _BATCH = 1_000  # resamples held in memory at once
-_TIE = 1e-9  # rounding may part two equal values by less
+_TIE = 1e-9  # rounding errors between equal values are smaller
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,18 @@ class Comparison:
     """One method against the baseline, on the same queries.
 
     Attributes:
-        method: The method.
-        baseline: What it is compared with.
-        measure: By which measure.
-        queries: How many queries were compared.
+        method: Name of the method.
+        baseline: Name of the baseline.
+        measure: Name of the measure.
+        queries: Number of queries.
         difference: Mean of the method minus mean of the baseline.
         low: Lower end of the 95 % paired bootstrap confidence interval of the difference.
-        high: Its upper end.
-        p: Of the two-sided paired randomisation test.
-        p_holm: The same, corrected by Holm's method for the number of methods compared.
-        wins: Queries on which the method is better.
-        ties: Queries without a difference.
-        losses: Queries on which the method is worse.
+        high: Upper end of the interval.
+        p: p-value of the two-sided paired randomisation test.
+        p_holm: p-value after Holm's correction for the number of methods compared.
+        wins: Number of queries on which the method is better.
+        ties: Number of queries without a difference.
+        losses: Number of queries on which the method is worse.
     """
 
     method: str
@@ -61,10 +60,11 @@ def compare(
     """Compare every method with the baseline, query by query.
 
     Args:
-        evaluations: By the method's name, the baseline among them, on the same queries.
-        baseline: Name of the method the others are compared with.
-        measure: By which measure.
-        seed: Of the resampling; the result for a method depends on nothing else.
+        evaluations: Evaluations by method, baseline included, all on the same queries.
+        baseline: Name of the method that the others are compared with.
+        measure: Name of the measure.
+        seed: Random seed of the resampling. Apart from ``p_holm``, the figures of a method do not
+            depend on which other methods are compared.
 
     Returns:
         One comparison for each method but the baseline, in the order given.
@@ -78,32 +78,30 @@ def compare(
             f"expected one of {', '.join(evaluations)}; evaluate it too."
         )
     base = evaluations[baseline].per_query(measure)
-    paired = {
+    differences = {
         method: _differences(method, evaluation.per_query(measure), baseline, base)
         for method, evaluation in evaluations.items()
         if method != baseline
     }
-    p_values = {name: _randomisation_p(values, seed) for name, values in paired.items()}
-    corrected, compared = _holm(p_values), []
-    for method, values in paired.items():
-        low, high = _interval(values, seed)
-        compared.append(
-            Comparison(
-                method=method,
-                baseline=baseline,
-                measure=measure,
-                queries=values.size,
-                difference=math.fsum(values) / values.size,
-                low=low,
-                high=high,
-                p=p_values[method],
-                p_holm=corrected[method],
-                wins=int((values > 0).sum()),
-                ties=int((values == 0).sum()),
-                losses=int((values < 0).sum()),
-            )
+    tests = {method: _resample(values, seed) for method, values in differences.items()}
+    corrected = _holm({method: p for method, (p, _, _) in tests.items()})
+    return [
+        Comparison(
+            method=method,
+            baseline=baseline,
+            measure=measure,
+            queries=values.size,
+            difference=math.fsum(values) / values.size,
+            low=tests[method][1],
+            high=tests[method][2],
+            p=tests[method][0],
+            p_holm=corrected[method],
+            wins=int((values > 0).sum()),
+            ties=int((values == 0).sum()),
+            losses=int((values < 0).sum()),
         )
-    return compared
+        for method, values in differences.items()
+    ]
 
 
 def _differences(
@@ -121,37 +119,27 @@ def _differences(
     return differences
 
 
-def _randomisation_p(differences: Differences, seed: int) -> float:
+def _resample(differences: Differences, seed: int) -> tuple[float, float, float]:
+    """Return the p-value of the randomisation test and both ends of the bootstrap interval."""
     import numpy as np
-    from scipy.stats import permutation_test
+    from scipy.stats import bootstrap, permutation_test
 
-    # With one query both signs are as extreme as each other; scipy asks for two observations.
+    # scipy needs two observations. With one, both signs are equally extreme, and every resample is
+    # that one.
     if differences.size < 2:
-        return 1.0
+        return 1.0, float(differences[0]), float(differences[0])
+    options: dict[str, Any] = {"n_resamples": RESAMPLES, "batch": _BATCH, "vectorized": True}
     test = permutation_test(
         (differences,),
         np.mean,
         permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=_BATCH,
-        alternative="two-sided",
         rng=np.random.default_rng(seed),
+        **options,
     )
-    return float(test.pvalue)
-
-
-def _interval(differences: Differences, seed: int) -> tuple[float, float]:
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    size = differences.size
-    means = [
-        differences[rng.integers(size, size=(_BATCH, size))].mean(axis=1)
-        for _ in range(RESAMPLES // _BATCH)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
+    low, high = bootstrap(
+        (differences,), np.mean, method="percentile", rng=np.random.default_rng(seed), **options
+    ).confidence_interval
+    return float(test.pvalue), float(low), float(high)
 
 
 def _holm(p_values: Mapping[str, float]) -> dict[str, float]:
