@@ -1,4 +1,4 @@
-"""The whole vocabulary: documents, heads, spans and rankings.
+"""Documents, spans and rankings.
 
 Everything here is immutable. Spans are half-open, ``[start, end)``, everywhere.
 """
@@ -21,12 +21,12 @@ class Span(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many positions the span covers."""
+        """Number of positions in the span."""
         return self.end - self.start
 
 
 class TextSpan(NamedTuple):
-    """Characters ``[start, end)`` of a document's text, and the score they carried."""
+    """Characters ``[start, end)`` of a document's text, and the score they carry."""
 
     start: int
     end: int
@@ -38,9 +38,10 @@ class Document:
     """A text to rank.
 
     Attributes:
-        text: What the LLM reads.
-        id: The caller's name for it; need not be unique, since rankings also give the index.
-        metadata: Carried along, never read.
+        text: The text that the LLM reads.
+        id: The caller's name for the document; need not be unique, since rankings also give the
+            index.
+        metadata: Passed through, never read.
         score: First-stage (retrieval) score, when there is one.
     """
 
@@ -51,7 +52,7 @@ class Document:
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing to read."""
+        """Whether the text is empty or white space only."""
         return not self.text.strip()
 
 
@@ -60,10 +61,10 @@ class ScoredDocument:
     """A document with its relevance score.
 
     Attributes:
-        index: Position of the document in the caller's list.
+        index: Index of the document in the caller's list.
         score: Higher is more relevant; comparable within one ranking.
         document: The document, as it was given.
-        spans: Where in its text the score came from, most telling first; only on request.
+        spans: Passages of its text that carry the score, highest score first; only on request.
     """
 
     index: int
@@ -77,10 +78,10 @@ class Ranking(Sequence[ScoredDocument]):
     """Documents, best first; ties keep the caller's order.
 
     Attributes:
-        query: What the documents were ranked for.
+        query: The query.
         hits: The scored documents, best first.
         heads: The heads that were read for this query.
-        layout: How documents and query were arranged.
+        layout: Name of the prompt layout.
     """
 
     query: str
@@ -89,11 +90,11 @@ class Ranking(Sequence[ScoredDocument]):
     layout: str | None = None
 
     @overload
-    def __getitem__(self, position: int) -> ScoredDocument: ...
+    def __getitem__(self, index: int) -> ScoredDocument: ...
     @overload
-    def __getitem__(self, position: slice) -> tuple[ScoredDocument, ...]: ...
-    def __getitem__(self, position: int | slice) -> ScoredDocument | tuple[ScoredDocument, ...]:
-        return self.hits[position]
+    def __getitem__(self, index: slice) -> tuple[ScoredDocument, ...]: ...
+    def __getitem__(self, index: int | slice) -> ScoredDocument | tuple[ScoredDocument, ...]:
+        return self.hits[index]
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -103,7 +104,7 @@ class Ranking(Sequence[ScoredDocument]):
 
 
 def as_documents(documents: Sequence[str | Document]) -> list[Document]:
-    """Accept texts and documents alike.
+    """Convert texts to documents.
 
     Args:
         documents: Texts, documents, or a mixture; left as they are.

@@ -53,7 +53,7 @@ class HeadRoutedAttentionReranker:
         llm: The frozen LLM.
         selector: Chooses the heads for each query.
         layout: Arranges documents and query.
-        readout: Makes scores of attention.
+        readout: Turns attention into scores.
     """
 
     def __init__(
@@ -69,21 +69,20 @@ class HeadRoutedAttentionReranker:
         first_stage_weight: float | None = None,
         max_doc_tokens: int | None = None,
     ) -> None:
-        """Compose a re-ranker of objects.
+        """Compose a re-ranker from objects.
 
         Args:
             backbone: The frozen LLM.
             selector: Chooses the heads; every head by default.
             layout: A layout or its name; by default the one the selector's heads were chosen for,
                 or else ``"sequential"``.
-            calibrate: Subtract what the heads look at when the query says nothing.
-            null_share: Where a query comes with an instruction: how much of the calibration is by
-                a query without content but with the instruction; the rest is without either
-                (arXiv 2609.17764).
-            drop_outliers: Leave out tokens that the query without content stares at.
+            calibrate: Subtract the attention of a query without content.
+            null_share: For a query with an instruction, the share of the calibration that uses the
+                null query with the instruction; the rest omits it (arXiv 2609.17764).
+            drop_outliers: Leave out tokens that draw the attention of the null query.
             reweighting: Weights on tokens and documents (ReAttn); none by default.
-            first_stage_weight: Weight of the candidates' own scores, where all carry one, per query
-                standardised like the others; ``None``: the one fitted with the heads, or 0.
+            first_stage_weight: Weight of the candidates' own scores, where all carry one,
+                standardised per query; ``None`` takes the one fitted with the heads, or 0.
             max_doc_tokens: Longer documents are cut here, the query never is.
 
         Raises:
@@ -172,18 +171,18 @@ class HeadRoutedAttentionReranker:
         """Rank documents by relevance to a query.
 
         Args:
-            query: What is looked for.
+            query: The query.
             documents: Candidates, best first where there is an order; left as they are. Blank
                 ones rank last.
-            top_n: How many to return; ``None`` for all. All are scored either way.
-            instruction: What counts as relevant for this query, in a sentence or two.
-            spans: Whether to say where in each returned document its score came from.
+            top_n: Number of documents to return; ``None`` for all. All are scored either way.
+            instruction: A sentence or two on which documents are relevant to this query.
+            spans: Whether to find the passages of each returned document that carry its score.
 
         Returns:
             The documents, best first; ties keep the order of the candidates.
 
         Raises:
-            InputError: The query is blank, ``top_n`` is below 1, or a candidate is no text.
+            InputError: The query is blank, ``top_n`` is below 1, or a candidate is not a text.
             PromptTooLongError: The candidates do not fit the LLM's context.
         """
         check_top_n(top_n)
@@ -221,12 +220,12 @@ class HeadRoutedAttentionReranker:
 
         Args:
             requests: Pairs of a query and its candidates.
-            top_n: How many to return for each query; ``None`` for all.
+            top_n: Number of documents to return for each query; ``None`` for all.
             show_progress: Whether to draw a progress bar on standard error.
 
         Raises:
-            InputError: As ``rerank``, and the first request that is at fault ends the call.
-            PromptTooLongError: As ``rerank``.
+            InputError: See ``rerank``; the first faulty request ends the call.
+            PromptTooLongError: See ``rerank``.
         """
         pairs = list(requests)
         bar = tqdm(pairs, desc="Re-ranking", unit="query", disable=not show_progress)
@@ -249,10 +248,10 @@ class HeadRoutedAttentionReranker:
     def signals(
         self, query: str, documents: Sequence[str | Document], heads: HeadSet | None = None
     ) -> Tensor:
-        """Score documents by each head on its own: what detectors and routers learn from.
+        """Score documents by each head on its own, for detectors and routers to learn from.
 
         Args:
-            query: What is looked for.
+            query: The query.
             documents: The candidates, none of them blank.
             heads: The heads to read; those the selector chooses by default.
 
@@ -302,7 +301,7 @@ class HeadRoutedAttentionReranker:
         heads: HeadSet,
         instruction: str | None = None,
     ) -> tuple[list[float], TokenAttention | None]:
-        """Score every document in the order given; also say what was read of those not blank."""
+        """Score every document in the order given; also return the attention to non-blank ones."""
         indices = non_blank_indices(documents)
         if not indices:
             return [BLANK_SCORE] * len(documents), None

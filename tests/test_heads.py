@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routehead_plugins import Head, HeadSet
+from routehead_plugins import Head, HeadSet, Recipe
 from routehead_plugins.errors import HeadError, InputError
 from routehead_plugins.heads import AGGREGATIONS
 
@@ -36,9 +36,11 @@ def head_sets(draw: st.DrawFn) -> HeadSet:
         scores=draw(st.none() | scores),
         source=draw(NAMES),
         data=draw(NAMES),
-        weights=draw(st.none() | weights),
-        aggregation=draw(st.none() | st.sampled_from(AGGREGATIONS)),
-        first_stage_weight=draw(st.none() | st.floats(0, 1e300)),
+        recipe=Recipe(
+            weights=draw(st.none() | weights),
+            aggregation=draw(st.none() | st.sampled_from(AGGREGATIONS)),
+            first_stage_weight=draw(st.none() | st.floats(0, 1e300)),
+        ),
     )
 
 
@@ -83,7 +85,10 @@ def test_a_file_holds_what_the_documentation_says(tmp_path: Path) -> None:
 
 def test_a_file_holds_weights_and_how_to_use_them(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
-    heads = HeadSet([(13, 18), (13, 1)], weights=[1, -0.5], aggregation="log", first_stage_weight=0)
+    heads = HeadSet(
+        [(13, 18), (13, 1)],
+        recipe=Recipe(weights=[1, -0.5], aggregation="log", first_stage_weight=0),
+    )
     heads.save(path)
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "format": "routehead-heads",
@@ -94,15 +99,14 @@ def test_a_file_holds_weights_and_how_to_use_them(tmp_path: Path) -> None:
         "first_stage_weight": 0.0,
     }
     loaded = HeadSet.load(path)
-    assert loaded.weights == (1.0, -0.5)
-    assert (loaded.aggregation, loaded.first_stage_weight) == ("log", 0.0)
+    assert loaded.recipe == Recipe(weights=(1.0, -0.5), aggregation="log", first_stage_weight=0.0)
 
 
 def test_a_file_without_weights_loads_without_them(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     HeadSet([(1, 2)], scores=[0.5]).save(path)
     loaded = HeadSet.load(path)
-    assert (loaded.weights, loaded.aggregation, loaded.first_stage_weight) == (None, None, None)
+    assert loaded.recipe == Recipe()
 
 
 def test_a_file_needs_no_more_than_format_version_and_heads(tmp_path: Path) -> None:
@@ -209,7 +213,7 @@ def test_weights_that_make_no_sense_are_refused(
     tmp_path: Path, wrong: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(HeadError) as error:
-        HeadSet([(1, 2), (3, 4)], **wrong)
+        HeadSet([(1, 2), (3, 4)], recipe=Recipe(**wrong))
     assert str(error.value) == message
     path = tmp_path / "heads.json"
     path.write_text(json.dumps(HEADER | {"heads": ["1-2", "3-4"]} | wrong), encoding="utf-8")
@@ -288,11 +292,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
 
 @given(HEADS)
 @settings(deadline=None)
-def test_layers_are_grouped_and_places_lead_back(heads: list[tuple[int, int]]) -> None:
+def test_layers_are_grouped_and_indices_lead_back(heads: list[tuple[int, int]]) -> None:
     chosen = HeadSet(heads)
-    grouped = [(layer, index) for layer, found in chosen.by_layer.items() for index in found]
+    grouped = [(layer, index) for layer, indices in chosen.by_layer.items() for index in indices]
     assert grouped == sorted(heads)
-    assert [grouped[place] for place in chosen.indices_by_layer] == heads
+    assert [grouped[index] for index in chosen.indices_by_layer] == heads
     assert chosen.last_layer == max((layer for layer, _ in heads), default=-1)
 
 
@@ -314,9 +318,9 @@ def test_a_set_is_a_sequence_of_heads() -> None:
         {"layout": "parallel"},
         {"source": "x"},
         {"data": "x"},
-        {"weights": [0.1]},
-        {"aggregation": "log"},
-        {"first_stage_weight": 0.0},
+        {"recipe": Recipe(weights=[0.1])},
+        {"recipe": Recipe(aggregation="log")},
+        {"recipe": Recipe(first_stage_weight=0.0)},
     ],
 )
 def test_sets_that_differ_in_their_records_are_not_equal(changed: dict[str, Any]) -> None:

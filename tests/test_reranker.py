@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from presets import PresetLayout
 
-from routehead_plugins import Document, FrozenLM, Head, HeadRoutedAttentionReranker, HeadSet
+from routehead_plugins import Document, FrozenLM, Head, HeadRoutedAttentionReranker, HeadSet, Recipe
 from routehead_plugins.errors import (
     HeadError,
     InputError,
@@ -385,7 +385,9 @@ def make_router(llm: FrozenLM, layout: str = "parallel") -> HeadRouter:
     draw = torch.Generator().manual_seed(0)
     space = QuerySpace.fit(embeddings, 1)
     return HeadRouter(
-        heads=replace(HEADS, layout=layout, model="tiny", aggregation="standardised"),
+        heads=replace(
+            HEADS, layout=layout, model="tiny", recipe=Recipe(aggregation="standardised")
+        ),
         space=space,
         bias=torch.zeros(4),
         projection=torch.randn(2, space(embeddings).shape[1], generator=draw),

@@ -1,10 +1,9 @@
 """The tap: attention of a few query rows, read while the model runs its own fast attention.
 
-The only module that touches the insides of a model. It never changes the caller's model: it works
-on a *view*, a second tree of modules over the same parameters that has its own configuration, so
-that hooks, configuration and attention implementation of the original stay as they are, and two
-threads can run the view at once. What a call wants read travels with the call, as a keyword that
-transformers hands through to every attention layer.
+The caller's model is never changed. The tap works on a *view*, a second tree of modules over the
+same parameters with a configuration of its own, so that hooks, configuration and attention
+implementation of the original stay as they are. The request to read travels with each call, as a
+keyword that transformers passes through to every attention layer.
 """
 
 from __future__ import annotations
@@ -35,30 +34,26 @@ _TAP_NAMES = {"eager": "routehead_tap_additive", "sdpa": "routehead_tap_boolean"
 # Attention scores held at once, (heads, rows, keys): 256 MiB of float32.
 _MAX_SCORES = 1 << 26
 
-
 _NO_HEADS = HeadSet(())
 
 
 class _StopForward(Exception):  # noqa: N818 - control flow, not an error
-    """Ends a forward inside the deepest layer that is needed.
-
-    An exception is the one way out of a forward that needs no change to the shared configuration.
-    """
+    """Ends a forward inside the deepest layer that is needed, without touching shared state."""
 
 
 @dataclass
 class Rows:
-    """The tokens from which attention is read, and what they may look back at.
+    """The tokens whose attention is read, and the keys that they may look back at.
 
-    Transformers derives masks from places in the cache. Where documents share their positions, or
-    tails their first tokens, place and position differ, and so these masks are built here.
+    Transformers derives masks from indices in the cache. Where documents share their positions, or
+    tails their first tokens, index and position differ; therefore the masks are built here.
 
     Attributes:
         weights: Weight of every row in each average, shape (averages, rows).
         positions: Position of every row, shape (rows,).
-        sees: Which rows each row may look at, itself included, shape (rows, rows).
-        past: Position of every key that was there before, shape (past keys,); all may be seen
-            that lie within a layer's window.
+        sees: Mask of the rows that each row may look at, itself included, shape (rows, rows).
+        past: Position of every key in the cache, shape (past keys,); each row may look at all
+            within the layer's window.
     """
 
     weights: Tensor
@@ -68,7 +63,7 @@ class Rows:
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None) -> Tensor:
-        """Which keys each row may see, shape (1, 1, rows, past keys and rows)."""
+        """Return the mask of keys that each row may see, shape (1, 1, rows, past keys + rows)."""
         if window not in self._masks:
             seen = torch.cat([self.sees.new_ones(len(self.sees), len(self.past)), self.sees], dim=1)
             if window is not None:
@@ -80,14 +75,14 @@ class Rows:
 
 @dataclass
 class Tap:
-    """What one forward is asked to read, and what it read.
+    """The request of one forward, and its result.
 
     Attributes:
         last_layer: The forward stops in this layer, as soon as its keys are in the cache.
         heads: Heads to read; empty to read none.
-        rows: From which tokens to read; ``None`` where nothing is read.
+        rows: Tokens whose attention is read; ``None`` where nothing is read.
         states_before: The forward stops before this layer and keeps the states that reach it.
-        states: These states, shape (batch, tokens, width).
+        states: Those states, shape (batch, tokens, width).
         read: Filled by the forward: layer -> attention, shape (averages, heads of the layer, past
             keys).
     """
@@ -107,7 +102,7 @@ class Tap:
         }
 
     def visit(self, layer: int, query: Tensor, key: Tensor, options: _Options) -> None:
-        """Read this layer's heads, and stop the forward where nothing deeper is wanted."""
+        """Read this layer's heads, and stop the forward if no deeper layer is needed."""
         heads = self._indices.get(layer)
         if heads is not None and self.rows is not None:
             self.read[layer] = _mean_attention(query, key, heads, self.rows, options)
@@ -115,14 +110,14 @@ class Tap:
             raise _StopForward
 
     def result(self) -> Tensor:
-        """Attention in the order of ``heads``, shape (averages, heads, past keys)."""
+        """Return the attention in the order of ``heads``, shape (averages, heads, past keys)."""
         by_layer = torch.cat([self.read[layer] for layer in self.heads.by_layer], dim=1)
         return by_layer[:, self.heads.indices_by_layer]
 
 
 @dataclass(frozen=True)
 class _Options:
-    """How a layer turns products into probabilities; ``None`` where it does not."""
+    """How a layer turns products of queries and keys into probabilities; ``None``: not used."""
 
     scaling: float
     softcap: float | None
@@ -140,7 +135,7 @@ def _mean_attention(
         key: After rotary embedding, shape (1, key heads, all keys, dim).
         heads: Indices of the query heads to read, shape (heads,).
         rows: Weights and masks of the rows.
-        options: Scaling, soft cap, sinks, window of this layer.
+        options: Scaling, soft cap, sinks and window of this layer.
 
     Returns:
         Attention in float32, shape (averages, heads, past keys).
@@ -149,11 +144,11 @@ def _mean_attention(
     groups = query.shape[1] // key.shape[1]
     chunk = max(1, _MAX_SCORES // (query.shape[2] * key.shape[2]))
     parts = []
-    for some in heads.split(chunk):
+    for subset in heads.split(chunk):
         # float32: a bfloat16 product rounds scores to three digits, more than heads differ by.
-        keys = key[0, some // groups].float()
-        scores = (query[0, some].float() * options.scaling) @ keys.transpose(-1, -2)
-        probabilities = _softmax(scores, mask, options, some)  # (heads, rows, all keys)
+        keys = key[0, subset // groups].float()
+        scores = (query[0, subset].float() * options.scaling) @ keys.transpose(-1, -2)
+        probabilities = _softmax(scores, mask, options, subset)  # (heads, rows, all keys)
         parts.append(rows.weights @ probabilities[..., : len(rows.past)])
     return torch.cat(parts).transpose(0, 1)
 
@@ -165,7 +160,7 @@ def _softmax(scores: Tensor, mask: Tensor, options: _Options, heads: Tensor) -> 
     scores = scores.masked_fill(~mask, -torch.inf)
     if options.sinks is None:
         return scores.softmax(dim=-1)
-    # A sink is one more key that takes its share of attention and is seen by nobody.
+    # A sink is one more key that takes a share of the attention and has no value.
     sinks = options.sinks[heads].float().view(-1, 1, 1).expand(*scores.shape[:2], 1)
     return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
 
@@ -173,7 +168,7 @@ def _softmax(scores: Tensor, mask: Tensor, options: _Options, heads: Tensor) -> 
 def _packed_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
 ) -> Tensor:
-    """Masked attention, the query heads of a group as further rows: no key is copied for it.
+    """Attend with the query heads of a group as further rows, so that no key is copied.
 
     Returns:
         Shape (batch, rows, query heads, dim).
@@ -182,12 +177,12 @@ def _packed_attention(
     groups = heads // key.shape[1]
     packed = query.reshape(batch, key.shape[1], groups * rows, -1)
     mask = mask[..., : key.shape[2]].repeat(1, 1, groups, 1)
-    found = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
-    return found.view(batch, heads, rows, -1).transpose(1, 2)
+    attended = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
+    return attended.view(batch, heads, rows, -1).transpose(1, 2)
 
 
 def _make_tap(flavour: str) -> _Attention:
-    """Wrap the attention function of a flavour: hand over to the tap, then attend as usual."""
+    """Wrap the attention function of a flavour: call the tap, then attend as usual."""
 
     def attend(
         module: nn.Module,
@@ -229,7 +224,7 @@ def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
 
 
 def _register(flavour: str) -> str:
-    """Make the tap known to transformers under a name of its own; idempotent."""
+    """Register the tap with transformers under a name of its own; idempotent."""
     name = _TAP_NAMES[flavour]
     if name not in AttentionInterface._global_mapping:
         # Without the mask, cached and padded passes would silently run unmasked.
@@ -245,15 +240,15 @@ def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
         model: Any decoder of transformers; left as it is.
 
     Returns:
-        The whole model, in evaluation mode; ``get_decoder`` gives what is tapped.
+        The whole model, in evaluation mode; its ``get_decoder`` is tapped.
 
     Raises:
-        UnsupportedModelError: Its attention cannot be exchanged, so there is nothing to read.
+        UnsupportedModelError: Its attention function cannot be exchanged.
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     view: PreTrainedModel = copy.deepcopy(model, shared).eval()
     for module in view.modules():
-        # The caller's hooks are for the caller's own runs.
+        # The caller's hooks are for the caller's own forwards.
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     _watch_layers(view)
@@ -268,7 +263,7 @@ def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _watch_layers(view: PreTrainedModel) -> None:
-    """Let a tap end a forward before a layer, and keep the states that reach it."""
+    """Add the hooks by which a tap ends a forward before a layer and keeps its input."""
 
     def watch(number: int) -> Callable[..., None]:
         def stop(_: nn.Module, states: tuple[Tensor, ...], options: dict[str, Any]) -> None:
@@ -285,7 +280,12 @@ def _watch_layers(view: PreTrainedModel) -> None:
 
 
 def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModelError:
-    """Say why a model cannot be used, and what can."""
+    """Make the error for a model that cannot be read.
+
+    Args:
+        model: The model, for its class name.
+        reason: Why it cannot be read.
+    """
     return UnsupportedModelError(
         f"{type(model).__name__!r} has no attention that can be read ({reason}); "
         "use a decoder such as Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, Granite or GPT-OSS."
@@ -301,8 +301,8 @@ def run(
         view: The decoder of a ``tapped_view``.
         ids: Token ids, shape (batch, tokens).
         positions: Position of every token, shape (batch, tokens).
-        cache: What the tokens can look back at; their own keys and values are added to it.
-        tap: What to read, and where to stop.
+        cache: Keys and values to look back at; those of the tokens are added to it.
+        tap: The request: heads to read, and the layer to stop in.
     """
     with contextlib.suppress(_StopForward):
         view(
@@ -315,14 +315,14 @@ def run(
 
 
 def readable_heads(view: PreTrainedModel, model: PreTrainedModel) -> HeadSet:
-    """Find out which layers show their attention, by running one token through all of them.
+    """List the heads that can be read, by running one token through all layers.
 
     Args:
         view: The decoder of a ``tapped_view``.
-        model: What the view was made of, for the message.
+        model: The model that the view was made of, for the message.
 
     Raises:
-        UnsupportedModelError: No layer, or not every layer's attention, came past the tap.
+        UnsupportedModelError: The trial run failed, or no layer called the tap.
     """
     census = _Census()
     ids = torch.zeros((1, 1), dtype=torch.long, device=view.device)
@@ -339,7 +339,7 @@ def readable_heads(view: PreTrainedModel, model: PreTrainedModel) -> HeadSet:
 
 
 class _Census:
-    """Stands where a tap would, and counts the heads that pass."""
+    """A tap that reads nothing and counts the heads of each layer."""
 
     rows = states_before = None
 

@@ -1,4 +1,4 @@
-"""Keys and values: cut apart, put together, and kept for later within a bound."""
+"""Keys and values of an LLM: cut, joined, and cached within a bound."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B)\s*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class KeyValues:
-    """What later tokens need of some consecutive tokens.
+    """Keys and values of consecutive tokens, for later tokens to look back at.
 
     Attributes:
         layers: Keys and values of the leading layers, each of shape (1, key heads, tokens, dim).
@@ -34,7 +34,7 @@ class KeyValues:
 
     @property
     def tokens(self) -> int:
-        """How many tokens there are."""
+        """Number of tokens."""
         return int(self.layers[0][0].shape[2])
 
     @property
@@ -44,24 +44,24 @@ class KeyValues:
 
     @property
     def last_layer(self) -> int:
-        """The deepest layer that is held."""
+        """The deepest layer whose keys and values are here."""
         return len(self.layers) - 1
 
     @property
     def nbytes(self) -> int:
-        """Memory of the tensors, shared or not."""
+        """Bytes of the tensors, shared with others or not."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
 
     def copied(self) -> KeyValues:
-        """Copy the tensors, so that they do not hold on to those they were cut from."""
+        """Copy the tensors, so that the larger ones they were cut from can be freed."""
         layers = tuple((keys.clone(), values.clone()) for keys, values in self.layers)
         return KeyValues(layers, self.start)
 
 
 class _JoinedLayer(DynamicLayer):
-    """A layer of a cache that stands on pieces it does not change.
+    """A layer of a cache over several pieces, which it leaves as they are.
 
-    What a forward adds is put behind the pieces for that forward alone and kept apart.
+    The keys and values that a forward adds are joined to the pieces for that forward only.
     """
 
     def __init__(self, pieces: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -89,29 +89,29 @@ class _JoinedLayer(DynamicLayer):
 
 
 def joined(pieces: Sequence[KeyValues], *, last_layer: int, batch: int = 1) -> DynamicCache:
-    """Make a cache of several pieces, one after the other; each layer is put together when read.
+    """Make a cache of several pieces, one after the other; each layer is joined when it runs.
 
     Args:
         pieces: Left as they are.
         last_layer: The deepest layer that will be run.
-        batch: How many sequences stand on the same pieces.
+        batch: Number of sequences that follow the same pieces.
     """
     cache = DynamicCache()
     for layer in range(last_layer + 1):
-        held = [
+        expanded = [
             tuple(tensor.expand(batch, -1, -1, -1) for tensor in piece.layers[layer])
             for piece in pieces
         ]
-        cache.layers.append(_JoinedLayer(cast(list[tuple[Tensor, Tensor]], held)))
+        cache.layers.append(_JoinedLayer(cast(list[tuple[Tensor, Tensor]], expanded)))
     return cache
 
 
 def added(cache: DynamicCache, lengths: Sequence[int], *, start: int) -> list[KeyValues]:
-    """Cut out what a forward added to a cache made by ``joined``.
+    """Cut out the keys and values that a forward added to a cache made by ``joined``.
 
     Args:
         cache: After the forward.
-        lengths: How many leading tokens of each sequence count; the rest is padding.
+        lengths: Number of tokens of each sequence; the rest is padding.
         start: Position of the first token.
 
     Returns:
@@ -193,7 +193,7 @@ class KeyValueCache:
 
 
 def parse_bytes(size: int | str) -> int:
-    """Read a size as people write it: ``"2GB"``, ``"512 MiB"``, or a number of bytes.
+    """Parse a size such as ``"2GB"`` or ``"512 MiB"``, or a number of bytes.
 
     Raises:
         InputError: It is neither.
@@ -201,9 +201,9 @@ def parse_bytes(size: int | str) -> int:
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    found = 0 if match is None else int(float(match[1]) * _UNITS[match[2].upper()])
-    if found < 1:
+    parsed = 0 if match is None else int(float(match[1]) * _UNITS[match[2].upper()])
+    if parsed < 1:
         raise InputError(
             f'document_cache={size!r} is not a size; give "2GB", "512MiB" or a number of bytes.'
         )
-    return found
+    return parsed

@@ -1,14 +1,14 @@
-"""Query and documents to token ids, with the span of every document recorded while building.
+"""From query and documents to token ids; the span of every document is recorded while building.
 
-A prompt is made of pieces, each tokenized on its own; a layout decides how they are put together:
+A prompt consists of pieces, each tokenized on its own; a layout decides how they are joined:
 
 * ``prefix``: the chat template up to the user's turn, and the announcement of the documents;
 * one piece per document: a label, the text, a separator;
 * ``tail``: the instruction, the query, and the chat template up to the assistant's turn;
-* ``null_tail``: the same for a query without content, which calibrates the reading.
+* ``null_tail``: the same for a query without content, for calibration.
 
-Text of documents and queries can never turn into control tokens: a passage that contains
-``<|im_end|>`` is a passage about ``<|im_end|>``.
+Text of documents and queries can never become a control token: ``<|im_end|>`` in a passage is plain
+text.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ INSTRUCTION = (
 )
 MARKER = "Query:"
 NULL_QUERY = "N/A"
-# Whose next words are the query, for query likelihood.
+# Query likelihood: the text before the query.
 QUESTION = "Document:{text}\n\nQuery:"
 
-# Stands in the chat template where the prompt will stand.
-_PLACE = "Place of the Prompt"
+# Marks the prompt in the rendered chat template.
+_PROMPT_MARK = "Place of the Prompt"
 # Some templates print the date; scores must not depend on the day.
 _TODAY = datetime(2024, 7, 26, tzinfo=UTC)
-# transformers passes no functions on to a template, and so the clock is replaced inside of it.
+# transformers passes no functions to a template; therefore the clock is replaced inside it.
 _FIXED_DATE = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(f"|replace('%{code}','{_TODAY.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
@@ -57,7 +57,7 @@ class DocumentPiece:
 
     Attributes:
         ids: Label, text and separator.
-        text: Where in ``ids`` the text stands; labels and separators are not scored.
+        text: Span of the text in ``ids``; labels and separators are not scored.
     """
 
     ids: tuple[int, ...]
@@ -66,7 +66,7 @@ class DocumentPiece:
 
 @dataclass(frozen=True)
 class Pieces:
-    """A prompt before a layout has put it together; see the module's docstring."""
+    """The pieces of a prompt, before a layout joins them; see the module's docstring."""
 
     prefix: tuple[int, ...]
     documents: tuple[DocumentPiece, ...]
@@ -77,21 +77,21 @@ class Pieces:
 
     @property
     def tail_size(self) -> int:
-        """Tokens of the longest tail."""
+        """Number of tokens of the longest tail."""
         return max(len(self.tail), len(self.null_tail))
 
     @property
     def size(self) -> int:
-        """Tokens of the longest sequence that holds every document and one tail."""
+        """Number of tokens of the sequence with every document and the longest tail."""
         documents = sum(len(document.ids) for document in self.documents)
         return len(self.prefix) + documents + self.tail_size
 
 
 class PromptEncoder:
-    """Tokenizes pieces of prompts; owns its tokenizer, so that threads can share it.
+    """Tokenizes the pieces of prompts, with a tokenizer of its own, so that threads can share it.
 
     Attributes:
-        control_ids: Control tokens; none is ever in a piece of text.
+        control_ids: Ids of the control tokens; no piece of text contains one.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -107,8 +107,8 @@ class PromptEncoder:
         controls = copy.deepcopy(tokenizer)
         self._before = _ids(controls, before, special=True)
         self._after = _ids(controls, after, special=True)
-        # From here on this copy never sees control tokens: the setting is one per tokenizer, not
-        # one per call, and so must not alternate between threads.
+        # This copy never produces control tokens: the setting is one per tokenizer, not one per
+        # call, and so must not alternate between threads.
         self._tokenizer = _without_control_tokens(tokenizer)
         self.control_ids = frozenset(self._tokenizer.all_special_ids)
         self._documents = TokenCache(self.encode)
@@ -118,7 +118,7 @@ class PromptEncoder:
         self._instruction = self.encode([INSTRUCTION + MARKER])[0]
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Tokenize plain texts, one by one, without any control token."""
+        """Tokenize plain texts, each on its own, without control tokens."""
         if not texts:
             return []
         encoded = self._tokenizer(
@@ -130,10 +130,10 @@ class PromptEncoder:
         return [tuple(ids) for ids in encoded["input_ids"]]
 
     def plain(self, texts: Sequence[str], max_tokens: int | None = None) -> list[tuple[int, ...]]:
-        """Tokenize texts on their own, each behind a first token that all have in common.
+        """Tokenize texts without a prompt, each after the same first token.
 
         Args:
-            texts: Without any prompt around them.
+            texts: Texts to tokenize.
             max_tokens: Longer texts are cut here; the first token does not count.
         """
         first = self._separator[:1]
@@ -141,20 +141,20 @@ class PromptEncoder:
         return [first + ids[:max_tokens] for ids in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Turn tokens back into text, without control tokens."""
+        """Decode tokens into text, without control tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Say which characters of a document's text each of its tokens stands for.
+        """Map each token of a document's text to its characters.
 
         Args:
-            text: As it is given to ``pieces``.
+            text: The document's text, as given to ``pieces``.
 
         Returns:
             Half-open ranges of characters, one per token, before any cut.
 
         Raises:
-            UnsupportedModelError: The tokenizer does not keep track of characters.
+            UnsupportedModelError: The tokenizer does not record offsets.
         """
         try:
             encoded = self._tokenizer(
@@ -166,8 +166,8 @@ class PromptEncoder:
             )
         except NotImplementedError as error:
             raise UnsupportedModelError(
-                f"{type(self._tokenizer).__name__!r} does not say where its tokens stand in the "
-                "text; load a fast tokenizer, or do without spans."
+                f"{type(self._tokenizer).__name__!r} records no offsets of tokens in the text; "
+                "load a fast tokenizer, or leave spans out."
             ) from error
         shift = len(self._space)
         return [(max(0, a - shift), max(0, b - shift)) for a, b in encoded["offset_mapping"]]
@@ -184,15 +184,15 @@ class PromptEncoder:
         """Build the pieces of one prompt.
 
         Args:
-            query: What is looked for.
-            texts: The documents, in the order in which they will be read.
+            query: The query.
+            texts: The documents, in the order of the prompt.
             numbered: Whether labels count the documents, ``[1]``, ``[2]``, ...
             max_doc_tokens: Longer documents are cut here; the query never is.
-            instruction: What counts as relevant; stands right before the query.
+            instruction: Text right before the query that says which documents are relevant.
         """
         encoded = self._documents([self._space + text for text in texts])
         labels = [
-            LABEL.format(number=place) if numbered else "" for place in range(1, len(texts) + 1)
+            LABEL.format(number=number) if numbered else "" for number in range(1, len(texts) + 1)
         ]
         documents = []
         for label, text in zip(self.encode(labels), encoded, strict=True):
@@ -219,7 +219,7 @@ class PromptEncoder:
             max_doc_tokens: Longer documents are cut here.
 
         Returns:
-            What stands before the question, one per document, and the question's tokens.
+            Token ids before the question, one sequence per document, and those of the question.
         """
         before, behind = self.encode(QUESTION.split("{text}"))
         encoded = self._documents([self._space + text for text in texts])
@@ -233,7 +233,7 @@ class PromptEncoder:
         return asked + self.encode([self._space + query])[0] + self._after
 
     def _adds_a_space(self) -> bool:
-        """Whether the tokenizer itself puts the space before a word that begins a piece."""
+        """Tell whether the tokenizer adds a space before the first word of a text."""
         bare, spaced = self.encode(["a", " a"])
         return len(spaced) > len(bare)
 
@@ -273,7 +273,10 @@ class TokenCache:
 
 
 def check_max_doc_tokens(value: object) -> None:
-    """Accept a positive number or ``None``.
+    """Check the length at which documents are cut.
+
+    Args:
+        value: A whole number, 1 or more, or ``None`` for no cut.
 
     Raises:
         InputError: It is something else.
@@ -285,18 +288,18 @@ def check_max_doc_tokens(value: object) -> None:
 
 
 def _chat_frame(tokenizer: Any) -> tuple[str, str]:
-    """What the chat template puts around a user's prompt; BOS alone without a template."""
+    """Return the text before and after a user's prompt; without a template, BOS and nothing."""
     if getattr(tokenizer, "chat_template", None) is None:
         return (tokenizer.bos_token or ""), ""
     try:
         text: str = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _PLACE}],
+            [{"role": "user", "content": _PROMPT_MARK}],
             tokenize=False,
             add_generation_prompt=True,
             chat_template=_FIXED_DATE + tokenizer.get_chat_template(),
             date_string=_TODAY.strftime("%d %b %Y"),
         )
-        before, after = text.split(_PLACE)
+        before, after = text.split(_PROMPT_MARK)
     except Exception as error:
         raise UnsupportedModelError(
             f"the chat template cannot frame a single user turn ({error}); "
@@ -306,7 +309,7 @@ def _chat_frame(tokenizer: Any) -> tuple[str, str]:
 
 
 def _encodable(text: str) -> str:
-    """Replace halves of surrogate pairs, left by broken JSON escapes: no tokenizer takes them."""
+    """Replace lone surrogates, left by broken JSON escapes, which no tokenizer accepts."""
     return text.encode(errors="replace").decode()
 
 
@@ -318,7 +321,7 @@ def _ids(tokenizer: Any, text: str, *, special: bool) -> tuple[int, ...]:
 
 
 def _without_control_tokens(tokenizer: Any) -> Any:
-    """Copy a tokenizer and make every control token plain text to it.
+    """Copy a tokenizer so that every control token is plain text to it.
 
     Special tokens are plain text under ``split_special_tokens``. Some families also use added
     tokens that are not marked special (``<think>``): those in the chat template are marked here.

@@ -1,4 +1,4 @@
-"""What every layout promises, and what they share."""
+"""The interface of a layout, and helpers that layouts share."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from routehead_plugins.scoring import TokenAttention
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a prompt says besides query and documents, and what is read of it.
+    """Options of one reading, besides query and documents.
 
     Attributes:
         calibrate: Whether to read the query without content as well.
-        instruction: What counts as relevant for this query, said right before it.
-        null_share: Where there is an instruction, the query without content has something to look
-            for after all. Calibrate by this share of it, and for the rest by one without the
-            instruction (arXiv 2609.17764 has 0 for instructions that differ per query).
-        max_doc_tokens: Longer documents are cut.
+        instruction: Text right before the query that says which documents are relevant.
+        null_share: Share of the calibration that uses the null query with the instruction; the
+            rest omits the instruction (arXiv 2609.17764 uses 0 where instructions differ per
+            query).
+        max_doc_tokens: Longer documents are cut here.
 
     Raises:
         InputError: A value is out of range.
@@ -64,7 +64,7 @@ class Layout(Protocol):
 
     @property
     def name(self) -> str:
-        """What head sets and routers record."""
+        """Name that head sets and routers record."""
         ...
 
     def read(
@@ -79,10 +79,10 @@ class Layout(Protocol):
 
         Args:
             llm: The frozen LLM.
-            query: What is looked for.
+            query: The query.
             texts: The documents, best candidate first, none of them blank.
             heads: The heads to read.
-            options: What else the prompt says, and what is read of it.
+            options: Instruction, calibration and cut.
 
         Raises:
             PromptTooLongError: The prompt does not fit the LLM's context.
@@ -110,11 +110,11 @@ def cached_prefill(
 
 
 def tails_of(pieces: Pieces, options: ReadOptions) -> list[tuple[int, ...]]:
-    """The query's tail, and those that calibrate it.
+    """Return the query's tail, followed by those that calibrate it.
 
     Args:
-        pieces: Of the prompt.
-        options: Say which tails there are.
+        pieces: Pieces of the prompt.
+        options: Calibration, and its share without the instruction.
     """
     tails = [pieces.tail]
     if options.calibrate:
@@ -127,13 +127,13 @@ def tails_of(pieces: Pieces, options: ReadOptions) -> list[tuple[int, ...]]:
 def token_attention(
     attention: Tensor, spans: Sequence[Span], pieces: Pieces, options: ReadOptions
 ) -> TokenAttention:
-    """Put together what was read of the tails.
+    """Split attention into that of the query and that of the calibration.
 
     Args:
         attention: Shape (tails, heads, tokens), in the order of ``tails_of``.
-        spans: Of each document's text, in the order of the pieces.
-        pieces: Of the prompt.
-        options: As for ``tails_of``.
+        spans: Span of each document's text, in the order of the pieces.
+        pieces: Pieces of the prompt.
+        options: Calibration, and its share without the instruction.
     """
     null = attention[1] if options.calibrate else None
     if null is not None and options.null_share < 1:
@@ -148,9 +148,14 @@ def token_attention(
 
 
 def longest_cut(lengths: Sequence[int], room: int) -> int:
-    """Largest cut with which documents of these ascending lengths fill no more than the room."""
-    for place, length in enumerate(lengths):
-        share = room // (len(lengths) - place)
+    """Return the largest cut at which documents fit into some tokens.
+
+    Args:
+        lengths: Length of each document, ascending.
+        room: Number of tokens for all documents together.
+    """
+    for index, length in enumerate(lengths):
+        share = room // (len(lengths) - index)
         if length > share:
             return max(0, share)
         room -= length

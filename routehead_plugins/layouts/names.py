@@ -22,10 +22,10 @@ def get_layout(
 
     Args:
         name: ``"sequential"`` or ``"parallel"``.
-        document_cache: How much of what was computed is kept for later queries, such as ``"2GB"``:
-            documents in the parallel layout, whole lists of them in the sequential one.
+        document_cache: Memory for keys and values that later queries use again, such as
+            ``"2GB"``: of documents in the parallel layout, of whole lists in the sequential one.
         window: Documents read at once in the sequential layout.
-        stride: How far a window moves.
+        stride: Step between window starts, in documents.
 
     Raises:
         InputError: There is no layout of that name, or a setting does not fit it.
@@ -45,11 +45,11 @@ def get_layout(
 
 
 def check_layout(layout: Layout, chosen_for: str | None) -> None:
-    """Refuse heads that were chosen for another layout.
+    """Check that heads were chosen for the layout in use.
 
     Args:
-        layout: What will be used.
-        chosen_for: What the heads record; ``None`` where they record nothing.
+        layout: The layout in use.
+        chosen_for: Name of the layout that the heads record; ``None`` for any.
 
     Raises:
         InputError: They differ.

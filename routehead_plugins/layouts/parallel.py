@@ -1,4 +1,4 @@
-"""The parallel layout: every document on its own, and one tail that looks at all of them.
+"""The parallel layout: every document on its own, and a tail that looks at all of them.
 
 The attention pattern of BlockRank (arXiv 2510.05396), read from an LLM that was not trained for it.
 """

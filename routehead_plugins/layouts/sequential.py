@@ -30,18 +30,16 @@ _PREFIX_BYTES = "256MB"
 class SequentialLayout:
     """All documents one after the other, best candidate last, beside the query.
 
-    The prefix of documents is run once, also for further queries over the same documents while it
-    is in the cache; the tails with and without the query share one pass over its keys and values.
+    The documents are run once, also for further queries over the same documents while they are in
+    the cache; the tails with and without the query share one pass over their keys and values.
 
-    More documents than fit are read in overlapping windows. A document's attention is then the
-    mean over the windows that hold it, each of which has the same number of documents to share its
-    attention among.
+    More documents than fit are read in overlapping windows of equal size. A document's attention is
+    then the mean over the windows that hold it.
 
     Attributes:
         window: Documents read at once; ``None`` for all.
-        stride: Documents from the start of a window to the start of the next; ``None`` for half a
-            window.
-        cache: Keeps prefixes.
+        stride: Step between window starts, in documents; ``None`` for half a window.
+        cache: Keeps the keys and values of whole lists of documents.
 
     Raises:
         InputError: Window or stride is below 1, or the stride leaves documents out.
@@ -79,7 +77,7 @@ class SequentialLayout:
         return read[0][1] if len(read) == 1 else _mean_over_windows(read, len(texts))
 
     def _windows(self, documents: int) -> Iterator[tuple[int, int]]:
-        """Ranges of documents; all windows are full, the last one ends with the documents."""
+        """Yield ranges of documents; all windows are full, the last ends with the last document."""
         size = documents if self.window is None else min(self.window, documents)
         stride = self.stride or max(1, size // 2)
         for start in range(0, documents - size, stride):
@@ -88,7 +86,7 @@ class SequentialLayout:
 
 
 def _pieces(llm: FrozenLM, query: str, texts: Sequence[str], options: ReadOptions) -> Pieces:
-    """Documents in the order of the prompt, the best one last."""
+    """Tokenize with the documents in the order of the prompt, the best one last."""
     return llm.encoder.pieces(
         query,
         texts[::-1],
@@ -136,10 +134,14 @@ def _mean_over_windows(read: Sequence[tuple[int, TokenAttention]], count: int) -
 
 
 def check_window(window: int | None, stride: int | None) -> None:
-    """Accept windows that leave no document out.
+    """Check that windows leave no document out.
+
+    Args:
+        window: Documents read at once; ``None`` for all.
+        stride: Step between window starts, in documents; ``None`` for half a window.
 
     Raises:
-        InputError: They are too small, or too far apart.
+        InputError: A value is below 1, the stride exceeds the window, or there is no window.
     """
     if window is not None and window < 1:
         raise InputError(f"window={window!r} reads nothing; give 1 or more documents, or None.")
@@ -152,10 +154,14 @@ def check_window(window: int | None, stride: int | None) -> None:
 
 
 def check_fits(pieces: Pieces, llm: FrozenLM) -> None:
-    """Refuse a prompt longer than the LLM's context.
+    """Check that a prompt fits the LLM's context.
+
+    Args:
+        pieces: Pieces of the prompt.
+        llm: The LLM.
 
     Raises:
-        PromptTooLongError: With the length, the limit, and what would make it fit.
+        PromptTooLongError: It does not; names the length, the limit, and settings that help.
     """
     limit = llm.max_tokens
     if limit is None or pieces.size <= limit:
@@ -178,7 +184,7 @@ def check_fits(pieces: Pieces, llm: FrozenLM) -> None:
 
 
 def _widest_window(pieces: Pieces, limit: int) -> int:
-    """How many of the documents fit, the longest of them together."""
+    """Return the number of documents that fit even if they are the longest ones."""
     lengths = sorted((len(document.ids) for document in pieces.documents), reverse=True)
     room = limit - (pieces.size - sum(lengths))
     for count, length in enumerate(lengths):

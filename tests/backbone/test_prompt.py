@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from routehead_plugins import FrozenLM
-from routehead_plugins.backbone.prompt import PromptEncoder, check_max_doc_tokens
+from routehead_plugins.backbone.prompt import PromptEncoder, TokenCache, check_max_doc_tokens
 from routehead_plugins.errors import InputError, UnsupportedModelError
 
 CONTROL_IDS = set(range(len(families.CONTROLS)))
@@ -324,3 +324,60 @@ def test_an_instruction_stands_right_before_the_query() -> None:
     assert decode(pieces.null_tail).endswith("above.\n\nonly <s> wolves\n\nQuery:N/A")
     assert decode(pieces.bare_null_tail).endswith("above.\n\nQuery:N/A")
     assert 1 not in pieces.tail  # no control token
+
+
+class Characters:
+    """One token per character, and a record of every batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        self.batches.append(list(texts))
+        return [tuple(map(ord, text)) for text in texts]
+
+
+def test_new_texts_are_tokenized_in_one_batch_and_equal_ones_once() -> None:
+    encode = Characters()
+    cache = TokenCache(encode)
+    assert cache(["ab", "c", "ab"]) == [(97, 98), (99,), (97, 98)]
+    assert cache(["c", "d"]) == [(99,), (100,)]
+    assert encode.batches == [["ab", "c"], ["d"]]
+
+
+def test_the_least_recently_used_text_is_dropped_first() -> None:
+    encode = Characters()
+    cache = TokenCache(encode, max_tokens=4)
+    cache(["aa", "bb"])
+    cache(["aa"])
+    cache(["c"])
+    cache(["aa", "bb"])
+    assert encode.batches[-1] == ["bb"]
+
+
+@given(st.lists(st.lists(st.text("ab", max_size=4), max_size=5), max_size=8))
+def test_cached_ids_are_those_of_the_tokenizer_and_the_bound_holds(calls: list[list[str]]) -> None:
+    cache = TokenCache(Characters(), max_tokens=6)
+    for texts in calls:
+        assert cache(texts) == Characters()(texts)
+        assert cache._held.currsize == sum(map(len, cache._held.values())) <= 6
+
+
+def test_threads_keep_the_count_right() -> None:
+    cache = TokenCache(Characters(), max_tokens=50)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: cache([f"{n * k % 37}" for k in range(20)]), range(200)))
+    assert cache._held.currsize == sum(map(len, cache._held.values())) <= 50
+
+
+def test_a_prompt_tokenizes_a_document_once() -> None:
+    encoder = PromptEncoder(families.tiny_tokenizer())
+    first = encoder.pieces("q", ["a wolf", "rain"], numbered=True)
+    again = encoder.pieces("q", ["rain", "a wolf"], numbered=True)
+    assert len(encoder._documents) == 2
+    assert {piece.ids[3:] for piece in first.documents} == {
+        piece.ids[3:] for piece in again.documents
+    }
+    cut = encoder.pieces("q", ["a wolf"], numbered=False, max_doc_tokens=2)
+    assert cut.documents[0].text.size == 2
+    assert len(encoder._documents) == 2

@@ -20,15 +20,15 @@ from routehead_plugins.backbone import Pieces
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError, PromptTooLongError, RouteHeadError
 from routehead_plugins.layouts import (
-    LAYOUTS,
     ParallelLayout,
     ReadOptions,
     SequentialLayout,
-    TokenAttention,
     get_layout,
 )
 from routehead_plugins.layouts.base import longest_cut
+from routehead_plugins.layouts.names import LAYOUTS
 from routehead_plugins.layouts.sequential import check_fits
+from routehead_plugins.scoring import TokenAttention
 
 LIMIT = 400
 QUERY = "which wolf ran?"
@@ -359,7 +359,9 @@ def test_token_ids_are_those_of_the_texts_in_the_order_given(
 
 
 def test_options_out_of_range_are_refused() -> None:
-    with pytest.raises(InputError, match=r"null_share=1\.5 is no share; give 0 to 1\."):
+    with pytest.raises(
+        InputError, match=r"null_share=1\.5 is out of range; give a number from 0 to 1\."
+    ):
         ReadOptions(null_share=1.5)
     with pytest.raises(InputError, match="instruction=' ' is blank"):
         ReadOptions(instruction=" ")
