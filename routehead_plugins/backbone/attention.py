@@ -258,7 +258,8 @@ def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
     if view._can_set_attn_implementation():
         view.set_attn_implementation(name)
     if view.config._attn_implementation != name:
-        raise unsupported(model, "its code goes around transformers' AttentionInterface")
+        reason = "its code goes around transformers' AttentionInterface"
+        raise UnsupportedModelError(_unsupported(model, reason))
     return view
 
 
@@ -279,14 +280,9 @@ def _watch_layers(view: PreTrainedModel) -> None:
         layer.register_forward_pre_hook(watch(number), with_kwargs=True)
 
 
-def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModelError:
-    """Make the error for a model that cannot be read.
-
-    Args:
-        model: The model, for its class name.
-        reason: Why it cannot be read.
-    """
-    return UnsupportedModelError(
+def _unsupported(model: PreTrainedModel, reason: str) -> str:
+    """Word the error for a model that cannot be read."""
+    return (
         f"{type(model).__name__!r} has no attention that can be read ({reason}); "
         "use a decoder such as Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, Granite or GPT-OSS."
     )
@@ -330,9 +326,10 @@ def readable_heads(view: PreTrainedModel, model: PreTrainedModel) -> HeadSet:
         try:
             run(view, ids, torch.zeros_like(ids), DynamicCache(), cast(Tap, census))
         except (TypeError, AttributeError, IndexError, ValueError) as error:
-            raise unsupported(model, f"a trial run failed: {error}") from error
+            reason = f"a trial run failed: {error}"
+            raise UnsupportedModelError(_unsupported(model, reason)) from error
     if not census.heads:
-        raise unsupported(model, "none of its layers computes attention")
+        raise UnsupportedModelError(_unsupported(model, "none of its layers computes attention"))
     return HeadSet(
         [(layer, index) for layer, heads in census.heads.items() for index in range(heads)]
     )
