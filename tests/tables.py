@@ -38,7 +38,6 @@ def query_signals(
         query=f"What is {query_id}?",
         docids=tuple(f"{query_id}-d{place}" for place in range(documents)),
         mass=uncalibrated,
-        null_mass=uncalibrated - calibrated,
         calibrated=calibrated,
         gains=torch.tensor(gains, dtype=torch.float32),
         first_stage=torch.arange(documents, 0, -1, dtype=torch.float32),

@@ -1,38 +1,41 @@
-"""Run the LLM once over judged queries and keep what every head says."""
+"""Run the LLM once per judged query and store the signals of every head."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from routehead_plugins import __version__
 from routehead_plugins.backbone import FrozenLM
-from routehead_plugins.data import Document
-from routehead_plugins.errors import InputError
-from routehead_plugins.io import Collection
+from routehead_plugins.data import Document, check_count
+from routehead_plugins.io import Collection, StrPath
 from routehead_plugins.layouts import Layout, ReadOptions
 from routehead_plugins.scoring import document_signals
-from routehead_plugins.signals.store import QuerySignals, SignalSet, SignalStore
+from routehead_plugins.signals.store import (
+    QuerySignals,
+    SignalSet,
+    SignalStore,
+    llm_settings,
+    sha256,
+)
 
 
 @dataclass(frozen=True)
 class CollectOptions:
-    """How candidates are shown to the LLM.
+    """How candidates are presented to the LLM.
 
     Attributes:
-        hits: Candidates per query.
-        max_doc_tokens: Where documents are cut.
-        shuffle: Seed of a random order per query; ``None`` keeps the first stage's order.
-        positions: Show each query so many times, its best judged candidate at as many places from
-            first to last, as CoRe does (arXiv 2510.02219); 1 leaves it where it is.
+        hits: Number of candidates per query.
+        max_doc_tokens: Length to which documents are cut, in tokens; ``None`` for no limit.
+        shuffle: Seed of a random order of the candidates; ``None`` for the first stage's order.
+        positions: Number of prompts per query. In each, the candidate with the highest judgment is
+            at another position, from first to last, as in CoRe (arXiv 2510.02219). 1 does not move
+            it.
     """
 
     hits: int = 20
@@ -41,36 +44,45 @@ class CollectOptions:
     positions: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("hits", "positions"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)!r} is too few; give 1 or more.")
+        check_count("hits", self.hits)
+        check_count("positions", self.positions)
 
 
 @dataclass(frozen=True)
-class _Task:
-    """One prompt: a query and its candidates, and the order in which they are shown."""
+class _Prompt:
+    """A query with its candidates, and the order in which the LLM reads them.
+
+    Attributes:
+        name: Id of the query, and the position of its best candidate if that was moved.
+        query_id: Id of the query.
+        query: Text of the query.
+        documents: The candidates, in first-stage order.
+        gains: Judgments of the candidates.
+        ideal_gains: All judgments of the query above 0, descending.
+        order: Indices of the candidates, in the order of the prompt.
+    """
 
     name: str
     query_id: str
     query: str
-    documents: tuple[Document, ...]
-    gains: tuple[int, ...]
-    ideal: tuple[int, ...]
-    order: tuple[int, ...]
+    documents: Sequence[Document]
+    gains: Sequence[int]
+    ideal_gains: Sequence[int]
+    order: Sequence[int]
 
     @property
     def key(self) -> str:
-        """Says everything that the signals depend on besides the settings."""
-        shown = [[d.id, d.text, d.score] for d in self.documents]
-        content = json.dumps([self.query, shown, self.gains, self.ideal, self.order])
-        return f"{self.name} {hashlib.sha256(content.encode()).hexdigest()}"
+        """Description of everything the signals depend on besides the settings."""
+        documents = [[document.id, document.text, document.score] for document in self.documents]
+        content = [self.query, documents, self.gains, self.ideal_gains, self.order]
+        return f"{self.name} {sha256(json.dumps(content))}"
 
 
 def collect_signals(
     collection: Collection,
     llm: FrozenLM,
     layout: Layout,
-    folder: str | Path,
+    folder: StrPath,
     options: CollectOptions | None = None,
     *,
     query_ids: Sequence[str] | None = None,
@@ -78,116 +90,124 @@ def collect_signals(
 ) -> SignalSet:
     """Compute the signals of all heads for the judged queries of a collection.
 
-    What is in the folder already is not computed again; a run that is stopped goes on there.
+    Signals that are in the folder already are not computed again, so an interrupted run resumes.
 
     Args:
-        collection: With candidates.
-        llm: The frozen LLM, loaded as deep as anything will be learned about.
-        layout: How documents and query are arranged.
-        folder: Where signals are kept.
-        options: How candidates are shown.
-        query_ids: Some of the queries; ``None`` for all that are judged.
-        advance: Called after every query.
+        collection: A collection with candidates.
+        llm: The frozen LLM, loaded as deep as the heads to learn about.
+        layout: The arrangement of documents and query.
+        folder: Folder in which signals are stored.
+        options: How candidates are presented.
+        query_ids: Ids of the queries to use; ``None`` for all. Unjudged ones are skipped.
+        advance: Callback after every query.
 
     Returns:
-        One entry per query and position that has a candidate to read. Candidates are in the first
-        stage's order, whatever the order in which they were shown.
+        One entry per prompt, none for queries without a non-blank candidate. Candidates are in
+        first-stage order, whatever their order in the prompt.
 
     Raises:
         InputError: The folder cannot be written.
-        CollectionError: There are no candidates.
+        CollectionError: The collection has no candidates.
         PromptTooLongError: The candidates of a query do not fit the LLM's context.
     """
     options = options or CollectOptions()
-    settings = {
-        "model": llm.name,
-        "dtype": str(llm.dtype),
-        "layout": repr(layout),
-        "heads": len(llm.heads),
-        "max_doc_tokens": options.max_doc_tokens,
-        "version": __version__,
-    }
+    settings = llm_settings(
+        llm,
+        layout=repr(layout),
+        heads=len(llm.heads),
+        max_doc_tokens=options.max_doc_tokens,
+    )
     store = SignalStore(folder, settings)
-    wanted = collection.topics if query_ids is None else query_ids
-    judged = [query_id for query_id in wanted if query_id in collection.qrels]
-    found = []
-    for query_id in judged:
-        for task in _tasks(collection, query_id, options):
-            signals = store.get(task.key)
+    queries = []
+    for query_id in collection.topics if query_ids is None else query_ids:
+        if query_id not in collection.qrels:
+            continue
+        for prompt in _prompts(collection, query_id, options):
+            signals = store.get(prompt.key)
             if signals is None:
-                signals = _compute(task, llm, layout, options)
-                store.put(task.key, signals)
-            found.append(signals)
+                signals = _compute(prompt, llm, layout, options)
+                store.put(prompt.key, signals)
+            queries.append(signals)
         advance()
-    return SignalSet(llm.heads, llm.name, layout.name, (collection.name,), tuple(found))
+    return SignalSet(llm.heads, llm.name, layout.name, (collection.name,), tuple(queries))
 
 
-def _tasks(collection: Collection, query_id: str, options: CollectOptions) -> Iterator[_Task]:
-    """The prompts for one query; none where it has no candidate that can be read."""
-    candidates = collection.candidates(query_id, options.hits)
-    documents = tuple(document for document in candidates if not document.is_blank)
+def non_blank_candidates(collection: Collection, query_id: str, hits: int) -> list[Document]:
+    """Return the candidates of a query that have a text to read.
+
+    Args:
+        collection: A collection with candidates.
+        query_id: Id of the query.
+        hits: Number of candidates, blank ones included.
+
+    Raises:
+        CollectionError: The collection has no candidates.
+    """
+    candidates = collection.candidates(query_id, hits)
+    return [document for document in candidates if not document.is_blank]
+
+
+def _prompts(collection: Collection, query_id: str, options: CollectOptions) -> Iterator[_Prompt]:
+    """Yield the prompts of one query; none if all its candidates are blank."""
+    documents = non_blank_candidates(collection, query_id, options.hits)
     if not documents:
         return
     judgments = collection.qrels[query_id]
-    gains = tuple(max(0, judgments.get(str(document.id), 0)) for document in documents)
-    task = _Task(
+    gains = [max(0, judgments.get(str(document.id), 0)) for document in documents]
+    order = list(range(len(documents)))
+    if options.shuffle is not None:
+        random.Random(f"{options.shuffle} {query_id}").shuffle(order)
+    prompt = _Prompt(
         name=query_id,
         query_id=query_id,
         query=collection.topics[query_id],
         documents=documents,
         gains=gains,
-        ideal=tuple(sorted((gain for gain in judgments.values() if gain > 0), reverse=True)),
-        order=_order(query_id, len(documents), options.shuffle),
+        ideal_gains=sorted((gain for gain in judgments.values() if gain > 0), reverse=True),
+        order=order,
     )
     if options.positions == 1 or not any(gains):
-        yield task
+        yield prompt
         return
-    best = max(range(len(gains)), key=lambda place: gains[place])
-    others = [place for place in task.order if place != best]
+    best = gains.index(max(gains))
+    others = [index for index in order if index != best]
     for number in range(options.positions):
-        target = round(number * len(others) / (options.positions - 1))
-        order = (*others[:target], best, *others[target:])
-        yield replace(task, name=f"{query_id}@{target}", order=order)
+        position = round(number * len(others) / (options.positions - 1))
+        order = [*others[:position], best, *others[position:]]
+        yield replace(prompt, name=f"{query_id}@{position}", order=order)
 
 
-def _order(query_id: str, documents: int, shuffle: int | None) -> tuple[int, ...]:
-    order = list(range(documents))
-    if shuffle is not None:
-        random.Random(f"{shuffle} {query_id}").shuffle(order)
-    return tuple(order)
-
-
-def _compute(task: _Task, llm: FrozenLM, layout: Layout, options: CollectOptions) -> QuerySignals:
-    shown = [task.documents[place].text for place in task.order]
-    read = layout.read(
-        llm, task.query, shown, llm.heads, ReadOptions(max_doc_tokens=options.max_doc_tokens)
+def _compute(
+    prompt: _Prompt, llm: FrozenLM, layout: Layout, options: CollectOptions
+) -> QuerySignals:
+    texts = [prompt.documents[index].text for index in prompt.order]
+    attention = layout.read(
+        llm, prompt.query, texts, llm.heads, ReadOptions(max_doc_tokens=options.max_doc_tokens)
     )
-    null = cast(Tensor, read.null)
-    tables = (
-        document_signals(read.query, None, read.spans, drop_outliers=False),
-        document_signals(null, None, read.spans, drop_outliers=False),
-        document_signals(read.query, null, read.spans),
-        document_signals(read.query.mean(dim=0)[None], null.mean(dim=0)[None], read.spans),
+    query, null, spans = attention.query, cast(Tensor, attention.null), attention.spans
+    signals = (
+        document_signals(query, None, spans, drop_outliers=False),
+        document_signals(query, null, spans),
+        document_signals(query.mean(dim=0)[None], null.mean(dim=0)[None], spans),
     )
-    # From the order shown back to the first stage's.
-    back = torch.tensor(task.order).argsort()
-    mass, null_mass, calibrated, averaged = (table.cpu()[:, back] for table in tables)
+    # From the order of the prompt back to that of the first stage.
+    inverse = torch.tensor(prompt.order).argsort()
+    mass, calibrated, averaged = (table.cpu()[:, inverse] for table in signals)
     return QuerySignals(
-        task.query_id,
-        task.query,
-        tuple(str(document.id) for document in task.documents),
-        mass,
-        null_mass,
-        calibrated,
-        torch.tensor(task.gains, dtype=torch.float32),
-        _first_stage(task.documents),
-        torch.tensor(task.ideal, dtype=torch.float32),
-        averaged[0],
+        query_id=prompt.query_id,
+        query=prompt.query,
+        docids=tuple(str(document.id) for document in prompt.documents),
+        mass=mass,
+        calibrated=calibrated,
+        gains=torch.tensor(prompt.gains, dtype=torch.float32),
+        first_stage=_first_stage_scores(prompt.documents),
+        ideal_gains=torch.tensor(prompt.ideal_gains, dtype=torch.float32),
+        averaged=averaged[0],
     )
 
 
-def _first_stage(documents: Sequence[Document]) -> Tensor:
-    """Retrieval scores; where a document has none, all get their rank's instead."""
+def _first_stage_scores(documents: Sequence[Document]) -> Tensor:
+    """Return the retrieval scores, or minus the ranks if any document has no score."""
     scores = [document.score for document in documents]
     if any(score is None for score in scores):
         scores = [-float(rank) for rank in range(len(documents))]

@@ -1,7 +1,7 @@
-"""Signals: what every head says of every candidate, computed once and kept on disk.
+"""Signals of every head for every candidate, computed once and kept on disk.
 
-Everything that is learned (head sets, weights, routers) is learned from these tables; the LLM is
-not run again.
+A signal is the attention that a document receives from the query at one head. Head sets, weights
+and routers are all fitted on these tables, so training does not run the LLM again.
 """
 
 from __future__ import annotations
@@ -9,55 +9,46 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from routehead_plugins import __version__
+from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.io import atomic_write_bytes, atomic_write_text, make_folder
+from routehead_plugins.io import JSON, StrPath, atomic_write_bytes, atomic_write_text, make_folder
 
-_TENSORS = (
-    "mass",
-    "null_mass",
-    "calibrated",
-    "gains",
-    "first_stage",
-    "ideal_gains",
-    "averaged",
-)
+_TENSORS = ("mass", "calibrated", "gains", "first_stage", "ideal_gains", "averaged")
 
 
 @dataclass(frozen=True)
 class QuerySignals:
-    """One query and its candidates, best first by the first stage.
+    """The signals and judgments of one query's candidates, in first-stage order.
 
     Attributes:
-        query_id: The query.
-        query: Its text.
-        docids: The candidates.
+        query_id: Id of the query.
+        query: Text of the query.
+        docids: Ids of the candidates.
         mass: Attention that each document receives from the query, shape (heads, documents).
-        null_mass: The same from the query without content.
-        calibrated: Their difference, outlier tokens left out head by head.
-        gains: Judged relevance of the candidates, 0 where there is no judgment, shape (documents,).
-        first_stage: Their retrieval scores, shape (documents,).
-        ideal_gains: Judged relevance of all documents that have any, also of those that were not
-            retrieved, descending.
-        averaged: Calibrated signals of all heads averaged before outliers are left out, as in ICR,
-            shape (documents,); empty where that was not computed.
+        calibrated: The same less the attention from the null query, with outlier tokens dropped
+            head by head, shape (heads, documents).
+        gains: Judged relevance of the candidates, 0 for unjudged ones, shape (documents,).
+        first_stage: Retrieval scores of the candidates, shape (documents,).
+        ideal_gains: Judged relevance of all relevant documents, retrieved or not, descending.
+        averaged: Calibrated attention averaged over all heads before outlier tokens are dropped, as
+            in ICR, shape (documents,); empty if it was not computed.
     """
 
     query_id: str
     query: str
     docids: tuple[str, ...]
     mass: Tensor
-    null_mass: Tensor
     calibrated: Tensor
     gains: Tensor
     first_stage: Tensor
@@ -66,20 +57,20 @@ class QuerySignals:
 
     @property
     def has_contrast(self) -> bool:
-        """Whether its candidates differ in relevance: without that there is nothing to learn."""
+        """Whether the candidates differ in relevance; without that, nothing can be learned."""
         return bool((self.gains != self.gains[:1]).any())
 
 
 @dataclass(frozen=True)
 class SignalSet:
-    """Signals of many queries, all by the same heads.
+    """Signals of many queries at the same heads.
 
     Attributes:
         heads: The heads, in the order of the signals' first dimension.
-        model: The LLM.
-        layout: The prompt layout.
+        model: Name of the LLM.
+        layout: Name of the prompt layout.
         data: Names of the collections.
-        queries: The signals.
+        queries: The signals of each query.
     """
 
     heads: HeadSet
@@ -90,81 +81,101 @@ class SignalSet:
 
     @cached_property
     def with_contrast(self) -> tuple[QuerySignals, ...]:
-        """The queries that something can be learned from.
+        """The queries whose candidates differ in relevance.
 
         Raises:
-            InputError: There are none.
+            InputError: No query has such candidates.
         """
-        found = tuple(query for query in self.queries if query.has_contrast)
-        if not found:
+        queries = tuple(query for query in self.queries if query.has_contrast)
+        if not queries:
             raise InputError(
                 f"none of the {len(self.queries)} queries of {', '.join(self.data)} has both "
                 "relevant and other candidates; give judged queries with 2 or more candidates."
             )
-        return found
+        return queries
 
-    def subset(self, queries: Sequence[QuerySignals]) -> SignalSet:
-        """The same for some of the queries."""
-        return SignalSet(self.heads, self.model, self.layout, self.data, tuple(queries))
-
-    def __add__(self, other: SignalSet) -> SignalSet:
-        """Put two collections together.
+    def check_finite(self) -> None:
+        """Check that the signals of the queries with contrast are finite numbers.
 
         Raises:
-            InputError: They are of different LLMs, heads or layouts.
+            InputError: A signal is infinite or not a number, or no query has contrast.
         """
-        for name in ("model", "layout", "heads"):
+        for query in self.with_contrast:
+            if not (query.mass.isfinite().all() and query.calibrated.isfinite().all()):
+                raise InputError(
+                    f"signals of query {query.query_id!r} are not finite numbers; compute them "
+                    'again with dtype="float32".'
+                )
+
+    def subset(self, queries: Sequence[QuerySignals]) -> SignalSet:
+        """Return a set with the given queries and the same heads, LLM, layout and data."""
+        return replace(self, queries=tuple(queries))
+
+    def __add__(self, other: SignalSet) -> SignalSet:
+        """Concatenate the queries of two sets.
+
+        Raises:
+            InputError: The sets differ in LLM, layout or heads.
+        """
+        for name in ("model", "layout"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                shown = ("other heads", "these") if name == "heads" else (theirs, mine)
                 raise InputError(
-                    f"signals of {name} {shown[0]!r} cannot be joined to signals of {shown[1]!r}; "
+                    f"signals of {name} {theirs!r} cannot be joined to signals of {name} {mine!r}; "
                     "compute both the same way."
                 )
+        if self.heads != other.heads:
+            raise InputError(
+                "signals of different heads cannot be joined; compute both for the same heads."
+            )
         data = tuple(dict.fromkeys((*self.data, *other.data)))
-        return SignalSet(self.heads, self.model, self.layout, data, (*self.queries, *other.queries))
+        return replace(self, data=data, queries=(*self.queries, *other.queries))
 
 
 class SignalStore:
-    """A folder with one file per query, each written whole or not at all.
+    """A folder with one file per query; a file is written whole or not at all.
 
-    Files are found by a key that says what they were computed from. One that is damaged, or of
-    other settings, counts as missing and is computed again.
+    A file's name is the hash of a key that describes what the signals were computed from. A file
+    that is damaged, or was written with other settings, counts as missing.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
-        """Open or make the folder.
+    def __init__(self, folder: StrPath, settings: Mapping[str, JSON]) -> None:
+        """Open the folder, or create it.
 
         Args:
-            folder: Holds a folder for each combination of settings.
-            settings: Everything the signals depend on; must be JSON.
+            folder: Parent folder; each combination of settings has a folder of its own in it.
+            settings: Everything the signals depend on besides the keys.
 
         Raises:
-            InputError: The folder cannot be made.
+            InputError: The folder cannot be created.
         """
         text = json.dumps(settings, sort_keys=True, indent=1)
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._fingerprint = sha256(text, 16)
         self.folder = make_folder(Path(folder) / self._fingerprint, "signals")
         atomic_write_text(self.folder / "settings.json", text + "\n")
 
     def get(self, key: str) -> QuerySignals | None:
-        """Read what is kept under a key, if it is there and sound."""
+        """Read the signals with a key; ``None`` if there are none, or the file is damaged."""
         try:
             tensors = load(self._path(key).read_bytes())
-            header = json.loads(bytes(tensors.pop("header").tolist()))
+            header = json.loads(bytes(tensors["header"].tolist()))
             if (header["fingerprint"], header["key"]) != (self._fingerprint, key):
                 return None
             return QuerySignals(
                 header["query_id"],
                 header["query"],
                 tuple(header["docids"]),
-                *map(tensors.pop, _TENSORS),
+                **{name: tensors[name] for name in _TENSORS},
             )
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
 
     def put(self, key: str, signals: QuerySignals) -> None:
-        """Keep the signals of a query under a key.
+        """Write the signals of a query.
+
+        Args:
+            key: Description of everything the signals depend on besides the settings.
+            signals: The signals.
 
         Raises:
             InputError: The file cannot be written.
@@ -181,5 +192,28 @@ class SignalStore:
         atomic_write_bytes(self._path(key), save(tensors))
 
     def _path(self, key: str) -> Path:
-        # Keys may hold anything, and names of files may not.
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+        # Keys may hold characters that file names may not.
+        return self.folder / f"{sha256(key, 24)}.safetensors"
+
+
+def sha256(text: str, length: int | None = None) -> str:
+    """Hash a text.
+
+    Args:
+        text: The text.
+        length: Number of hexadecimal digits to return; ``None`` for all 64.
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def llm_settings(llm: FrozenLM, **others: JSON) -> dict[str, JSON]:
+    """Describe what cached results of an LLM depend on.
+
+    Files are named after these settings, so any change to them makes users compute everything
+    again.
+
+    Args:
+        llm: The frozen LLM.
+        **others: Settings besides the LLM and the version of this package.
+    """
+    return {"model": llm.name, "dtype": str(llm.dtype), **others, "version": __version__}

@@ -1,111 +1,97 @@
-"""Query likelihood as a teacher: what the same LLM says of the candidates, at a higher price."""
+"""Query likelihood as a teacher: a costlier ranking by the same LLM, mixed into the judgments."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from routehead_plugins import __version__
 from routehead_plugins.backbone import FrozenLM, QueryLikelihood
-from routehead_plugins.data import Document
 from routehead_plugins.errors import InputError
-from routehead_plugins.io import Collection, Journal, make_folder
+from routehead_plugins.io import Collection, Journal, StrPath, make_folder
 from routehead_plugins.scoring import fuse
-from routehead_plugins.signals.store import QuerySignals, SignalSet
+from routehead_plugins.signals.collect import non_blank_candidates
+from routehead_plugins.signals.store import QuerySignals, SignalSet, llm_settings, sha256
 
-# Of the retrieval scores beside the likelihood: 0.5 was best, or near it, on each of four unlike
-# collections.
-_FIRST_STAGE = 0.5
+# Weight of the retrieval scores beside the likelihood. 0.5 was best, or nearly so, on each of four
+# unlike collections.
+_FIRST_STAGE_WEIGHT = 0.5
 
 
 def collect_likelihoods(
     collection: Collection,
     llm: FrozenLM,
-    folder: str | Path,
+    folder: StrPath,
     *,
     hits: int,
     max_doc_tokens: int | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
-    """Compute how likely each query is given each of its candidates.
+    """Compute the likelihood of each query given each of its candidates.
 
-    What is in the folder already is not computed again; a run that is stopped goes on there.
+    Likelihoods that are in the folder already are not computed again, so an interrupted run
+    resumes.
 
     Args:
-        collection: With candidates.
+        collection: A collection with candidates.
         llm: The frozen LLM, with all its layers.
-        folder: Where likelihoods are kept.
-        hits: Candidates per query.
-        max_doc_tokens: Where documents are cut.
-        advance: Called after every query.
+        folder: Folder in which likelihoods are stored.
+        hits: Number of candidates per query.
+        max_doc_tokens: Length to which documents are cut, in tokens; ``None`` for no limit.
+        advance: Callback after every query.
 
     Returns:
-        Query -> mean log likelihood of its tokens given each candidate that is not blank, in the
-        run's order.
+        Query id -> mean log likelihood of the query's tokens given each non-blank candidate, in
+        first-stage order.
 
     Raises:
-        InputError: The folder cannot be made.
+        InputError: The folder cannot be created.
         UnsupportedModelError: The LLM was loaded without its last layers.
-        CollectionError: There are no candidates.
+        CollectionError: The collection has no candidates.
     """
     scorer = QueryLikelihood(llm, max_doc_tokens=max_doc_tokens)
-    state: dict[str, Any] = {
-        "model": llm.name,
-        "dtype": str(llm.dtype),
-        "max_doc_tokens": max_doc_tokens,
-        "version": __version__,
-    }
-    # A journal of other settings would be dropped; hours of work are better kept apart.
-    path = make_folder(folder, "likelihoods") / f"likelihood-{collection.name}-{_digest(state)}"
-    found = {}
-    with Journal(path, state) as journal:
+    settings = llm_settings(llm, max_doc_tokens=max_doc_tokens)
+    # A journal with other settings is dropped when it is opened, so each has a file of its own.
+    name = f"likelihood-{collection.name}-{_digest(settings)}"
+    likelihoods = {}
+    with Journal(make_folder(folder, "likelihoods") / name, settings) as journal:
         for query_id, query in collection.topics.items():
-            documents = readable(collection, query_id, hits)
+            documents = non_blank_candidates(collection, query_id, hits)
             if documents:
-                shown = [query, [[document.id, document.text] for document in documents]]
-                key = f"{query_id} {_digest(shown)}"
+                content = [query, [[document.id, document.text] for document in documents]]
+                key = f"{query_id} {_digest(content)}"
                 if key not in journal.done:
                     journal.append(key, scorer.score(query, documents))
-                found[query_id] = torch.tensor(journal.done[key])
+                likelihoods[query_id] = torch.tensor(journal.done[key])
             advance()
-    return found
-
-
-def readable(collection: Collection, query_id: str, hits: int) -> list[Document]:
-    """The candidates that signals are of: all that are not blank."""
-    candidates = collection.candidates(query_id, hits)
-    return [document for document in candidates if not document.is_blank]
+    return likelihoods
 
 
 def mix_teacher(signals: SignalSet, likelihoods: Mapping[str, Tensor], share: float) -> SignalSet:
-    """Mix a teacher's opinion into the judgments.
+    """Mix the teacher's scores into the judgments.
 
-    The opinion is the softmax, over the query's candidates, of likelihood and retrieval scores,
-    both standardised; the judgments are divided by their sum.
+    The teacher's scores are a softmax over the query's candidates of the sum of likelihoods and
+    retrieval scores, both standardised. The judgments are divided by their sum.
 
     Args:
-        signals: The signals, with judgments.
-        likelihoods: From ``collect_likelihoods``; queries without any keep their judgments.
-        share: Of the teacher, from 0 to 1.
+        signals: Signals with judgments.
+        likelihoods: The result of ``collect_likelihoods``; queries it lacks keep their judgments.
+        share: Share of the teacher, from 0 to 1.
 
     Returns:
         The same signals with other gains, which sum to 1 for each query that has likelihoods.
 
     Raises:
-        InputError: The share is out of range, or likelihoods are of other candidates.
+        InputError: The share is out of range, or the likelihoods are for other candidates.
     """
     if not 0 <= share <= 1:
-        raise InputError(f"the teacher's share {share!r} is out of range; give 0 to 1.")
+        raise InputError(f"share={share!r} is out of range; give a number from 0 to 1.")
     return signals.subset(
         [
-            _mixed(query, likelihoods[query.query_id], share)
+            _mix(query, likelihoods[query.query_id], share)
             if query.query_id in likelihoods
             else query
             for query in signals.queries
@@ -113,20 +99,20 @@ def mix_teacher(signals: SignalSet, likelihoods: Mapping[str, Tensor], share: fl
     )
 
 
-def _mixed(query: QuerySignals, likelihood: Tensor, share: float) -> QuerySignals:
+def _mix(query: QuerySignals, likelihood: Tensor, share: float) -> QuerySignals:
     if likelihood.shape != query.gains.shape:
         raise InputError(
             f"query {query.query_id!r} has {len(query.gains)} candidates in the signals but "
             f"{len(likelihood)} likelihoods; compute both from the same candidates."
         )
-    opinion = fuse(likelihood, query.first_stage, _FIRST_STAGE).softmax(dim=0)
+    teacher = fuse(likelihood, query.first_stage, _FIRST_STAGE_WEIGHT).softmax(dim=0)
     judged = query.gains.clamp(min=0)
     total = float(judged.sum())
-    # Where nothing is judged relevant the teacher alone is right.
-    gains = (1 - share) * judged / total + share * opinion if total else opinion
-    ideal = gains[gains > 0].sort(descending=True).values
-    return replace(query, gains=gains, ideal_gains=ideal)
+    # Without a relevant document the judgments have no distribution to mix.
+    gains = (1 - share) * judged / total + share * teacher if total else teacher
+    ideal_gains = gains[gains > 0].sort(descending=True).values
+    return replace(query, gains=gains, ideal_gains=ideal_gains)
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+def _digest(content: object) -> str:
+    return sha256(json.dumps(content, sort_keys=True), 12)

@@ -124,7 +124,7 @@ def test_signals_go_to_the_users_cache_by_default(
             "weights.",
         ),
         (("--queries", 0), "queries=0 leaves nothing to learn from; give 1 or more."),
-        (("--hits", 0), "hits=0 is too few; give 1 or more."),
+        (("--hits", 0), "hits=0 is not a count; give a whole number, 1 or more."),
         (
             ("--method", "weights", "--count", 3),
             "count=3 is not for method 'weights', which finds out how many heads matter; "

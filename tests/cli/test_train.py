@@ -500,7 +500,7 @@ def test_a_line_sums_up_what_came_out() -> None:
         ({"queries": 0}, "--queries=0 leaves nothing to learn from; give 1 or more."),
         ({"max_layer": -1}, "--max-layer=-1 leaves nothing to learn from; give 0 or more."),
         ({"synthesize": 0}, "--synthesize=0 leaves nothing to learn from; give 1 or more."),
-        ({"hits": 0}, "hits=0 is too few; give 1 or more."),
+        ({"hits": 0}, "hits=0 is not a count; give a whole number, 1 or more."),
         (
             {"judged": False},
             "without judgments there is nothing to learn from; give --synthesize, such as 500.",

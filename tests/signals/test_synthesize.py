@@ -1,8 +1,9 @@
-"""Queries written from passages: what is asked for, what is kept, and a stop in the middle."""
+"""Queries from passages: the prompts, the texts that are dropped, and interrupted jobs."""
 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from routehead_plugins.signals.synthesize import (
     synthesize_queries,
 )
 
-# Imports on first use are no failures.
+# The first use of a module may be slow.
 UNHURRIED = settings(deadline=None)
 
 TOPICS = ["bread", "rust", "wolves", "tides", "coffee", "glass", "moss"]
@@ -88,21 +89,21 @@ class Fake:
         if len(self.calls) == self.failing:
             raise KeyboardInterrupt
         self.calls.append(Call(prefix, tuple(prompts), max_tokens, temperature, seed))
-        return [self.reply(*asked) for asked in map(subject, prompts)]
+        return [self.reply(*pair) for pair in map(subject, prompts)]
 
 
 def subject(prompt: str) -> tuple[str, str]:
     """Topic and label of a prompt."""
-    found = re.search(r"known of (\w+) was.*\n(\w+):$", prompt)
-    assert found is not None
-    return found[1], found[2]
+    match = re.search(r"known of (\w+) was.*\n(\w+):$", prompt)
+    assert match is not None
+    return match[1], match[2]
 
 
 def asked(llm: Fake) -> Counter[tuple[str, str]]:
     return Counter(subject(prompt) for call in llm.calls for prompt in call.prompts)
 
 
-def written(
+def synthesize(
     folder: Path,
     llm: Fake | None = None,
     count: int = 6,
@@ -112,14 +113,34 @@ def written(
     styles: Sequence[Style] = STYLES,
     advance: Callable[[], None] = lambda: None,
 ) -> Collection:
-    found = collection() if texts is None else texts
+    source = texts or collection()
     fake = cast(FrozenLM, llm or Fake())
-    return synthesize_queries(found, fake, count, folder, seed=seed, styles=styles, advance=advance)
+    return synthesize_queries(
+        source, fake, count, folder, seed=seed, styles=styles, advance=advance
+    )
 
 
 def journal(folder: Path) -> Path:
     (path,) = folder.iterdir()
     return path
+
+
+def test_the_file_name_the_keys_and_the_seeds_never_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Users have queries under these names; other names would write all of them again.
+    monkeypatch.setattr("routehead_plugins.signals.store.__version__", "0.1.0")
+    llm = Fake()
+    synthesize(tmp_path, llm, 4, seed=5)
+    assert journal(tmp_path).name == "queries-tiny-5b7cd262a3f8.partial.jsonl"
+    lines = [json.loads(line) for line in journal(tmp_path).read_text().splitlines()[1:]]
+    assert lines == [
+        ["665d68eedac8", "how did wolves meet a Question"],
+        ["e59e2bc09c72", "how did bread meet a Question"],
+        ["1fbc16758ac2", "how did rust meet a Search"],
+        ["f0a615937148", "how did coffee meet a Claim"],
+    ]
+    assert [call.seed for call in llm.calls] == [164895701820665, 265342001651046, 200777658978001]
 
 
 WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=4), unique=True, min_size=1, max_size=40)
@@ -147,7 +168,7 @@ SHOWN = "Yeast gives off gas, while it eats the sugar of the dough; so bread ris
         (" ".join(f"w{n}" for n in range(33)), False),
     ],
 )
-def test_queries_are_told_from_other_texts(query: str, accepted: bool) -> None:
+def test_queries_are_distinguished_from_other_texts(query: str, accepted: bool) -> None:
     assert acceptable(query, SHOWN) is accepted
 
 
@@ -169,29 +190,29 @@ def test_characters_count_as_words_where_nothing_parts_words(query: str, accepte
     assert acceptable(query, "酵母吃掉面团里的糖\uff0c放出气体\uff0c面包就发起来了。") is accepted
 
 
-def test_passages_without_spaces_are_asked_for_and_cut(tmp_path: Path) -> None:
+def test_passages_without_spaces_are_used_and_cut(tmp_path: Path) -> None:
     passage = Document("酵母吃掉面团里的糖" * 1000, id="long")
     llm = Mock(spec=FrozenLM, dtype=torch.float32, write=Mock(return_value=["面包为什么会发酵"]))
     llm.name = "fake"
     corpus = Collection("bread", tmp_path, {"long": passage}, {}, {})
-    found = synthesize_queries(corpus, llm, 1, tmp_path)
-    assert list(found.topics.values()) == ["面包为什么会发酵"]
+    result = synthesize_queries(corpus, llm, 1, tmp_path)
+    assert list(result.topics.values()) == ["面包为什么会发酵"]
     ((_, (prompt,)),) = (call.args for call in llm.write.call_args_list)
     assert prompt.count("酵母") == 167  # of 9 characters each
 
 
 def test_styles_are_needed(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        written(tmp_path, Fake(about), styles=[])
+        synthesize(tmp_path, Fake(about), styles=[])
     assert str(error.value) == (
-        "there are no styles to ask in; give at least one, or leave them out."
+        "styles is empty; give at least one style, or leave the argument out."
     )
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"queries cannot be kept in .*; name another folder"):
-        written(tmp_path / "file", Fake(about))
+        synthesize(tmp_path / "file", Fake(about))
 
 
 @UNHURRIED
@@ -231,7 +252,7 @@ def test_case_and_punctuation_do_not_count(words: list[str], between: str) -> No
 
 
 @pytest.mark.parametrize("style", STYLES, ids=LABELS)
-def test_the_examples_are_what_is_asked_for(style: Style) -> None:
+def test_the_examples_are_acceptable_queries(style: Style) -> None:
     for text, query in style.examples:
         assert acceptable(query, text, style.words)
     assert len({query for _, query in style.examples}) == 3
@@ -247,72 +268,72 @@ def test_a_style_shows_its_examples_and_then_a_passage() -> None:
 
 
 def test_every_query_is_judged_relevant_to_its_own_passage(tmp_path: Path) -> None:
-    found = written(tmp_path)
-    assert list(found.topics) == [f"tiny-{number}" for number in range(6)]
-    for (query_id, query), style in zip(found.topics.items(), STYLES * 2, strict=True):
-        ((docid, grade),) = found.qrels[query_id].items()
+    result = synthesize(tmp_path)
+    assert list(result.topics) == [f"tiny-{number}" for number in range(6)]
+    for (query_id, query), style in zip(result.topics.items(), STYLES * 2, strict=True):
+        ((docid, grade),) = result.qrels[query_id].items()
         topic = query.split()[2]
         assert query == about(topic, style.label)
         assert (docid, grade) == (topic[0], 1)
-    assert found.qrels.keys() == found.topics.keys()
-    assert found.run is None
+    assert result.qrels.keys() == result.topics.keys()
+    assert result.run is None
 
 
 def test_the_given_collection_stays_as_it_is(tmp_path: Path) -> None:
-    given_one = collection()
-    before = copy.deepcopy(given_one)
-    found = written(tmp_path, texts=given_one)
-    assert given_one == before
-    assert (found.name, found.path, found.corpus) == ("tiny", Path("tiny"), before.corpus)
-    assert "old" not in found.topics
+    source = collection()
+    before = copy.deepcopy(source)
+    result = synthesize(tmp_path, texts=source)
+    assert source == before
+    assert (result.name, result.path, result.corpus) == ("tiny", Path("tiny"), before.corpus)
+    assert "old" not in result.topics
 
 
 @pytest.mark.parametrize("size", range(1, 8))
-def test_every_passage_has_its_turn_before_any_has_a_second_one_and_none_has_a_third(
+def test_every_passage_is_used_before_any_is_used_twice_and_none_is_used_thrice(
     tmp_path: Path, size: int
 ) -> None:
     turns = [
         query.split()[2]
-        for query in written(tmp_path, count=3 * size, texts=collection(size)).topics.values()
+        for query in synthesize(tmp_path, count=3 * size, texts=collection(size)).topics.values()
     ]
     assert sorted(turns[:size]) == sorted(TOPICS[:size])
     assert turns == turns[:size] * 2
 
 
 @pytest.mark.parametrize("size", range(1, 8))
-def test_the_turns_of_a_passage_are_in_different_styles(tmp_path: Path, size: int) -> None:
+def test_the_queries_of_a_passage_are_in_different_styles(tmp_path: Path, size: int) -> None:
     llm = Fake()
-    written(tmp_path, llm, 2 * size, collection(size))
+    synthesize(tmp_path, llm, 2 * size, collection(size))
     assert set(asked(llm).values()) == {1}
     assert Counter(topic for topic, _ in asked(llm)) == dict.fromkeys(TOPICS[:size], 2)
 
 
-def test_styles_take_turns(tmp_path: Path) -> None:
-    labels = [query.split()[-1] for query in written(tmp_path, count=5).topics.values()]
+def test_styles_rotate(tmp_path: Path) -> None:
+    labels = [query.split()[-1] for query in synthesize(tmp_path, count=5).topics.values()]
     assert labels == [*LABELS, *LABELS[:2]]
 
 
-def test_passages_that_are_too_short_have_no_turn(tmp_path: Path) -> None:
+def test_passages_that_are_too_short_are_not_used(tmp_path: Path) -> None:
     known = "All that is known of {} was put in a box"
     shortest, longer = known.format("moss"), known.format("dust") + " ago"
     texts = collection(2, blank=" \n", moss=shortest, dust=longer)
     assert len(shortest.split()) == 11
     llm = Fake()
-    written(tmp_path, llm, 3, texts)
+    synthesize(tmp_path, llm, 3, texts)
     assert {topic for topic, _ in asked(llm)} == {"bread", "rust", "dust"}
 
 
 def test_too_small_a_count_is_refused(tmp_path: Path) -> None:
     for count in (0, -3):
         with pytest.raises(InputError) as error:
-            written(tmp_path / "new", count=count)
-        assert str(error.value) == f"{count} queries are none to learn from; give 1 or more."
+            synthesize(tmp_path / "new", count=count)
+        assert str(error.value) == f"count={count} is not a count; give a whole number, 1 or more."
     assert not (tmp_path / "new").exists()
 
 
 def test_a_corpus_without_passages_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        written(tmp_path, texts=collection(0, a="Bread rises.", b=""))
+        synthesize(tmp_path, texts=collection(0, a="Bread rises.", b=""))
     assert str(error.value) == (
         "no document of 'tiny' has 12 words or more; give a corpus of passages."
     )
@@ -321,7 +342,7 @@ def test_a_corpus_without_passages_is_refused(tmp_path: Path) -> None:
 def test_the_llm_is_shown_examples_and_the_beginning_of_a_passage(tmp_path: Path) -> None:
     words = ["All", "that", "is", "known", "of", "moss", "was"] + [f"w{n}" for n in range(200)]
     llm = Fake()
-    written(tmp_path, llm, 1, collection(0, moss="\n ".join(words)), styles=STYLES[1:])
+    synthesize(tmp_path, llm, 1, collection(0, moss="\n ".join(words)), styles=STYLES[1:])
     (call,) = llm.calls
     assert call.prefix == STYLES[1].prefix
     assert call.prompts == (f"Passage: {' '.join(words[:150])}\nSearch:",)
@@ -331,38 +352,38 @@ def test_the_llm_is_shown_examples_and_the_beginning_of_a_passage(tmp_path: Path
 def test_queries_of_a_style_are_written_sixteen_at_once(tmp_path: Path) -> None:
     llm = Fake()
     many = collection(0, **{f"d{number}": passage(f"topic{number}") for number in range(100)})
-    written(tmp_path, llm, 2 * 48 + 4, many)
+    synthesize(tmp_path, llm, 2 * 48 + 4, many)
     assert [len(call.prompts) for call in llm.calls] == [16] * 6 + [2, 1, 1]
     prefixes = [style.prefix for style in STYLES]
     assert [call.prefix for call in llm.calls] == prefixes * 3
-    # What is drawn for one batch says nothing of what is drawn for another.
+    # Batches are sampled independently.
     assert len({call.seed for call in llm.calls}) == 9
 
 
-def test_the_same_seed_asks_for_the_same_and_another_one_does_not(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_prompts_and_another_one_does_not(tmp_path: Path) -> None:
     calls = []
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         llm = Fake()
-        written(tmp_path / folder / "inner", llm, seed=seed)
+        synthesize(tmp_path / folder / "inner", llm, seed=seed)
         calls.append(llm.calls)
     assert calls[0] == calls[1]
     assert [call.prompts for call in calls[0]] != [call.prompts for call in calls[2]]
     assert not {call.seed for call in calls[0]} & {call.seed for call in calls[2]}
 
 
-def test_chance_follows_the_seed_also_where_no_passage_is_drawn(tmp_path: Path) -> None:
+def test_sampling_follows_the_seed_even_with_a_single_passage(tmp_path: Path) -> None:
     one, other = Fake(), Fake()
-    written(tmp_path, one, 1, collection(1), seed=0)
-    written(tmp_path, other, 1, collection(1), seed=1)
+    synthesize(tmp_path, one, 1, collection(1), seed=0)
+    synthesize(tmp_path, other, 1, collection(1), seed=1)
     assert one.calls[0].prompts == other.calls[0].prompts
     assert one.calls[0].seed != other.calls[0].seed
 
 
-def test_advance_is_called_for_every_query_that_was_written(tmp_path: Path) -> None:
+def test_advance_is_called_for_every_query(tmp_path: Path) -> None:
     seen: list[int] = []
-    for job in (1, 2):  # the second finds all of it finished
-        found = written(tmp_path, Fake(lambda *_: "no"), 7, advance=lambda: seen.append(7))
-        assert found.topics == {}
+    for job in (1, 2):  # the second reads everything from disk
+        result = synthesize(tmp_path, Fake(lambda *_: "no"), 7, advance=lambda: seen.append(7))
+        assert result.topics == {}
         assert len(seen) == 7 * job
 
 
@@ -374,17 +395,17 @@ def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("pairs")
 @pytest.mark.parametrize("stop", range(7))
-def test_a_job_that_was_stopped_goes_on_where_it_was(tmp_path: Path, stop: int) -> None:
+def test_an_interrupted_job_resumes(tmp_path: Path, stop: int) -> None:
     whole = Fake()
-    expected = written(tmp_path / "whole", whole, 12)
+    expected = synthesize(tmp_path / "whole", whole, 12)
     assert len(whole.calls) == 6
     first, second = Fake(failing=stop), Fake()
     if stop < 6:
         with pytest.raises(KeyboardInterrupt):
-            written(tmp_path / "stopped", first, 12)
+            synthesize(tmp_path / "stopped", first, 12)
     else:
-        written(tmp_path / "stopped", first, 12)
-    assert written(tmp_path / "stopped", second, 12) == expected
+        synthesize(tmp_path / "stopped", first, 12)
+    assert synthesize(tmp_path / "stopped", second, 12) == expected
     assert first.calls == whole.calls[:stop]
     assert second.calls == whole.calls[stop:]
 
@@ -396,22 +417,22 @@ def test_an_exception_of_advance_loses_nothing(tmp_path: Path) -> None:
 
     first, second = Fake(), Fake()
     with pytest.raises(RuntimeError, match=r"^stopped$"):
-        written(tmp_path, first, 12, advance=stop)
-    written(tmp_path, second, 12)
+        synthesize(tmp_path, first, 12, advance=stop)
+    synthesize(tmp_path, second, 12)
     assert (len(first.calls), len(second.calls)) == (3, 3)
     once = asked(first) + asked(second)
     assert (len(once), max(once.values())) == (12, 1)
 
 
 @pytest.mark.usefixtures("pairs")
-def test_a_batch_that_is_not_on_disk_as_a_whole_is_written_anew(tmp_path: Path) -> None:
+def test_an_incomplete_batch_is_written_again(tmp_path: Path) -> None:
     first, second = Fake(), Fake()
-    expected = written(tmp_path, first, 12)
+    expected = synthesize(tmp_path, first, 12)
     lines = journal(tmp_path).read_bytes().splitlines(keepends=True)
     assert len(lines) == 13
-    # Two batches, and a half, of which the line is cut as well.
+    # Two batches and a half, the last line of which is incomplete.
     journal(tmp_path).write_bytes(b"".join(lines[:6]) + lines[6][:-9])
-    assert written(tmp_path, second, 12) == expected
+    assert synthesize(tmp_path, second, 12) == expected
     assert second.calls == first.calls[2:]
 
 
@@ -420,23 +441,21 @@ def test_a_batch_that_is_not_on_disk_as_a_whole_is_written_anew(tmp_path: Path) 
     [(Fake(name="other"), 0), (Fake(dtype=torch.bfloat16), 0), (Fake(), 1)],
     ids=["model", "dtype", "seed"],
 )
-def test_queries_of_another_job_are_not_taken_for_those_of_this_one(
-    tmp_path: Path, llm: Fake, seed: int
-) -> None:
-    written(tmp_path)
-    kept = journal(tmp_path).read_bytes()
-    written(tmp_path, llm, seed=seed)
+def test_queries_with_other_settings_are_stored_apart(tmp_path: Path, llm: Fake, seed: int) -> None:
+    synthesize(tmp_path)
+    before = journal(tmp_path).read_bytes()
+    synthesize(tmp_path, llm, seed=seed)
     assert len(llm.calls) == 3
     names = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(names) == 2
-    assert kept in names.values()
+    assert before in names.values()
 
 
-def test_queries_are_written_anew_once_a_passage_or_an_example_is_another(tmp_path: Path) -> None:
+def test_queries_are_written_again_when_a_passage_or_an_example_changes(tmp_path: Path) -> None:
     rare = Style("Question", (2, 9), (("It rains.", "rain falls"),))
     texts = collection(0, a=passage("rain"))
     changed = collection(0, a=passage("snow"))
-    for given_one, style, calls in (
+    for given_texts, style, calls in (
         (texts, STYLES[0], 1),
         (texts, STYLES[0], 0),
         (changed, STYLES[0], 1),
@@ -444,38 +463,38 @@ def test_queries_are_written_anew_once_a_passage_or_an_example_is_another(tmp_pa
         (texts, STYLES[0], 0),
     ):
         llm = Fake()
-        found = written(tmp_path, llm, 1, given_one, styles=[style])
+        result = synthesize(tmp_path, llm, 1, given_texts, styles=[style])
         assert len(llm.calls) == calls
-        topic = "rain" if given_one is texts else "snow"
-        assert found.topics == {"tiny-0": about(topic, "Question")}
+        topic = "rain" if given_texts is texts else "snow"
+        assert result.topics == {"tiny-0": about(topic, "Question")}
 
 
-def test_a_query_that_was_written_before_is_left_out(tmp_path: Path) -> None:
+def test_a_repeated_query_is_dropped(tmp_path: Path) -> None:
     texts = {
         "Question": "Who WROTE it all",
         "Search": "who wrote IT all",
         "Claim": "it all was written",
     }
-    found = written(tmp_path, Fake(lambda _, label: texts[label]))
-    assert found.topics == {"tiny-0": "Who WROTE it all", "tiny-2": "it all was written"}
-    assert list(found.qrels) == ["tiny-0", "tiny-2"]
+    result = synthesize(tmp_path, Fake(lambda _, label: texts[label]))
+    assert result.topics == {"tiny-0": "Who WROTE it all", "tiny-2": "it all was written"}
+    assert list(result.qrels) == ["tiny-0", "tiny-2"]
 
 
 @pytest.mark.parametrize("style", STYLES, ids=LABELS)
-def test_an_example_is_not_taken_for_a_query(tmp_path: Path, style: Style) -> None:
+def test_an_example_is_not_accepted_as_a_query(tmp_path: Path, style: Style) -> None:
     query = style.examples[1][1]
-    told = Fake(lambda topic, label: query.upper() if topic == "moss" else about(topic, label))
-    found = written(tmp_path, told, 7, collection(7))
-    assert len(found.topics) == 6
-    assert "m" not in {docid for judged in found.qrels.values() for docid in judged}
+    fake = Fake(lambda topic, label: query.upper() if topic == "moss" else about(topic, label))
+    result = synthesize(tmp_path, fake, 7, collection(7))
+    assert len(result.topics) == 6
+    assert "m" not in {docid for judged in result.qrels.values() for docid in judged}
 
 
-def test_an_example_of_a_style_of_ones_own_is_not_taken_for_a_query(tmp_path: Path) -> None:
+def test_an_example_of_a_custom_style_is_not_accepted_as_a_query(tmp_path: Path) -> None:
     own = Style("Wish", (2, 9), (("Iron rusts.", "a pan without rust"),))
-    told = Fake(lambda topic, label: own.examples[0][1] if topic == "rust" else about(topic, label))
-    found = written(tmp_path, told, styles=[own])
-    assert list(found.topics.values()).count("a pan without rust") == 0
-    assert len(found.topics) == 5
+    fake = Fake(lambda topic, label: own.examples[0][1] if topic == "rust" else about(topic, label))
+    result = synthesize(tmp_path, fake, styles=[own])
+    assert list(result.topics.values()).count("a pan without rust") == 0
+    assert len(result.topics) == 5
 
 
 @pytest.mark.parametrize(
@@ -483,24 +502,24 @@ def test_an_example_of_a_style_of_ones_own_is_not_taken_for_a_query(tmp_path: Pa
     ["", "rust", "rust " * 9, "of rust was put into a book by one man"],
     ids=["blank", "short", "repeated", "copied"],
 )
-def test_what_is_no_query_is_left_out(tmp_path: Path, text: str) -> None:
-    found = written(
+def test_unacceptable_texts_are_dropped(tmp_path: Path, text: str) -> None:
+    result = synthesize(
         tmp_path, Fake(lambda topic, label: text if topic == "rust" else about(topic, label))
     )
-    assert len(found.topics) == 5
-    assert not any("rust" in query for query in found.topics.values())
+    assert len(result.topics) == 5
+    assert not any("rust" in query for query in result.topics.values())
 
 
-def test_every_style_has_bounds_of_its_own(tmp_path: Path) -> None:
-    two = written(tmp_path / "2", Fake(lambda topic, label: f"{topic} {label}"))
+def test_every_style_has_its_own_bounds(tmp_path: Path) -> None:
+    two = synthesize(tmp_path / "2", Fake(lambda topic, label: f"{topic} {label}"))
     assert {query.split()[1] for query in two.topics.values()} == {"Search"}
     filling = " ".join(f"w{number}" for number in range(12))
-    long = written(tmp_path / "13", Fake(lambda topic, label: f"{label}{topic} {filling}"))
+    long = synthesize(tmp_path / "13", Fake(lambda topic, label: f"{label}{topic} {filling}"))
     assert len(long.topics) == 4
     assert not any(query.startswith("Search") for query in long.topics.values())
 
 
-def test_only_queries_that_find_their_own_passage_are_consistent() -> None:
+def test_only_queries_with_their_own_passage_among_the_candidates_are_consistent() -> None:
     whole = Collection(
         name="tiny",
         path=Path("tiny"),
@@ -515,11 +534,11 @@ def test_only_queries_that_find_their_own_passage_are_consistent() -> None:
     )
     before = copy.deepcopy(whole)
     for hits, expected in ((1, ["1"]), (2, ["1", "2"]), (3, ["1", "2", "3"])):
-        found = consistent(whole, hits)
-        assert list(found.topics) == list(found.qrels) == expected
-        assert found.topics == {query_id: whole.topics[query_id] for query_id in expected}
-        assert found.qrels == {query_id: whole.qrels[query_id] for query_id in expected}
-        assert (found.corpus, found.run) == (whole.corpus, whole.run)
+        result = consistent(whole, hits)
+        assert list(result.topics) == list(result.qrels) == expected
+        assert result.topics == {query_id: whole.topics[query_id] for query_id in expected}
+        assert result.qrels == {query_id: whole.qrels[query_id] for query_id in expected}
+        assert (result.corpus, result.run) == (whole.corpus, whole.run)
     assert whole == before
 
 
@@ -538,7 +557,7 @@ CORPUS = {
 }
 
 
-def test_the_embedded_llm_writes_queries_and_goes_on_after_a_stop(
+def test_the_embedded_llm_writes_queries_and_resumes_after_a_stop(
     embedded: FrozenLM, tmp_path: Path
 ) -> None:
     texts = Collection(
@@ -555,23 +574,25 @@ def test_the_embedded_llm_writes_queries_and_goes_on_after_a_stop(
     with pytest.raises(KeyboardInterrupt):
         synthesize_queries(texts, embedded, 6, tmp_path, advance=stop)
     before = journal(tmp_path).read_bytes()
-    found = synthesize_queries(texts, embedded, 6, tmp_path)
+    result = synthesize_queries(texts, embedded, 6, tmp_path)
     assert journal(tmp_path).read_bytes() == before
     assert before.count(b"\n") == 7
-    assert 3 <= len(found.topics) <= 6
-    assert found.topics.keys() == found.qrels.keys()
-    sources = [docid for judged in found.qrels.values() for docid in judged]
-    assert len(sources) == len(found.topics)
+    assert 3 <= len(result.topics) <= 6
+    assert result.topics.keys() == result.qrels.keys()
+    sources = [docid for judged in result.qrels.values() for docid in judged]
+    assert len(sources) == len(result.topics)
     assert set(sources) <= CORPUS.keys() - {"title"}
     shared = [
         bool(set(query.casefold().split()) & set(CORPUS[docid].casefold().split()))
-        for query, docid in zip(found.topics.values(), sources, strict=True)
+        for query, docid in zip(result.topics.values(), sources, strict=True)
     ]
     assert all(shared)
-    assert all(acceptable(query, "") and "\n" not in query for query in found.topics.values())
+    assert all(acceptable(query, "") and "\n" not in query for query in result.topics.values())
 
 
-def test_the_embedded_llm_writes_the_same_again(embedded: FrozenLM, tmp_path: Path) -> None:
+def test_the_embedded_llm_writes_the_same_queries_for_the_same_seed(
+    embedded: FrozenLM, tmp_path: Path
+) -> None:
     texts = Collection(
         name="house",
         path=Path("house"),

@@ -1,8 +1,9 @@
-"""The teacher: likelihoods that are computed once, and what becomes of judgments."""
+"""The teacher: likelihoods that are computed once, and how they change the judgments."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -69,7 +70,7 @@ def test_likelihoods_are_those_of_the_candidates_that_are_not_blank(
     llm: FrozenLM, tmp_path: Path
 ) -> None:
     advanced: list[int] = []
-    found = collect_likelihoods(
+    likelihoods = collect_likelihoods(
         COLLECTION, llm, tmp_path / "new" / "folder", hits=2, advance=lambda: advanced.append(1)
     )
     scorer = QueryLikelihood(llm)
@@ -77,22 +78,22 @@ def test_likelihoods_are_those_of_the_candidates_that_are_not_blank(
         "q0": scorer.score("which wolf ran?", [TEXTS["d3"]]),
         "q1": scorer.score("rain?", [TEXTS["d0"], TEXTS["d1"]]),
     }
-    assert equal(found, {key: torch.tensor(scores) for key, scores in expected.items()})
+    assert equal(likelihoods, {key: torch.tensor(scores) for key, scores in expected.items()})
     assert len(advanced) == 4
 
 
-def test_documents_are_cut_where_they_are_to_be_cut(llm: FrozenLM, tmp_path: Path) -> None:
+def test_documents_are_cut_to_the_given_length(llm: FrozenLM, tmp_path: Path) -> None:
     whole = collect_likelihoods(COLLECTION, llm, tmp_path, hits=3)
     cut = collect_likelihoods(COLLECTION, llm, tmp_path, hits=3, max_doc_tokens=4)
     shown = [TEXTS[key] for key in ("d0", "d1", "d3")]
     expected = QueryLikelihood(llm, max_doc_tokens=4).score("rain?", shown)
     assert cut["q1"].tolist() == pytest.approx(expected)
     assert not torch.equal(cut["q1"], whole["q1"])
-    # What was computed otherwise is still there.
+    # Likelihoods with other settings stay on disk.
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_was_computed_is_not_computed_again(
+def test_stored_likelihoods_are_not_computed_again(
     llm: FrozenLM, tmp_path: Path, asked: list[str]
 ) -> None:
     first = collect_likelihoods(COLLECTION, llm, tmp_path, hits=3)
@@ -123,21 +124,31 @@ def test_a_last_line_that_is_damaged_is_done_again(
     assert path.read_bytes() == whole
 
 
-def test_a_job_that_was_stopped_goes_on_there(
-    llm: FrozenLM, tmp_path: Path, asked: list[str]
-) -> None:
+def test_an_interrupted_job_resumes(llm: FrozenLM, tmp_path: Path, asked: list[str]) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         collect_likelihoods(COLLECTION, llm, tmp_path, hits=3, advance=stop)
     assert asked == ["which wolf ran?"]
-    found = collect_likelihoods(COLLECTION, llm, tmp_path, hits=3)
+    likelihoods = collect_likelihoods(COLLECTION, llm, tmp_path, hits=3)
     assert asked == ["which wolf ran?", "rain?"]
-    assert list(found) == ["q0", "q1"]
+    assert list(likelihoods) == ["q0", "q1"]
 
 
-def test_a_file_is_no_folder(llm: FrozenLM, tmp_path: Path) -> None:
+def test_the_file_name_and_the_keys_never_change(
+    llm: FrozenLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Users have likelihoods under these names; other names would compute all of them again.
+    monkeypatch.setattr("routehead_plugins.signals.store.__version__", "0.1.0")
+    collect_likelihoods(COLLECTION, llm, tmp_path, hits=3, max_doc_tokens=4)
+    (path,) = tmp_path.iterdir()
+    assert path.name == "likelihood-tiny-2bfbeb806b6e.partial.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    assert [key for key, _ in lines] == ["q0 1a85fbfd94f5", "q1 18d84d635bc8"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(llm: FrozenLM, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError) as error:
         collect_likelihoods(COLLECTION, llm, tmp_path / "file", hits=3)
@@ -147,7 +158,7 @@ def test_a_file_is_no_folder(llm: FrozenLM, tmp_path: Path) -> None:
     assert "\n" not in message
 
 
-# what becomes of judgments
+# How judgments change.
 
 
 def slow_standardised(values: Sequence[float]) -> list[float]:
@@ -158,7 +169,7 @@ def slow_standardised(values: Sequence[float]) -> list[float]:
 
 def slow_opinion(query: QuerySignals, likelihood: Tensor) -> list[float]:
     sides = slow_standardised(likelihood.tolist()), slow_standardised(query.first_stage.tolist())
-    parts = [math.exp(said + 0.5 * found) for said, found in zip(*sides, strict=True)]
+    parts = [math.exp(left + 0.5 * right) for left, right in zip(*sides, strict=True)]
     return [part / math.fsum(parts) for part in parts]
 
 
@@ -190,9 +201,9 @@ def test_with_the_whole_share_judgments_are_what_the_teacher_says() -> None:
 
 def test_a_share_is_a_mean_of_both_and_the_rest_of_the_signals_stays() -> None:
     before = copy.deepcopy(SIGNALS)
-    found = mix_teacher(SIGNALS, LIKELIHOODS, 0.3)
-    assert (found.heads, found.data) == (SIGNALS.heads, SIGNALS.data)
-    for query, old, kept in zip(found.queries, SIGNALS.queries, before.queries, strict=True):
+    mixed = mix_teacher(SIGNALS, LIKELIHOODS, 0.3)
+    assert (mixed.heads, mixed.data) == (SIGNALS.heads, SIGNALS.data)
+    for query, old, kept in zip(mixed.queries, SIGNALS.queries, before.queries, strict=True):
         opinion = slow_opinion(old, LIKELIHOODS[old.query_id])
         total = float(old.gains.sum())
         expected = [
@@ -221,8 +232,8 @@ def test_where_nothing_is_judged_relevant_the_teacher_is_right(share: float) -> 
 
 def test_queries_without_likelihoods_keep_their_judgments() -> None:
     some = {"q1": LIKELIHOODS["q1"]}
-    found = mix_teacher(SIGNALS, some, 0.5).queries
-    assert [one is other for one, other in zip(found, SIGNALS.queries, strict=True)] == [
+    mixed = mix_teacher(SIGNALS, some, 0.5).queries
+    assert [one is other for one, other in zip(mixed, SIGNALS.queries, strict=True)] == [
         True,
         False,
         True,
@@ -231,10 +242,10 @@ def test_queries_without_likelihoods_keep_their_judgments() -> None:
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
-def test_a_share_that_is_none_is_refused(share: float) -> None:
+def test_a_share_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(InputError) as error:
         mix_teacher(SIGNALS, LIKELIHOODS, share)
-    assert str(error.value) == f"the teacher's share {share!r} is out of range; give 0 to 1."
+    assert str(error.value) == f"share={share!r} is out of range; give a number from 0 to 1."
 
 
 def test_likelihoods_of_other_candidates_are_refused() -> None:
