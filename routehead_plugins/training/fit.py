@@ -208,7 +208,7 @@ def usable(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> tuple
         raise InputError(
             f"max_layer={options.max_layer!r} leaves no head of {signals.model!r}; give 0 or more."
         )
-    names = ("mass", "null_mass", "calibrated")
+    names = ("mass", "calibrated")
     queries = tuple(
         replace(query, **{name: getattr(query, name)[rows] for name in names})
         for query in signals.queries

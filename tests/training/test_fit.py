@@ -303,7 +303,7 @@ def test_two_fits_are_the_same_and_leave_the_signals_as_they_were(
     assert torch.equal(embeddings, before[1])
     assert signals.heads == before[0].heads
     for query, old in zip(signals.queries, before[0].queries, strict=True):
-        for name in ("mass", "null_mass", "calibrated", "gains", "first_stage", "ideal_gains"):
+        for name in ("mass", "calibrated", "gains", "first_stage", "ideal_gains"):
             assert torch.equal(getattr(query, name), getattr(old, name))
 
 

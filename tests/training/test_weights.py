@@ -68,7 +68,6 @@ def query_of(name: str, signal: Tensor, gains: Tensor, first_stage: Tensor) -> Q
         f"What is {name}?",
         tuple(f"{name}-{place}" for place in range(len(gains))),
         mass,
-        mass - signal,
         signal,
         gains,
         first_stage,
