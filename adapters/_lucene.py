@@ -1,17 +1,17 @@
-"""What comes before re-ranking: index a corpus with Lucene, load topics, retrieve with BM25."""
+"""Before re-ranking: index a corpus with Lucene, load topics, retrieve with BM25."""
 
 from __future__ import annotations
 
 import json
 import reprlib
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from routehead_plugins.data import Document
+from routehead_plugins.data import Document, check_count
 from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.io import (
     CORPUS_FILE,
@@ -27,8 +27,8 @@ from routehead_plugins.io import (
 from . import _jvm
 
 _BATCH = 10_000
-# Anserini refuses a document without contents. To Lucene this is still no word at all, and to
-# Python it is still blank; so a blank document can be looked up like every other.
+# Anserini refuses a document without contents. A no-break space is not a word to Lucene and blank
+# to Python, so that blank documents can be looked up like all others.
 _NO_CONTENTS = "\u00a0"
 _TREC_READER = "io.anserini.search.topicreader.TrecTopicReader"
 
@@ -42,24 +42,24 @@ def build_index(
 ) -> Path:
     """Index a corpus with Lucene, texts included, as Pyserini's BEIR "flat" indexes are.
 
-    The index is built beside ``index_dir`` and moved there when complete. More than one thread
-    makes the order of documents, and so of ties, vary from run to run.
+    The index is built next to ``index_dir`` and moved there when complete. With more than one
+    thread, the order of documents, and so of ties, varies from run to run.
 
     Args:
-        corpus: A JSONL file with ``_id`` (or ``id``), ``text`` (or ``contents``) and maybe
-            ``title``; a BEIR folder that holds ``corpus.jsonl``; or documents, of which id and
-            text are kept.
+        corpus: A JSONL file with ``_id`` (or ``id``), ``text`` (or ``contents``) and optionally
+            ``title``; a BEIR folder that holds ``corpus.jsonl``; or documents, whose id and text
+            are indexed.
         index_dir: Folder to create.
-        threads: Indexing threads.
-        overwrite: Replace an index that is already there.
+        threads: Number of indexing threads.
+        overwrite: Replace an existing index.
 
     Returns:
         The folder of the index.
 
     Raises:
         CollectionError: The corpus is missing, malformed, empty or repeats an id, or
-            ``index_dir`` is taken.
-        InputError: ``threads`` is less than one, or a document has no id.
+            ``index_dir`` exists.
+        InputError: ``threads`` is below 1, or a document has no id.
         JavaError: No JDK that Lucene can run on was found.
         MissingExtraError: Pyserini is not installed.
     """
@@ -69,19 +69,16 @@ def build_index(
     records = _corpus_records(corpus)
     indexer_class = _jvm.load("pyserini.index.lucene").LuceneIndexer
     target.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        built = workshop / "new"
-        indexer = indexer_class(args=["-index", str(built), "-storeRaw"], threads=threads)
-        try:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+    ) as temporary:
+        built = Path(temporary, "new")
+        arguments = ["-index", str(built), "-storeRaw"]
+        with closing(indexer_class(args=arguments, threads=threads)) as indexer:
             _add_records(indexer, records)
-        finally:
-            indexer.close()
         if target.exists():
-            target.rename(workshop / "old")
+            target.rename(Path(temporary, "old"))
         built.rename(target)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
     return target
 
 
@@ -91,32 +88,32 @@ def is_index(folder: Path) -> bool:
 
 
 def bm25_run(searcher: Any, topics: Mapping[Any, str], hits: int = 100, threads: int = 1) -> Run:
-    """Search for every topic, for all at once where the searcher can.
+    """Search for every topic, in one batch if the searcher supports it.
 
     Args:
-        searcher: A Pyserini searcher; BM25 if it is a ``LuceneSearcher`` left as it is.
+        searcher: A Pyserini searcher; a ``LuceneSearcher`` uses BM25 by default.
         topics: Queries by id; the ids may be integers.
-        hits: Most documents per query.
-        threads: Searching threads.
+        hits: Largest number of documents per query.
+        threads: Number of searching threads.
 
     Returns:
-        Scores by document id by query id, best first, in the topics' order. A query that finds
-        nothing keeps its place, empty.
+        Scores by document id by query id, best first, in the topics' order; empty for a query
+        without results.
 
     Raises:
-        InputError: A number is less than one.
+        InputError: A number is below 1.
     """
     check_count("hits", hits)
     check_count("threads", threads)
     queries = {str(qid): query for qid, query in topics.items()}
     if hasattr(searcher, "batch_search"):
-        found = searcher.batch_search(list(queries.values()), list(queries), hits, threads)
+        results = searcher.batch_search(list(queries.values()), list(queries), hits, threads)
     else:
-        found = {qid: searcher.search(query, hits) for qid, query in queries.items()}
+        results = {qid: searcher.search(query, hits) for qid, query in queries.items()}
     run: Run = {}
     for qid in queries:
         scores: dict[str, float] = {}
-        for hit in found.get(qid, ()):
+        for hit in results.get(qid, ()):
             # A repeated id keeps its first, and so its best, score.
             scores.setdefault(str(hit.docid), float(hit.score))
         run[qid] = scores
@@ -124,7 +121,7 @@ def bm25_run(searcher: Any, topics: Mapping[Any, str], hits: int = 100, threads:
 
 
 def load_topics(path_or_name: str | Path) -> Topics:
-    """Read topics from a file, or load those that Pyserini knows by name.
+    """Read topics from a file, or load one of Pyserini's sets of topics.
 
     Args:
         path_or_name: A .tsv or .jsonl file, a .trec file of ``<top>`` blocks, or a name such as
@@ -134,8 +131,8 @@ def load_topics(path_or_name: str | Path) -> Topics:
         Queries by id.
 
     Raises:
-        CollectionError: There is no such file and no such name, the file is malformed, or the
-            download failed.
+        CollectionError: No such file or name exists, the file is malformed, or the download
+            failed.
         JavaError: No JDK that Lucene can run on was found.
         MissingExtraError: Pyserini is not installed.
     """
@@ -147,23 +144,13 @@ def load_topics(path_or_name: str | Path) -> Topics:
     return _named_topics(str(path_or_name))
 
 
-def check_count(name: str, value: int) -> None:
-    """Refuse a count below one.
-
-    Raises:
-        InputError: It is.
-    """
-    if value < 1:
-        raise InputError(f"{name}={value} leaves nothing to do; give 1 or more.")
-
-
 def _check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse to write over an index, and ever to touch a folder that is something else."""
+    """Check that the target is new, empty, or an index that may be replaced."""
     if not target.exists():
         return
     if not target.is_dir() or (any(target.iterdir()) and not is_index(target)):
         raise CollectionError(
-            f"index_dir={str(target)!r} exists and is no Lucene index; "
+            f"index_dir={str(target)!r} exists and is not a Lucene index; "
             "expected a new or empty folder; choose another."
         )
     if is_index(target) and not overwrite:
@@ -174,7 +161,7 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def _corpus_records(corpus: str | Path | Iterable[Document]) -> Iterator[dict[str, Any]]:
-    """Turn a corpus of either kind into JSON records with ``id`` and ``contents``."""
+    """Turn a corpus into JSON records with ``id`` and ``contents``."""
     if not isinstance(corpus, str | Path):
         return _document_records(corpus)
     path = Path(corpus)
@@ -193,39 +180,36 @@ def _document_records(documents: Iterable[Document]) -> Iterator[dict[str, Any]]
 
 def _file_records(path: Path) -> Iterator[dict[str, Any]]:
     expected = "one JSON object per line with '_id', 'text' and maybe 'title'"
-    for line, record in json_records(path, expected):
-        docid = json_id(record, ("_id", "id"), path, line)
-        text = json_text(record, ("text", "contents"), path, line, blank=True)
-        kept = {name: value for name, value in record.items() if name not in {"_id", "id"}}
-        yield {"id": docid, **kept, "contents": titled_text(record.get("title"), text)}
+    for location, record in json_records(path, expected):
+        docid = json_id(record, ("_id", "id"), location)
+        text = json_text(record, ("text", "contents"), location, blank=True)
+        others = {name: value for name, value in record.items() if name not in {"_id", "id"}}
+        yield {"id": docid, **others, "contents": titled_text(record.get("title"), text)}
 
 
 def _add_records(indexer: Any, records: Iterator[dict[str, Any]]) -> None:
-    """Hand the records to Lucene in batches, minding ids and refusals."""
+    """Pass the records to Lucene in batches; check ids and that none is refused."""
     seen: set[str] = set()
     while batch := list(islice(records, _BATCH)):
         for record in batch:
             if record["id"] in seen:
                 raise CollectionError(
-                    f"document {_quoted(record)} occurs twice in the corpus; "
+                    f"document {reprlib.repr(record['id'])} occurs twice in the corpus; "
                     "expected each id once; remove or rename one."
                 )
             seen.add(record["id"])
             if not record["contents"].strip():
                 record["contents"] = _NO_CONTENTS
-        # The wrapper's add_batch_raw loses the count of documents that were taken.
+        # Pyserini's add_batch_raw does not return the number of documents that were taken.
         taken = indexer.object.addRawDocuments([json.dumps(record) for record in batch])
         if taken != len(batch):
+            first, last = (reprlib.repr(batch[index]["id"]) for index in (0, -1))
             raise CollectionError(
-                f"Lucene took {taken} of the {len(batch)} documents from {_quoted(batch[0])} to "
-                f"{_quoted(batch[-1])}; expected all; look there for ids of unusual length."
+                f"Lucene took {taken} of the {len(batch)} documents from {first} to {last}; "
+                "expected all; look there for ids of unusual length."
             )
     if not seen:
         raise CollectionError("the corpus has no document; expected one or more; check the file.")
-
-
-def _quoted(record: Mapping[str, Any]) -> str:
-    return reprlib.repr(record["id"])
 
 
 def _trec_topics(path: Path) -> Topics:
@@ -244,7 +228,7 @@ def _trec_topics(path: Path) -> Topics:
 
 
 def _named_topics(name: str) -> Topics:
-    """Load the topics that Pyserini knows by this name."""
+    """Load a set of topics by Pyserini's name for it."""
     get_topics = _jvm.load("pyserini.search").get_topics
     try:
         return _titles(get_topics(name))

@@ -1,47 +1,28 @@
-"""Test collections: BEIR folders, topics, TREC runs and judgments.
-
-Every file is UTF-8 text. Errors name the file and the line.
-"""
+"""Test collections as BEIR folders; errors name the file and the line."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from routehead_plugins.data import Document
-from routehead_plugins.errors import CollectionError, InputError
+from routehead_plugins.data import Document, check_count
+from routehead_plugins.errors import CollectionError
 from routehead_plugins.io.text_files import (
     StrPath,
+    first_key,
     json_id,
     json_records,
     json_text,
-    malformed,
-    numbered_lines,
+    read_lines,
     reject_repeated,
 )
-from routehead_plugins.io.trec import Qrels, Rankings, Run, read_qrels, read_run, write_run
-
-__all__ = [
-    "BUNDLED",
-    "Collection",
-    "Qrels",
-    "Rankings",
-    "Run",
-    "Topics",
-    "load_collection",
-    "read_corpus",
-    "read_qrels",
-    "read_run",
-    "read_topics",
-    "titled_text",
-    "write_run",
-]
+from routehead_plugins.io.trec import Qrels, Run, read_qrels, read_run
 
 Topics: TypeAlias = dict[str, str]
-"""Query -> its text."""
+"""Query id -> text of the query."""
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "bundled"
 """The collection that comes with the package, for demonstrations."""
@@ -51,6 +32,9 @@ TOPICS_FILE = "queries.jsonl"
 QRELS_FILE = "qrels/test.tsv"
 RUN_FILE = "run.bm25.trec"
 
+_ID_KEYS = ("_id", "id")
+_TEXT_KEYS = ("text", "contents")
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -58,9 +42,9 @@ class Collection:
 
     Attributes:
         name: Name of the folder.
-        path: The folder.
-        corpus: Documents by their id.
-        topics: Query texts by their id.
+        path: Path of the folder.
+        corpus: Documents by id.
+        topics: Query texts by id.
         qrels: Judgments; may name documents that the corpus lacks.
         run: Candidates to re-rank, best first; None when the folder has none.
     """
@@ -73,18 +57,17 @@ class Collection:
     run: Run | None = None
 
     def candidates(self, query_id: str, depth: int) -> list[Document]:
-        """Give the documents to re-rank for one query, best first, with their scores.
+        """Return the documents to re-rank for one query, best first, with their scores.
 
         Args:
-            query_id: A query of the topics; one the run lacks has no candidates.
-            depth: How many documents, at most.
+            query_id: Id of a query; a query that the run lacks has no candidates.
+            depth: Maximum number of documents.
 
         Raises:
             InputError: The depth is below one.
             CollectionError: There is no run, no such query, or no such document.
         """
-        if depth < 1:
-            raise InputError(f"depth={depth} leaves nothing to re-rank; give 1 or more.")
+        check_count("depth", depth)
         if self.run is None:
             raise CollectionError(
                 f"{self.path} has no {RUN_FILE}; expected a run with the candidates; "
@@ -96,24 +79,21 @@ class Collection:
                 "expected one of its ids; check the query id."
             )
         hits = list(self.run.get(query_id, {}).items())[:depth]
-        return [replace(self._document(query_id, doc_id), score=score) for doc_id, score in hits]
-
-    def _document(self, query_id: str, doc_id: str) -> Document:
-        try:
-            return self.corpus[doc_id]
-        except KeyError as error:
-            raise CollectionError(
-                f"query {query_id!r}: the run names document {doc_id!r}, which "
-                f"{self.path / CORPUS_FILE} lacks; expected a run over this corpus; "
-                "use the run and the corpus of one index."
-            ) from error
+        for doc_id, _ in hits:
+            if doc_id not in self.corpus:
+                raise CollectionError(
+                    f"query {query_id!r}: the run names document {doc_id!r}, which "
+                    f"{self.path / CORPUS_FILE} lacks; expected a run over this corpus; "
+                    "use the run and the corpus of one index."
+                )
+        return [replace(self.corpus[doc_id], score=score) for doc_id, score in hits]
 
 
 def load_collection(path: StrPath) -> Collection:
     """Load a BEIR folder.
 
     Args:
-        path: A folder with ``corpus.jsonl``, ``queries.jsonl``, ``qrels/test.tsv`` and, where
+        path: Folder with ``corpus.jsonl``, ``queries.jsonl``, ``qrels/test.tsv`` and, where
             there are candidates to re-rank, ``run.bm25.trec``.
 
     Raises:
@@ -136,15 +116,15 @@ def load_collection(path: StrPath) -> Collection:
     )
 
 
-def titled_text(title: Any, text: str) -> str:
-    """Put a title, when there is one, on a line of its own before the text."""
+def titled_text(title: object, text: str) -> str:
+    """Put the title, if it is a non-blank string, on a line of its own before the text."""
     return f"{title}\n{text}" if isinstance(title, str) and title.strip() else text
 
 
 def read_corpus(path: StrPath) -> dict[str, Document]:
     """Read documents, in the file's order.
 
-    A title stands before the text and, like every further key, in the metadata.
+    The title is put before the text. Like all other keys, it is also in the metadata.
 
     Args:
         path: JSON lines with ``_id`` (or ``id``), ``text`` (or ``contents``) and maybe ``title``.
@@ -154,16 +134,15 @@ def read_corpus(path: StrPath) -> dict[str, Document]:
     """
     corpus: dict[str, Document] = {}
     expected = "one JSON object per line with '_id', 'text' and maybe 'title'"
-    for line, record in json_records(path, expected):
-        doc_id = json_id(record, ("_id", "id"), path, line)
-        text = json_text(record, ("text", "contents"), path, line, blank=True)
-        reject_repeated(doc_id, corpus, "document", path, line)
-        id_key = "_id" if record.get("_id") is not None else "id"
-        text_key = "text" if record.get("text") is not None else "contents"
+    for location, record in json_records(path, expected):
+        doc_id = json_id(record, _ID_KEYS, location)
+        text = json_text(record, _TEXT_KEYS, location, blank=True)
+        reject_repeated(doc_id, corpus, "document", location)
+        used = (first_key(record, _ID_KEYS), first_key(record, _TEXT_KEYS))
         metadata = {
             key: value
             for key, value in record.items()
-            if key not in (id_key, text_key) and (key, value) != ("title", "")
+            if key not in used and (key, value) != ("title", "")
         }
         corpus[doc_id] = Document(titled_text(record.get("title"), text), doc_id, metadata)
     return corpus
@@ -181,26 +160,24 @@ def read_topics(path: StrPath) -> Topics:
     """
     is_json = Path(path).suffix in (".jsonl", ".json")
     topics: Topics = {}
-    for line, query_id, text in _json_topics(path) if is_json else _tab_topics(path):
-        reject_repeated(query_id, topics, "query", path, line)
+    for location, query_id, text in _json_topics(path) if is_json else _tab_topics(path):
+        reject_repeated(query_id, topics, "query", location)
         topics[query_id] = text
     return topics
 
 
-def _json_topics(path: StrPath) -> Iterable[tuple[int, str, str]]:
-    for line, record in json_records(path, "one JSON object per line with '_id' and 'text'"):
-        query_id = json_id(record, ("_id", "qid", "query_id", "id"), path, line)
-        yield line, query_id, json_text(record, ("text", "query"), path, line, blank=False)
+def _json_topics(path: StrPath) -> Iterator[tuple[str, str, str]]:
+    for location, record in json_records(path, "one JSON object per line with '_id' and 'text'"):
+        query_id = json_id(record, ("_id", "qid", "query_id", "id"), location)
+        yield location, query_id, json_text(record, ("text", "query"), location, blank=False)
 
 
-def _tab_topics(path: StrPath) -> Iterable[tuple[int, str, str]]:
-    for line, content in numbered_lines(path, "lines of query id, tab, text"):
-        query_id, _, text = (part.strip() for part in content.partition("\t"))
+def _tab_topics(path: StrPath) -> Iterator[tuple[str, str, str]]:
+    for location, line in read_lines(path, "lines of query id, tab, text"):
+        query_id, _, text = (part.strip() for part in line.partition("\t"))
         if not query_id or not text:
-            raise malformed(
-                path,
-                line,
-                f"{reprlib.repr(content)} is not a query; "
-                "expected an id, a tab and a non-blank text; repair the line.",
+            raise CollectionError(
+                f"{location}: {reprlib.repr(line)} is not a query; "
+                "expected an id, a tab and a non-blank text; repair the line."
             )
-        yield line, query_id, text
+        yield location, query_id, text

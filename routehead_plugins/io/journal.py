@@ -1,4 +1,4 @@
-"""A per-query log that lets a long job go on where it stopped."""
+"""Log of finished queries, from which an interrupted job resumes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from routehead_plugins.io.text_files import JSON, StrPath, unwritable
 class Journal:
     """Keep finished queries in ``<path>.partial.jsonl`` until the job is done.
 
-    The first line holds the fingerprint, each further line one finished query. The file stays
-    when the job stops, for whatever reason; `discard` removes it. One job at a time may hold it.
+    The first line holds the fingerprint, every further line one finished query. The file stays
+    when the job stops, for whatever reason; `discard` removes it. One job at a time may use it.
 
     Example:
         ```python
@@ -30,11 +30,12 @@ class Journal:
     """
 
     def __init__(self, path: StrPath, fingerprint: Mapping[str, JSON]) -> None:
-        """Name the job; nothing is opened before the ``with``.
+        """Prepare the log; the file is opened by the ``with`` statement.
 
         Args:
-            path: The job's final output, beside which the log is kept.
-            fingerprint: Everything the entries depend on; a log with another one is dropped.
+            path: Path of the job's final output; the log is kept beside it.
+            fingerprint: Everything that the entries depend on; a log with another fingerprint is
+                overwritten.
 
         Raises:
             InputError: The fingerprint cannot be written as JSON.
@@ -46,24 +47,24 @@ class Journal:
 
     @property
     def done(self) -> Mapping[str, Any]:
-        """Finished entries, as JSON gives them back; a view that grows with `append`."""
+        """Finished entries, as read back from JSON; a view that grows with `append`."""
         return MappingProxyType(self._done)
 
     def __enter__(self) -> Journal:
-        """Open the log and load what an earlier job with the same fingerprint finished.
+        """Open the log and load the entries of an earlier job with the same fingerprint.
 
         Raises:
-            InputError: The log cannot be written where it belongs.
+            InputError: The log cannot be written.
         """
         try:
             self._stream = self.path.open("ab")
-            sound = self._load()
-            self._stream.truncate(sound)
-            if not sound:
+            valid_bytes = self._load()
+            self._stream.truncate(valid_bytes)
+            if not valid_bytes:
                 self._write(self._header)
         except OSError as error:
             self._close()
-            raise unwritable(self.path, error) from error
+            raise InputError(unwritable(self.path, error)) from error
         return self
 
     def __exit__(
@@ -78,8 +79,8 @@ class Journal:
         """Record one finished query at once; a later entry for the same key wins.
 
         Args:
-            key: Name of the query.
-            value: Its result.
+            key: Id of the query.
+            value: Result of the query.
 
         Raises:
             InputError: The value cannot be written as JSON, or the journal is not open.
@@ -94,21 +95,19 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
     def _load(self) -> int:
-        """Read the entries, and tell how many bytes of the file are sound."""
+        """Read the entries, and return the number of bytes up to the first invalid line."""
         self._done.clear()
-        sound = 0
         with self.path.open("rb") as stream:
-            for number, line in enumerate(stream):
-                if number == 0:
-                    if line != self._header:
-                        return 0
-                else:
-                    entry = _entry(line)
-                    if entry is None:
-                        break
-                    self._done[entry[0]] = entry[1]
-                sound += len(line)
-        return sound
+            if stream.readline() != self._header:
+                return 0
+            valid_bytes = len(self._header)
+            for line in stream:
+                entry = _decode(line)
+                if entry is None:
+                    break
+                self._done[entry[0]] = entry[1]
+                valid_bytes += len(line)
+        return valid_bytes
 
     def _write(self, line: bytes) -> None:
         if self._stream is None:
@@ -136,12 +135,10 @@ def _encode(value: JSON, name: str) -> bytes:
     return text.encode("ascii") + b"\n"
 
 
-def _entry(line: bytes) -> tuple[str, Any] | None:
-    # A job that was killed may have left half a line.
-    if not line.endswith(b"\n"):
-        return None
+def _decode(line: bytes) -> tuple[str, Any] | None:
     try:
-        entry = json.loads(line)
+        # A job that was killed may have left half a line.
+        entry = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
     match entry:

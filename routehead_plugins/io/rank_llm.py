@@ -1,4 +1,4 @@
-"""rank_llm's request files: queries with their candidates, one JSON object per line."""
+"""Read and write rank_llm's request files: one query and its candidates per line of JSON."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from routehead_plugins.data import Document
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.io.beir import titled_text
 from routehead_plugins.io.text_files import (
     StrPath,
     atomic_write_text,
+    first_key,
     json_id,
     json_records,
     json_text,
-    malformed,
     reject_repeated,
 )
 
@@ -31,9 +31,10 @@ class Request:
     """A query and the documents to rank for it.
 
     Attributes:
-        query_id: Name of the query.
-        query: Its text.
-        candidates: Best first, with first-stage scores; the metadata is the ``doc`` of the file.
+        query_id: Id of the query.
+        query: Text of the query.
+        candidates: Documents, best first, with first-stage scores; the metadata is the ``doc`` of
+            the file.
     """
 
     query_id: str
@@ -46,7 +47,7 @@ def read_requests(path: StrPath) -> list[Request]:
 
     Args:
         path: Lines of ``{"query": {"text", "qid"}, "candidates": [{"docid", "score", "doc"}]}``;
-            a document's text is its first field of `TEXT_FIELDS`, after its title.
+            a document's text is its title and the first field of `TEXT_FIELDS` that it has.
 
     Raises:
         CollectionError: The file is missing or malformed, a query is blank or occurs twice, or
@@ -54,46 +55,40 @@ def read_requests(path: StrPath) -> list[Request]:
     """
     requests: dict[str, Request] = {}
     expected = "one JSON object per line with 'query' and 'candidates'"
-    for line, record in json_records(path, expected):
+    for location, record in json_records(path, expected):
         query, candidates = record.get("query"), record.get("candidates")
         if not isinstance(query, dict) or not isinstance(candidates, list):
-            raise malformed(
-                path,
-                line,
-                f"{reprlib.repr(record)} is not a request; expected an object 'query' and a list "
-                "'candidates'; repair the line.",
+            raise CollectionError(
+                f"{location}: {reprlib.repr(record)} is not a request; expected an object 'query' "
+                "and a list 'candidates'; repair the line."
             )
-        query_id = json_id(query, ("qid",), path, line)
-        text = json_text(query, ("text",), path, line, blank=False)
-        reject_repeated(query_id, requests, "query", path, line)
+        query_id = json_id(query, ("qid",), location)
+        text = json_text(query, ("text",), location, blank=False)
+        reject_repeated(query_id, requests, "query", location)
         documents: dict[str, Document] = {}
         for candidate in candidates:
-            document = _document(candidate, path, line)
+            document = _document(candidate, location)
             doc_id = str(document.id)
-            reject_repeated(doc_id, documents, f"for query {query_id!r}, document", path, line)
+            reject_repeated(doc_id, documents, f"for query {query_id!r}, document", location)
             documents[doc_id] = document
         requests[query_id] = Request(query_id, text, tuple(documents.values()))
     return list(requests.values())
 
 
-def _document(candidate: Any, path: StrPath, line: int) -> Document:
+def _document(candidate: Any, location: str) -> Document:
     doc = candidate.get("doc") if isinstance(candidate, dict) else None
     if not isinstance(doc, dict):
-        raise malformed(
-            path,
-            line,
-            f"{reprlib.repr(candidate)} is not a candidate; "
-            "expected an object with 'docid', 'score' and an object 'doc'; repair the line.",
+        raise CollectionError(
+            f"{location}: {reprlib.repr(candidate)} is not a candidate; "
+            "expected an object with 'docid', 'score' and an object 'doc'; repair the line."
         )
-    text = titled_text(doc.get("title"), json_text(doc, TEXT_FIELDS, path, line, blank=True))
-    doc_id = json_id(candidate, ("docid",), path, line)
+    text = titled_text(doc.get("title"), json_text(doc, TEXT_FIELDS, location, blank=True))
+    doc_id = json_id(candidate, ("docid",), location)
     score = candidate.get("score")
     if score is not None and not _is_finite(score):
-        raise malformed(
-            path,
-            line,
-            f"the score of document {doc_id!r} is {reprlib.repr(score)}; "
-            "expected a finite number; repair the line.",
+        raise CollectionError(
+            f"{location}: the score of document {doc_id!r} is {reprlib.repr(score)}; "
+            "expected a finite number; repair the line."
         )
     return Document(text, doc_id, doc, None if score is None else float(score))
 
@@ -111,13 +106,13 @@ def write_requests(path: StrPath, requests: Iterable[Request]) -> None:
     """Write requests; a document that was read from a request file keeps its ``doc``.
 
     Args:
-        path: Where to write; the file appears whole or not at all.
-        requests: In the order to write. A candidate without a score is written with null, which
-            `read_requests` accepts and rank_llm does not.
+        path: Path of the file, which appears whole or not at all.
+        requests: Requests in the order to write. The score of a candidate without one is null,
+            which `read_requests` accepts and rank_llm does not.
 
     Raises:
-        InputError: A document has no id, or metadata or a score that JSON cannot hold, or the
-            file cannot be written.
+        InputError: A document has no id, JSON cannot hold its metadata or score, or the file
+            cannot be written.
     """
     atomic_write_text(path, "".join(_line(request) for request in requests))
 
@@ -130,12 +125,9 @@ def _line(request: Request) -> str:
                 f"candidate {position} of query {request.query_id!r} has id=None; "
                 "a request file names every document; give it an id."
             )
-        doc = _doc_of(document)
-        candidates.append({"docid": document.id, "score": document.score, "doc": doc})
-    record = {
-        "query": {"text": request.query, "qid": request.query_id},
-        "candidates": candidates,
-    }
+        candidates.append({"docid": document.id, "score": document.score, "doc": _doc(document)})
+    query = {"text": request.query, "qid": request.query_id}
+    record = {"query": query, "candidates": candidates}
     try:
         return json.dumps(record, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -145,10 +137,9 @@ def _line(request: Request) -> str:
         ) from error
 
 
-def _doc_of(document: Document) -> dict[str, Any]:
+def _doc(document: Document) -> dict[str, Any]:
     doc = dict(document.metadata)
-    title = doc.get("title")
-    text = next((doc[field] for field in TEXT_FIELDS if doc.get(field) is not None), None)
+    title, text = doc.get("title"), doc.get(first_key(doc, TEXT_FIELDS))
     if isinstance(text, str) and titled_text(title, text) == document.text:
         return doc
     heading = titled_text(title, "")

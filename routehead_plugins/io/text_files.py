@@ -1,4 +1,7 @@
-"""Reading lines and writing files so that every failure is one clear sentence."""
+"""Read lines and write files; every failure is one clear sentence.
+
+A ``location`` is a file and the number of a line, as text, for the errors: ``corpus.jsonl:7``.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,22 @@ JSON: TypeAlias = Mapping[str, "JSON"] | Sequence["JSON"] | str | int | float | 
 StrPath: TypeAlias = str | os.PathLike[str]
 
 
-def make_folder(path: StrPath, what: str) -> Path:
-    """Make a folder, and those it lies in, where they are missing.
+def make_folder(path: StrPath, content: str) -> Path:
+    """Create a folder and its missing parents.
 
     Args:
-        path: Of the folder.
-        what: Is to be put there, for the error; plural.
+        path: Path of the folder.
+        content: Plural noun for the future content, for the error.
 
     Raises:
-        InputError: It cannot be made.
+        InputError: The folder cannot be created.
     """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{what} cannot be kept in {str(path)!r} ({error}); name another folder."
+            f"{content} cannot be kept in {str(path)!r} ({error}); name another folder."
         ) from error
     return folder
 
@@ -40,11 +43,11 @@ def atomic_write_text(path: StrPath, text: str) -> None:
     """Write a file whole or not at all; an existing one is replaced.
 
     Args:
-        path: Where to write; a link is followed, a device or pipe is written to directly.
-        text: The whole content, written as UTF-8 without translating line ends.
+        path: Path of the file; a link is followed, a device or pipe is written to directly.
+        text: Content of the file, written as UTF-8 without translating line ends.
 
     Raises:
-        InputError: The text is not valid Unicode, or the place cannot be written.
+        InputError: The text is not valid Unicode, or the file cannot be written.
     """
     try:
         content = text.encode("utf-8")
@@ -57,7 +60,15 @@ def atomic_write_text(path: StrPath, text: str) -> None:
 
 
 def atomic_write_bytes(path: StrPath, content: bytes) -> None:
-    """Write a file whole or not at all; see ``atomic_write_text``."""
+    """Write a file whole or not at all; an existing one is replaced.
+
+    Args:
+        path: Path of the file; a link is followed, a device or pipe is written to directly.
+        content: Content of the file.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     target = Path(os.path.realpath(path))
     try:
         if target.exists() and not target.is_file():
@@ -65,7 +76,7 @@ def atomic_write_bytes(path: StrPath, content: bytes) -> None:
         else:
             _replace(target, content)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise InputError(unwritable(path, error)) from error
 
 
 def _replace(target: Path, content: bytes) -> None:
@@ -81,31 +92,20 @@ def _replace(target: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def unwritable(path: StrPath, error: OSError) -> InputError:
-    """Say that a file cannot be written, and why."""
-    return InputError(
+def unwritable(path: StrPath, error: OSError) -> str:
+    """Return the message for a file that cannot be written."""
+    return (
         f"{path} cannot be written ({error.strerror}); expected a file in an existing, "
         "writable folder; create the folder or name another file."
     )
 
 
-def malformed(path: StrPath, line: int, problem: str) -> CollectionError:
-    """Place a problem in a file.
+def read_lines(path: StrPath, expected: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines that are not blank, without their line ends, with their locations.
 
     Args:
-        path: The file.
-        line: Number of the line, from one.
-        problem: What is wrong, what was expected, what to do.
-    """
-    return CollectionError(f"{path}:{line}: {problem}")
-
-
-def numbered_lines(path: StrPath, expected: str) -> Iterator[tuple[int, str]]:
-    """Read the lines that are not blank, without their ends, with their numbers.
-
-    Args:
-        path: A UTF-8 file, with or without a byte order mark.
-        expected: What the file should hold, for the errors.
+        path: UTF-8 file, with or without a byte order mark.
+        expected: Description of the expected content, for the errors.
 
     Raises:
         CollectionError: The file is missing, unreadable, or not UTF-8.
@@ -116,14 +116,12 @@ def numbered_lines(path: StrPath, expected: str) -> Iterator[tuple[int, str]]:
                 try:
                     line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise malformed(
-                        path,
-                        number,
-                        f"byte {raw[error.start]:#04x} is not UTF-8; expected {expected}; "
-                        "save the file as UTF-8.",
+                    raise CollectionError(
+                        f"{path}:{number}: byte {raw[error.start]:#04x} is not UTF-8; "
+                        f"expected {expected}; save the file as UTF-8."
                     ) from error
                 if line.strip():
-                    yield number, line.rstrip("\r\n")
+                    yield f"{path}:{number}", line.rstrip("\r\n")
     except FileNotFoundError as error:
         raise CollectionError(
             f"{path} does not exist; expected {expected}; check the path."
@@ -134,103 +132,93 @@ def numbered_lines(path: StrPath, expected: str) -> Iterator[tuple[int, str]]:
         ) from error
 
 
-def json_records(path: StrPath, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read a file of one JSON object per line, with the lines' numbers.
+def json_records(path: StrPath, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a file with one JSON object per line, with their locations.
 
     Args:
-        path: A UTF-8 file.
-        expected: What the file should hold, for the errors.
+        path: UTF-8 file.
+        expected: Description of the expected content, for the errors.
 
     Raises:
         CollectionError: The file cannot be read, or a line is not a JSON object.
     """
-    for number, line in numbered_lines(path, expected):
+    for location, line in read_lines(path, expected):
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise malformed(
-                path,
-                number,
-                f"{reprlib.repr(line)} is not JSON ({error}); "
-                "expected one JSON object; repair the line.",
+            raise CollectionError(
+                f"{location}: {reprlib.repr(line)} is not JSON ({error}); "
+                "expected one JSON object; repair the line."
             ) from error
         if not isinstance(record, dict):
-            raise malformed(
-                path,
-                number,
-                f"{reprlib.repr(record)} is not a JSON object; "
-                "expected one per line; repair the line.",
+            raise CollectionError(
+                f"{location}: {reprlib.repr(record)} is not a JSON object; "
+                "expected one per line; repair the line."
             )
-        yield number, record
+        yield location, record
 
 
-def json_id(record: Mapping[str, Any], keys: Sequence[str], path: StrPath, line: int) -> str:
+def first_key(record: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Return the first key whose value is not null, or the first key if there is none."""
+    return next((key for key in keys if record.get(key) is not None), keys[0])
+
+
+def json_id(record: Mapping[str, Any], keys: Sequence[str], location: str) -> str:
     """Read an identifier: text, or an integer that becomes text.
 
     Args:
         record: One JSON object.
-        keys: Names it may have, the first that is there wins.
-        path: The file, for the error.
-        line: Number of the line, for the error.
+        keys: Names of the field; the first that is there counts.
+        location: File and number of the line, for the error.
 
     Raises:
-        CollectionError: There is no identifier, or it is blank or of another type.
+        CollectionError: The identifier is missing, blank or of another type.
     """
-    value = next((record[key] for key in keys if record.get(key) is not None), None)
+    value = record.get(first_key(record, keys))
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and value.strip():
         return value
-    raise malformed(
-        path,
-        line,
-        f"{' or '.join(map(repr, keys))} is {reprlib.repr(value)}; "
-        "expected text or an integer that names the record; add it.",
+    raise CollectionError(
+        f"{location}: {' or '.join(map(repr, keys))} is {reprlib.repr(value)}; "
+        "expected text or an integer that names the record; add it."
     )
 
 
-def json_text(
-    record: Mapping[str, Any], keys: Sequence[str], path: StrPath, line: int, *, blank: bool
-) -> str:
+def json_text(record: Mapping[str, Any], keys: Sequence[str], location: str, *, blank: bool) -> str:
     """Read a text.
 
     Args:
         record: One JSON object.
-        keys: Names it may have, the first that is there wins.
-        path: The file, for the error.
-        line: Number of the line, for the error.
+        keys: Names of the field; the first that is there counts.
+        location: File and number of the line, for the error.
         blank: Whether the text may be blank.
 
     Raises:
-        CollectionError: There is no text, or it is blank and may not be.
+        CollectionError: The text is missing, or blank although it must not be.
     """
-    value = next((record[key] for key in keys if record.get(key) is not None), None)
+    value = record.get(first_key(record, keys))
     if isinstance(value, str) and (blank or value.strip()):
         return value
-    raise malformed(
-        path,
-        line,
-        f"{' or '.join(map(repr, keys))} is {reprlib.repr(value)}; "
-        f"expected {'a' if blank else 'a non-blank'} text; add it.",
+    raise CollectionError(
+        f"{location}: {' or '.join(map(repr, keys))} is {reprlib.repr(value)}; "
+        f"expected {'a' if blank else 'a non-blank'} text; add it."
     )
 
 
-def reject_repeated(
-    name: str, known: Mapping[str, object], kind: str, path: StrPath, line: int
-) -> None:
-    """Refuse an id that occurred before.
+def reject_repeated(name: str, known: Mapping[str, object], kind: str, location: str) -> None:
+    """Check that an id did not occur before.
 
     Args:
         name: The id.
-        known: What was read so far, by id.
-        kind: What the id names, for the error.
-        path: The file, for the error.
-        line: Number of the line, for the error.
+        known: Records read so far, by id.
+        kind: Kind of the record, for the error.
+        location: File and number of the line, for the error.
 
     Raises:
-        CollectionError: The id is known.
+        CollectionError: The id occurred before.
     """
     if name in known:
-        raise malformed(
-            path, line, f"{kind} {name!r} occurs twice; expected each id once; remove one."
+        raise CollectionError(
+            f"{location}: {kind} {name!r} occurs twice; expected each id once; remove one."
         )
