@@ -1,17 +1,124 @@
-"""How well single heads rank the candidates of one query: pure functions of tensors.
+"""Measures of how well scores rank the judged candidates of a query: pure functions of tensors.
 
-Scores have shape (heads, documents), figures shape (heads,), in float64; a row may as well be a set
-of heads. Documents stand best first by the first stage, and ties keep that order.
+Every measure is implemented once, in `Judgments`, for many queries and many rows of scores at a
+time; a row holds the scores of one head, or of one set of heads. The functions of the same names
+measure the rows of a single query. Documents stand in the order of the first stage, ties keep that
+order, and all results are float64.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from routehead_plugins.scoring import standardise
 
-def ndcg(scores: Tensor, gains: Tensor, ideal_gains: Tensor, depth: int = 10) -> Tensor:
+DEPTH = 10
+"""Ranks that count for nDCG."""
+
+_LEAST_DEVIATION = 1e-9  # smaller standard deviations are rounding errors
+
+
+@dataclass(frozen=True)
+class Judgments:
+    """Relevance of the candidates of several queries, padded to the longest list.
+
+    The methods take scores of shape (queries, rows, documents), with any value in the padding for
+    measures of ranks and 0 for the others, and return a tensor of shape (queries, rows).
+
+    Attributes:
+        gains: Judged relevance, shape (queries, documents), float64; 0 in the padding.
+        sizes: Number of documents of each query, shape (queries,).
+        ideal_gains: Highest judgments of all judged documents, retrieved or not, descending, shape
+            (queries, ranks that count for nDCG), float64; 0 in the padding.
+    """
+
+    gains: Tensor
+    sizes: Tensor
+    ideal_gains: Tensor
+
+    @classmethod
+    def stack(
+        cls, gains: Sequence[Tensor], ideal_gains: Sequence[Tensor], depth: int = DEPTH
+    ) -> Judgments:
+        """Pad the judgments of several queries to the same number of documents.
+
+        Args:
+            gains: Judgments of each query's candidates, shape (documents,).
+            ideal_gains: Judgments of each query's judged documents, in any order.
+            depth: Number of ranks that count for nDCG.
+        """
+        sizes = torch.tensor([len(row) for row in gains], device=gains[0].device)
+        best = [row.sort(descending=True).values[:depth] for row in ideal_gains]
+        return cls(_padded(gains), sizes, pad(_padded(best), (0, depth))[:, :depth])
+
+    def __getitem__(self, rows: Tensor) -> Judgments:
+        """Return the judgments of some of the queries."""
+        return Judgments(self.gains[rows], self.sizes[rows], self.ideal_gains[rows])
+
+    @cached_property
+    def present(self) -> Tensor:
+        """Mask of the documents, false in the padding; shape (queries, documents)."""
+        indices = torch.arange(self.gains.shape[1], device=self.gains.device)
+        return indices < self.sizes[:, None]
+
+    def ndcg(self, scores: Tensor) -> Tensor:
+        """Measure nDCG; see the function `ndcg`."""
+        gains = self._ranked(scores, self.gains, self.ideal_gains.shape[1])
+        best = _discounted_sum(self.ideal_gains)[:, None]
+        return torch.where(best > 0, _discounted_sum(gains) / best, 0.0)
+
+    def reciprocal_rank(self, scores: Tensor, depth: int | None = None) -> Tensor:
+        """Measure the reciprocal rank; see the function `reciprocal_rank`."""
+        relevant = self._ranked(scores, (self.gains > 0).double(), depth)
+        # The first relevant document has the largest quotient; the padding is for empty lists.
+        return pad(relevant / _ranks(relevant), (0, 1)).amax(dim=-1)
+
+    def correlation(self, scores: Tensor) -> Tensor:
+        """Measure Pearson's correlation of judgments and scores whose mean is 0 in every row."""
+        return self._projected(scores, self._correlation_weights)
+
+    def margin(self, scores: Tensor) -> Tensor:
+        """Measure the margin of scores whose mean is 0 in every row; see the function `margin`."""
+        return self._projected(scores, self._margin_weights)
+
+    @cached_property
+    def _correlation_weights(self) -> Tensor:
+        """Standardised gains over the number of documents, shape (queries, documents)."""
+        sizes = self.sizes[:, None]
+        centred = (self.gains - self.gains.sum(dim=1, keepdim=True) / sizes) * self.present
+        deviation = (centred.square().sum(dim=1, keepdim=True) / sizes).sqrt()
+        return torch.where(deviation > _LEAST_DEVIATION, centred / deviation / sizes, 0.0)
+
+    @cached_property
+    def _margin_weights(self) -> Tensor:
+        """1 / count for relevant documents, -1 / count for others, shape (queries, documents)."""
+        relevant = (self.gains > 0).double()
+        other = self.present.double() - relevant
+        counts = [kind.sum(dim=1, keepdim=True) for kind in (relevant, other)]
+        both = (counts[0] > 0) & (counts[1] > 0)
+        return torch.where(both, relevant / counts[0] - other / counts[1], 0.0)
+
+    def _projected(self, scores: Tensor, weights: Tensor) -> Tensor:
+        """Divide weighted sums of scores by their deviation; 0 where all scores are equal."""
+        deviation = (scores.square().sum(dim=-1) / self.sizes[:, None]).sqrt()
+        # A matrix product might round equal rows differently.
+        products = torch.linalg.vecdot(scores, weights[:, None])
+        return torch.where(deviation > _LEAST_DEVIATION, products / deviation, 0.0)
+
+    def _ranked(self, scores: Tensor, gains: Tensor, depth: int | None) -> Tensor:
+        """Arrange gains by descending score, shape (queries, rows, ranks)."""
+        shown = scores.masked_fill(~self.present[:, None], -torch.inf)
+        order = shown.argsort(dim=-1, descending=True, stable=True)[..., :depth]
+        return gains[:, None].expand_as(scores).gather(2, order)
+
+
+def ndcg(scores: Tensor, gains: Tensor, ideal_gains: Tensor, depth: int = DEPTH) -> Tensor:
     """Measure nDCG as trec_eval and ir_measures do.
 
     A judgment is its own gain, those below 0 count as 0, and the discount is log2(rank + 1).
@@ -25,9 +132,7 @@ def ndcg(scores: Tensor, gains: Tensor, ideal_gains: Tensor, depth: int = 10) ->
     Returns:
         Shape (heads,), between 0 and 1; 0 if no judgment is above 0.
     """
-    best = _discounted(ideal_gains.double().sort(descending=True).values[:depth])
-    found = _discounted(gains.double()[_order(scores)][:, :depth])
-    return found / best if best > 0 else torch.zeros_like(found)
+    return Judgments.stack([gains], [ideal_gains], depth).ndcg(scores.double()[None])[0]
 
 
 def reciprocal_rank(scores: Tensor, gains: Tensor, depth: int | None = None) -> Tensor:
@@ -41,9 +146,7 @@ def reciprocal_rank(scores: Tensor, gains: Tensor, depth: int | None = None) -> 
     Returns:
         Shape (heads,); 0 if there is no relevant document.
     """
-    relevant = (gains > 0).double()[_order(scores)][:, :depth]
-    # The first relevant document has the largest share; the padding is for no documents at all.
-    return pad(relevant / _ranks(relevant), (0, 1)).amax(dim=-1)
+    return _unranked(gains).reciprocal_rank(scores.double()[None], depth)[0]
 
 
 def correlation(scores: Tensor, gains: Tensor) -> Tensor:
@@ -58,8 +161,7 @@ def correlation(scores: Tensor, gains: Tensor) -> Tensor:
     Returns:
         Shape (heads,), between -1 and 1; 0 where the scores, or the judgments, are all equal.
     """
-    products = _standardised(scores) * _standardised(gains[None])
-    return products.sum(dim=-1) / max(len(gains), 1)
+    return _unranked(gains).correlation(standardise(scores.double())[None])[0]
 
 
 def margin(scores: Tensor, gains: Tensor) -> Tensor:
@@ -71,39 +173,31 @@ def margin(scores: Tensor, gains: Tensor) -> Tensor:
 
     Returns:
         Mean of the relevant less mean of the others, over the deviation of all; shape (heads,). 0
-        where the scores are all equal, or one of the two kinds is missing.
+        where the scores are all equal, or if documents of either kind are missing.
     """
-    relevant = gains > 0
-    if not relevant.any() or relevant.all():
-        return torch.zeros(len(scores), dtype=torch.float64, device=scores.device)
-    standard = _standardised(scores)
-    return standard[:, relevant].mean(dim=-1) - standard[:, ~relevant].mean(dim=-1)
+    return _unranked(gains).margin(standardise(scores.double())[None])[0]
 
 
-def _order(scores: Tensor) -> Tensor:
-    """Places of the documents, best first, shape (heads, documents)."""
-    return scores.argsort(dim=-1, descending=True, stable=True)
+def _unranked(gains: Tensor) -> Judgments:
+    """Return the judgments of one query for all measures but nDCG."""
+    size = torch.tensor([len(gains)], device=gains.device)
+    return Judgments(gains.double()[None], size, gains.new_zeros(1, 0))
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).double()
 
 
 def _ranks(gains: Tensor) -> Tensor:
-    """1, 2, ... for the last dimension."""
+    """Return 1, 2, ... for the last dimension."""
     return torch.arange(1, gains.shape[-1] + 1, dtype=torch.float64, device=gains.device)
 
 
-def _discounted(gains: Tensor) -> Tensor:
-    """Sum gains in order of rank, shape (..., ranks) -> (...).
+def _discounted_sum(gains: Tensor) -> Tensor:
+    """Sum discounted gains in the order of their ranks, shape (..., ranks) -> (...).
 
-    One after the other as trec_eval does, so that the best order comes to exactly 1 and heads with
-    the same ranking to the same number.
+    The terms are added one after the other, as trec_eval does: the best order then has an nDCG of
+    exactly 1, and equal rankings have equal sums.
     """
     discounted = gains.clamp(min=0) / (_ranks(gains) + 1).log2()
     return pad(discounted, (0, 1)).cumsum(dim=-1)[..., -1]  # padded, as there may be no ranks
-
-
-def _standardised(scores: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 in each row; zeros where all are equal."""
-    centred = scores.double() - scores.double().mean(dim=-1, keepdim=True)
-    deviation = centred.square().mean(dim=-1, keepdim=True).sqrt()
-    # Rounding would make something of nothing.
-    differ = (scores != scores[:, :1]).any(dim=-1, keepdim=True) & (deviation > 0)
-    return torch.where(differ, centred / deviation, 0.0)

@@ -1,97 +1,84 @@
 """Search for the heads that rank a query's candidates best together, many queries at a time.
 
-Every query has a group, and a group has one set: that with the best mean objective of its queries.
-Groups advance side by side, and one that has found its set leaves. Nothing is random.
+Every query belongs to a group, and a group has one set: that with the best mean objective of its
+queries. All groups advance together, and a group leaves when no move improves its set. Nothing is
+random.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from routehead_plugins.scoring import features
-from routehead_plugins.signals import QuerySignals, correlation, margin, ndcg, reciprocal_rank
+from routehead_plugins.signals import (
+    Judgments,
+    QuerySignals,
+    correlation,
+    margin,
+    ndcg,
+    reciprocal_rank,
+)
 
-DEPTH = 10  # ranks that count for nDCG
+UTILITIES: dict[str, Callable[[Judgments, Tensor], Tensor]] = {
+    "ndcg": Judgments.ndcg,
+    "reciprocal_rank": Judgments.reciprocal_rank,
+    "correlation": Judgments.correlation,
+    "margin": Judgments.margin,
+}
+"""Measures that a search can maximise."""
 
-_LEAST_GAIN = 1e-9  # what is less is rounding
-_LEAST_DEVIATION = 1e-9  # likewise, of scores
+_LEAST_GAIN = 1e-9  # smaller differences are rounding errors
 _MOST_SWAPS = 20  # after each addition; a handful is common
 # Signals are rounded to multiples of this, so that their sums are exact: a set gives the same
-# scores, and the same ties, in whatever order its heads came.
+# scores, and the same ties, in whatever order its heads were added.
 _GRID = 2.0**-36
 _TABLE = 2**22  # numbers in a batch, 32 MiB
-_SCORES = 2**17  # scores that are looked at together; more would not stay in the processor's cache
+_SCORES = 2**17  # scores that are measured together; more would not stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Signals of some queries by the candidate heads, padded to the longest list.
+    """Signals of several queries by the candidate heads, padded to the longest list.
 
     Attributes:
-        signals: Standardised per query and head, shape (queries, heads, documents); 0 where there
-            is no document.
-        gains: Judged relevance, shape (queries, documents); 0 where there is no document.
-        sizes: Number of documents, shape (queries,).
-        ideal: DCG of the best order of all judged documents, shape (queries,).
+        signals: Standardised per query and head, shape (queries, heads, documents); 0 in the
+            padding.
+        judgments: Judgments of the same queries.
     """
 
     signals: Tensor
-    gains: Tensor
-    sizes: Tensor
-    ideal: Tensor
+    judgments: Judgments
 
-    def __getitem__(self, places: Tensor) -> Batch:
-        """The same for some of the queries."""
-        return Batch(
-            self.signals[places], self.gains[places], self.sizes[places], self.ideal[places]
-        )
+    def __len__(self) -> int:
+        """Return the number of queries."""
+        return len(self.signals)
 
-    @cached_property
-    def present(self) -> Tensor:
-        """Which places hold a document, shape (queries, documents)."""
-        return torch.arange(self.gains.shape[1]) < self.sizes[:, None]
-
-    @cached_property
-    def margin_weights(self) -> Tensor:
-        """What scores are multiplied with for the margin, shape (queries, documents)."""
-        relevant = (self.gains > 0).double()
-        other = self.present.double() - relevant
-        counts = [kind.sum(dim=1, keepdim=True) for kind in (relevant, other)]
-        both = (counts[0] > 0) & (counts[1] > 0)
-        return torch.where(both, relevant / counts[0] - other / counts[1], 0.0)
-
-    @cached_property
-    def correlation_weights(self) -> Tensor:
-        """The same for the correlation: standardised gains over the number of documents."""
-        sizes = self.sizes[:, None]
-        centred = (self.gains - self.gains.sum(dim=1, keepdim=True) / sizes) * self.present
-        deviation = (centred.square().sum(dim=1, keepdim=True) / sizes).sqrt()
-        return torch.where(deviation > _LEAST_DEVIATION, centred / deviation / sizes, 0.0)
+    def __getitem__(self, rows: Tensor) -> Batch:
+        """Return the batch of some of the queries."""
+        return Batch(self.signals[rows], self.judgments[rows])
 
 
 def tabulate(queries: Sequence[QuerySignals], heads: Sequence[int]) -> Iterator[Batch]:
-    """Lay signals out for the search, batch after batch.
+    """Yield the signals of many queries, batch after batch.
 
     Args:
         queries: The signals.
-        heads: Places of the candidate heads among those of the signals.
+        heads: Indices of the candidate heads among those of the signals.
     """
     longest = max(len(query.gains) for query in queries)
     size = max(1, _TABLE // (len(heads) * longest))
     for start in range(0, len(queries), size):
-        yield _batch(queries[start : start + size], heads)
+        yield _batch(queries[start : start + size], list(heads))
 
 
 def alone(utility: str, query: QuerySignals) -> Tensor:
     """Measure each head of the signals alone, shape (heads,), in float64."""
     if utility == "ndcg":
-        return ndcg(query.calibrated, query.gains, query.ideal_gains, DEPTH)
+        return ndcg(query.calibrated, query.gains, query.ideal_gains)
     others = {"reciprocal_rank": reciprocal_rank, "correlation": correlation, "margin": margin}
     return others[utility](query.calibrated, query.gains)
 
@@ -104,18 +91,19 @@ def measure(
     Args:
         utility: One of ``UTILITIES``.
         queries: The signals.
-        heads: Places of the candidate heads among those of the signals.
-        gates: The candidates of each set, shape (queries, sets, candidates); no set is empty.
+        heads: Indices of the candidate heads among those of the signals.
+        gates: Mask of the candidates in each set, shape (queries, sets, candidates); no set is
+            empty.
 
     Returns:
         Shape (queries, sets), in float64.
     """
-    found, done = [], 0
-    for batch in tabulate(queries, heads):
-        sets = gates[done : done + len(batch.sizes)]
-        found.append(UTILITIES[utility](batch, sets.double() @ batch.signals))
-        done += len(sets)
-    return torch.cat(found)
+    values, start = [], 0
+    for batch in tabulate(queries, heads):  # one in memory at a time
+        sets = gates[start : start + len(batch)].double()
+        values.append(UTILITIES[utility](batch.judgments, sets @ batch.signals))
+        start += len(batch)
+    return torch.cat(values)
 
 
 def search(
@@ -128,43 +116,41 @@ def search(
     max_heads: int,
     shrinkage: float,
 ) -> Tensor:
-    """Find each query's set by forward selection with swaps (RouteHead, arXiv 2604.24608).
+    """Search for each query's set by forward selection with swaps (RouteHead, arXiv 2604.24608).
 
-    A head is added, then heads are swapped one for another, always by the best move there is, for
-    as long as that improves the objective. Of equal moves the one with the largest margin is made,
-    then the first in the order of the candidates: of the head that leaves, then of the one that
-    comes.
+    A head is added, then heads of the set are swapped for others, always by the best move, as long
+    as that improves the objective. Of equal moves the one with the largest margin is made, then the
+    first in the order of the candidates: of the head removed, then of the head added.
 
     Args:
         queries: The signals.
-        heads: Places of the candidate heads among those of the signals.
+        heads: Indices of the candidate heads among those of the signals.
         static: Utility of each candidate alone, shape (candidates,), in float64.
-        groups: Group of each query, counted from 0 without gaps, shape (queries,); those of a group
-            share the set with the best mean objective. ``None`` for a set of each query.
+        groups: Group of each query, counted from 0 without gaps, shape (queries,); the queries of a
+            group share the set with the best mean objective. ``None`` for a set per query.
         utility: One of ``UTILITIES``.
         max_heads: Most heads of a set.
-        shrinkage: Share of the mean of ``static`` over the set's heads in the objective.
+        shrinkage: Share of the objective that is the mean of ``static`` over the set's heads.
 
     Returns:
-        Shape (queries, candidates); true for 1 to ``max_heads`` of each query.
+        Mask of shape (queries, candidates), true for 1 to ``max_heads`` candidates of each query.
     """
-    batches: Iterable[list[Batch]]
+    parts: Iterable[list[Batch]]
     if groups is None:
-        batches = ([batch] for batch in tabulate(queries, heads))  # one in memory at a time
+        parts = ([batch] for batch in tabulate(queries, heads))  # one in memory at a time
     else:
-        batches = [list(tabulate(queries, heads))]
-    found = []
-    for some in batches:
-        count = sum(len(batch.sizes) for batch in some)
-        group_of = torch.arange(count) if groups is None else groups
-        state = _State(some, group_of, static, utility, shrinkage)
+        parts = [list(tabulate(queries, heads))]
+    gates = []
+    for batches in parts:
+        group_of = torch.arange(sum(map(len, batches))) if groups is None else groups
+        state = _State(batches, group_of, static, utility, shrinkage)
         state.run(max_heads)
-        found.append(state.gates[group_of])
-    return torch.cat(found)
+        gates.append(state.gates[group_of])
+    return torch.cat(gates)
 
 
 class _State:
-    """The sets so far, one per group."""
+    """The current set of each group."""
 
     def __init__(
         self,
@@ -175,7 +161,7 @@ class _State:
         shrinkage: float,
     ) -> None:
         self._batches = batches
-        self._group_of = groups.split([len(batch.sizes) for batch in batches])
+        self._group_of = groups.split([len(batch) for batch in batches])
         self._sizes = groups.bincount()
         self._static = static
         self._utility = UTILITIES[utility]
@@ -184,7 +170,7 @@ class _State:
         self._objective = torch.full((len(self._sizes),), -torch.inf, dtype=torch.float64)
 
     def run(self, max_heads: int) -> None:
-        """Search until no move improves anything."""
+        """Search until no move improves any set."""
         heads = len(self._static)
         active = torch.arange(len(self.gates))
         for size in range(1, min(max_heads, heads) + 1):
@@ -194,15 +180,15 @@ class _State:
                 moved = self._move(moved, size, swap=True)
 
     def _move(self, groups: Tensor, size: int, *, swap: bool) -> Tensor:
-        """Make the best move of each group, if it improves anything.
+        """Make the best move of each group that improves its set.
 
         Args:
-            groups: Those to look at, shape (groups,); all have sets of the same size.
-            size: That size.
-            swap: Whether a head leaves for the one that comes.
+            groups: Groups to consider, shape (groups,); all have sets of the same size.
+            size: Size of these sets.
+            swap: Whether a head is removed for each one added.
 
         Returns:
-            The groups that moved.
+            The groups whose set has changed.
         """
         if not len(groups):
             return groups
@@ -223,122 +209,70 @@ class _State:
     def _measure(
         self, groups: Tensor, inside: Tensor, outside: Tensor, swap: bool
     ) -> tuple[Tensor, Tensor]:
-        """Objective and margin of every move, shape (groups, heads that leave, that come)."""
-        leaving = inside.shape[1] if swap else 1
-        shape = (len(groups), leaving, outside.shape[1])
+        """Measure all moves: objectives and margins, shape (groups, heads removed, heads added)."""
+        removed = inside.shape[1] if swap else 1
+        shape = (len(groups), removed, outside.shape[1])
         values = torch.zeros(shape, dtype=torch.float64)
         margins = torch.zeros_like(values)
         row_of = torch.full((len(self.gates),), -1)
         row_of[groups] = torch.arange(len(groups))
-        for whole, group_of in zip(self._batches, self._group_of, strict=True):
+        for batch, group_of in zip(self._batches, self._group_of, strict=True):
             rows = row_of[group_of]
-            wanted = (rows >= 0).nonzero()[:, 0]
-            together = max(1, _SCORES // (leaving * shape[2] * whole.gains.shape[1]))
-            for places in wanted.split(together):
-                batch, row = whole[places], rows[places]
-                scores = _moved(batch.signals, inside[row], outside[row], swap)
-                part = (len(places), *shape[1:])
-                values.index_add_(0, row, self._utility(batch, scores).view(part))
-                margins.index_add_(0, row, _margin(batch, scores).view(part))
-        sizes = self._sizes[groups][:, None, None]
-        after = inside.shape[1] + (not swap)
-        static = _moved(self._static[None, :, None], inside, outside, swap).view(shape) / after
+            considered = (rows >= 0).nonzero()[:, 0]
+            together = max(1, _SCORES // (removed * shape[2] * batch.signals.shape[2]))
+            for indices in considered.split(together):
+                part, row = batch[indices], rows[indices]
+                scores = _moved(part.signals, inside[row], outside[row], swap)
+                size = (len(part), *shape[1:])
+                values.index_add_(0, row, self._utility(part.judgments, scores).view(size))
+                margins.index_add_(0, row, part.judgments.margin(scores).view(size))
+        counts = self._sizes[groups][:, None, None]
+        heads = inside.shape[1] + (not swap)
+        static = _moved(self._static[None, :, None], inside, outside, swap).view(shape) / heads
         share = 1 - self._shrinkage
-        # Margins as well, so that nothing is left of the query where nothing is to be.
-        return share * values / sizes + self._shrinkage * static, share * margins / sizes
+        # Margins are multiplied by the same share: at shrinkage 1 the query must not decide ties.
+        return share * values / counts + self._shrinkage * static, share * margins / counts
 
 
-def _batch(queries: Sequence[QuerySignals], heads: Sequence[int]) -> Batch:
-    sizes = torch.tensor([len(query.gains) for query in queries])
-    longest = int(sizes.max())
-    signals = torch.zeros(len(queries), len(heads), longest, dtype=torch.float64)
-    gains = torch.zeros(len(queries), longest, dtype=torch.float64)
-    ideal = torch.zeros(len(queries), DEPTH, dtype=torch.float64)
-    places = list(heads)
+def _batch(queries: Sequence[QuerySignals], heads: list[int]) -> Batch:
+    judgments = Judgments.stack(
+        [query.gains for query in queries], [query.ideal_gains for query in queries]
+    )
+    documents = judgments.gains.shape[1]
+    signals = torch.zeros(len(queries), len(heads), documents, dtype=torch.float64)
     for row, query in enumerate(queries):
-        found = features(
-            "standardised", query.calibrated[places].double(), query.mass[places].double()
-        )
-        signals[row, :, : len(query.gains)] = (found / _GRID).round() * _GRID
-        gains[row, : len(query.gains)] = query.gains
-        best = query.ideal_gains.double().sort(descending=True).values[:DEPTH]
-        ideal[row, : len(best)] = best
-    return Batch(signals, gains, sizes, _discounted(ideal))
+        calibrated, mass = query.calibrated[heads].double(), query.mass[heads].double()
+        standard = features("standardised", calibrated, mass)
+        signals[row, :, : standard.shape[1]] = (standard / _GRID).round() * _GRID
+    return Batch(signals, judgments)
 
 
 def _moved(signals: Tensor, inside: Tensor, outside: Tensor, swap: bool) -> Tensor:
-    """Sum signals over the heads of each set that is one move away.
+    """Sum signals over the heads of each set that one move leads to.
 
     Args:
         signals: Shape (queries or 1, heads, documents).
-        inside: Heads of the sets, shape (queries, size).
-        outside: The others, shape (queries, others).
-        swap: Whether a head leaves for the one that comes.
+        inside: Heads of the current sets, shape (queries, size).
+        outside: All other heads, shape (queries, others).
+        swap: Whether a head is removed for each one added.
 
     Returns:
-        Shape (queries, heads that leave * heads that come, documents).
+        Shape (queries, heads removed * heads added, documents).
     """
     query = torch.arange(len(signals))[:, None]
-    kept = signals[query, inside]
-    base = kept.sum(dim=1, keepdim=True)
+    members = signals[query, inside]
+    base = members.sum(dim=1, keepdim=True)
     if swap:
-        base = base - kept
+        base = base - members
     return (base[:, :, None] + signals[query, outside][:, None]).flatten(1, 2)
 
 
 def _first_best(values: Tensor, margins: Tensor) -> Tensor:
-    """Place of the best value of each row, by margin and then the first of equals: (rows, 1)."""
-    margins = margins.masked_fill(~_best(values), -torch.inf)
+    """Find the best value of each row, by margin and index if equal; indices, shape (rows, 1)."""
+    margins = margins.masked_fill(~_is_best(values), -torch.inf)
     early = torch.arange(values.shape[1], 0, -1)
-    return (_best(margins) * early).argmax(dim=1, keepdim=True)
+    return (_is_best(margins) * early).argmax(dim=1, keepdim=True)
 
 
-def _best(figures: Tensor) -> Tensor:
-    return figures >= figures.amax(dim=1, keepdim=True) - _LEAST_GAIN
-
-
-def _ndcg(batch: Batch, scores: Tensor) -> Tensor:
-    found = _discounted(_ranked(batch, scores, batch.gains.clamp(min=0), DEPTH))
-    return torch.where(batch.ideal > 0, found.T / batch.ideal, 0.0).T
-
-
-def _reciprocal_rank(batch: Batch, scores: Tensor) -> Tensor:
-    relevant = _ranked(batch, scores, (batch.gains > 0).double(), scores.shape[-1])
-    return (relevant / torch.arange(1, scores.shape[-1] + 1)).amax(dim=-1)
-
-
-def _correlation(batch: Batch, scores: Tensor) -> Tensor:
-    return _linear(batch, scores, batch.correlation_weights)
-
-
-def _margin(batch: Batch, scores: Tensor) -> Tensor:
-    return _linear(batch, scores, batch.margin_weights)
-
-
-# Those of `utility`, for scores of mean 0, shape (queries, sets, documents), to (queries, sets).
-UTILITIES: dict[str, Callable[[Batch, Tensor], Tensor]] = {
-    "ndcg": _ndcg,
-    "reciprocal_rank": _reciprocal_rank,
-    "correlation": _correlation,
-    "margin": _margin,
-}
-
-
-def _linear(batch: Batch, scores: Tensor, weights: Tensor) -> Tensor:
-    """A weighted sum of scores over their deviation; 0 where they are all equal."""
-    deviation = (scores.square().sum(dim=-1) / batch.sizes[:, None]).sqrt()
-    products = (scores @ weights[:, :, None])[:, :, 0]
-    return torch.where(deviation > _LEAST_DEVIATION, products / deviation, 0.0)
-
-
-def _ranked(batch: Batch, scores: Tensor, gains: Tensor, depth: int) -> Tensor:
-    """Gains in the order of the scores, shape (queries, sets, ranks)."""
-    shown = scores.masked_fill(~batch.present[:, None], -torch.inf)
-    order = shown.argsort(dim=-1, descending=True, stable=True)[..., :depth]
-    return gains[:, None].expand_as(scores).gather(2, order)
-
-
-def _discounted(gains: Tensor) -> Tensor:
-    """Sum gains in order of rank; one after the other, so that the best order comes to 1."""
-    ranks = torch.arange(1, gains.shape[-1] + 1, dtype=torch.float64)
-    return pad(gains.clamp(min=0) / (ranks + 1).log2(), (0, 1)).cumsum(dim=-1)[..., -1]
+def _is_best(values: Tensor) -> Tensor:
+    return values >= values.amax(dim=1, keepdim=True) - _LEAST_GAIN
