@@ -1,4 +1,4 @@
-"""Sequences in batches that are padded little."""
+"""Group sequences into batches with little padding."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 
 
 def batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Group sequences of like length, the longest first: the largest batch comes before all others.
+    """Group sequences of similar length, the longest first.
 
     Args:
-        lengths: Tokens of each sequence.
-        max_tokens: Tokens of a batch, padding included; a longer sequence is a batch of its own.
+        lengths: Number of tokens of each sequence.
+        max_tokens: Maximum number of tokens of a batch, padding included; a longer sequence is a
+            batch of its own.
 
     Yields:
-        Places of the sequences of a batch.
+        Indices of the sequences of a batch.
     """
-    rest = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    rest = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     while rest:
         size = max(1, max_tokens // max(1, lengths[rest[0]]))
         yield rest[:size]

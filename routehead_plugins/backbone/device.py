@@ -1,4 +1,4 @@
-"""Device and number format, chosen by measurement."""
+"""Choose the device and the number format."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import torch
 
 from routehead_plugins.errors import InputError
 
-# Shape of one feed-forward product of a small LLM over a few hundred tokens.
+# Shape of a feed-forward product of a small LLM over a few hundred tokens.
 _ROWS, _INNER, _COLUMNS = 256, 576, 1536
 _REPEATS = 25
-# Below this gain the three digits of bfloat16 are not worth giving up float32's seven for.
-_WORTHWHILE = 1.3
+# Smaller speed-ups do not make up for bfloat16's three digits instead of float32's seven.
+_MIN_SPEEDUP = 1.3
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the device asked for, or the fastest there is: cuda, then mps, then cpu.
+    """Return the given device, or the best one available: cuda, then mps, then cpu.
+
+    Args:
+        device: Name of the device or a torch device; ``None`` picks one.
 
     Raises:
         InputError: The device is unknown or not present on this machine.
@@ -28,7 +31,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         except (RuntimeError, AssertionError) as error:
             raise InputError(
                 f"device={str(device)!r} is not available ({str(error).splitlines()[0]}); "
-                "leave device=None to have one picked."
+                "leave device=None to use the best one available."
             ) from error
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
@@ -36,14 +39,14 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the number format asked for; ``"auto"`` takes the faster one on this device.
+    """Return the given number format; ``"auto"`` picks float32 or bfloat16 by their speed.
 
     Args:
         dtype: ``"auto"``, a name such as ``"float32"``, or a torch dtype.
-        device: Where the LLM will run.
+        device: Device on which the LLM will run.
 
     Raises:
-        InputError: The name is not that of a floating-point format.
+        InputError: The name is not a floating-point format of torch.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -60,14 +63,15 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 @cache
 def _fast_dtype(device: torch.device) -> torch.dtype:
-    """Time the same product in both formats; processors differ by a factor of twenty here."""
+    """Return bfloat16 where it is fast enough, else float32; both are timed on the device."""
+    # Timed, because the ratio of the two differs by a factor of twenty between processors.
     seconds = {dtype: _best_time(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
-    fast = seconds[torch.bfloat16] * _WORTHWHILE < seconds[torch.float32]
+    fast = seconds[torch.bfloat16] * _MIN_SPEEDUP < seconds[torch.float32]
     return torch.bfloat16 if fast else torch.float32
 
 
 def _best_time(dtype: torch.dtype, device: torch.device) -> float:
-    """Shortest of several runs: noise on a shared machine only ever adds time."""
+    """Return the shortest of several runs: noise on a shared machine only adds time."""
     left = torch.ones(_ROWS, _INNER, dtype=dtype, device=device)
     right = torch.ones(_INNER, _COLUMNS, dtype=dtype, device=device)
     best = float("inf")

@@ -1,4 +1,4 @@
-"""Let transformers parse a GGUF file once per load; left to itself, it does so three times over."""
+"""Make transformers parse a GGUF file once per load instead of three times."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from typing import Any
 
 import numpy as np
 
-_EXCHANGING = threading.RLock()  # the functions of a package are one per process
+_LOCK = threading.RLock()  # the functions of a package are one per process
 
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
-    """Hand out one reader per file, and one table of tensor names per architecture, until the end.
+    """Cache readers by file and tables of tensor names by architecture inside the ``with`` block.
 
     Transformers builds a reader for the configuration, for the weights and for the tokenizer, and
-    a table of names for every module of the LLM. Meanwhile the package ``gguf`` hands out the ones
-    it has made before; other threads are served as always.
+    a table of names for every module of the LLM. This replaces both functions of the package
+    ``gguf`` with cached ones; other threads still get the original ones.
 
     Raises:
         ImportError: The package ``gguf`` is not installed.
     """
     package: Any = importlib.import_module("gguf")
-    with _EXCHANGING:
+    with _LOCK:
         if not isinstance(package.GGUFReader, type):
-            yield  # exchanged by a call around this one, whose memory serves both
+            yield  # already replaced by an enclosing block, whose cache serves both
             return
         reader, names = package.GGUFReader, package.get_tensor_name_map
         try:
-            package.GGUFReader = _once(reader, _on_plain_array(reader))
-            package.get_tensor_name_map = _once(names, names)
+            package.GGUFReader = _cached_here(reader, _plain_reader(reader))
+            package.get_tensor_name_map = _cached_here(names, names)
             yield
         finally:
             package.GGUFReader, package.get_tensor_name_map = reader, names
 
 
-def _once(usual: Callable[..., Any], remembered: Callable[..., Any]) -> Callable[..., Any]:
-    """Call ``remembered`` once per set of arguments in this thread, and ``usual`` in others."""
+def _cached_here(original: Callable[..., Any], replacement: Callable[..., Any]) -> Any:
+    """Call the replacement, with a cache, in this thread, and the original in all others."""
     thread = threading.get_ident()
-    memory = cache(remembered)
+    cached = cache(replacement)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        chosen = memory if threading.get_ident() == thread else usual
-        return chosen(*args, **kwargs)
+        function = cached if threading.get_ident() == thread else original
+        return function(*args, **kwargs)
 
     return call
 
 
-def _on_plain_array(reader: Any) -> Any:
-    """Derive a reader that cuts up a plain array.
+def _plain_reader(reader: Any) -> Any:
+    """Derive a reader that slices a plain array instead of an ``np.memmap``.
 
-    A slice of ``np.memmap`` costs four times as much, and a vocabulary takes half a million of
-    them. The file stays mapped all the same.
+    Slicing an ``np.memmap`` costs four times as much, and a vocabulary takes half a million slices.
+    The file stays mapped all the same.
     """
 
     class PlainReader(reader):  # type: ignore[misc]  # the base is known only once it is imported

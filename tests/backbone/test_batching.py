@@ -17,7 +17,7 @@ def test_the_longest_come_first_and_equal_ones_in_their_order() -> None:
 
 @given(st.lists(st.integers(0, 40)), st.integers(1, 60))
 def test_every_sequence_is_in_one_batch_within_the_bound(lengths: list[int], bound: int) -> None:
-    found = list(batches(lengths, bound))
-    assert sorted(chain.from_iterable(found)) == list(range(len(lengths)))
-    for batch in found:
-        assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= bound
+    grouped = list(batches(lengths, bound))
+    assert sorted(chain.from_iterable(grouped)) == list(range(len(lengths)))
+    for batch in grouped:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= bound

@@ -115,7 +115,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(device: str) -> None:
         pick_device(device)
     before, after = (
         f"device={device!r} is not available (",
-        "); leave device=None to have one picked.",
+        "); leave device=None to use the best one available.",
     )
     message = str(error.value)
     assert message.startswith(before)
@@ -132,5 +132,6 @@ def test_the_first_line_of_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError) as error:
         pick_device("cuda")
     assert str(error.value) == (
-        "device='cuda' is not available (no driver); leave device=None to have one picked."
+        "device='cuda' is not available (no driver); "
+        "leave device=None to use the best one available."
     )

@@ -166,7 +166,7 @@ def test_the_file_is_parsed_once_for_model_and_tokenizer(
     assert tokenizer.encode("he") == [VOCABULARY.index("he")]
 
 
-def test_what_layers_loads_meanwhile_is_no_obstacle(path: Path, counted: type[Counted]) -> None:
+def test_layers_may_load_the_same_file(path: Path, counted: type[Counted]) -> None:
     def one(total: int) -> int:
         assert load_tokenizer(str(path)).encode("he") == [VOCABULARY.index("he")]
         return total - 2
@@ -221,7 +221,7 @@ def test_two_threads_that_load_at_once_leave_the_package_as_it_was() -> None:
     thread = threading.Thread(target=second)
     with parsed_once():
         thread.start()
-        inside.wait(0.2)  # it may as well have to wait for its turn
+        inside.wait(0.2)  # it may have to wait for the lock
     leave.set()
     thread.join()
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == USUAL

@@ -1,8 +1,9 @@
-"""Loading: what is found, what is refused in one line, and that nobody notices the loading."""
+"""Loading: names, errors of one line, no side effects, and loading the leading layers only."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import sys
 import threading
@@ -19,8 +20,18 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    Gemma3nTextConfig,
+    GPT2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    modeling_utils,
+)
 from transformers.utils import logging
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
@@ -36,6 +47,29 @@ BROKEN = (
     r"or in the local cache, a folder, or a \.gguf file\."
 )
 
+OTHERS: dict[str, PreTrainedConfig] = {
+    "gpt2": GPT2Config(  # its layers have another name
+        vocab_size=families.VOCABULARY, n_embd=32, n_layer=4, n_head=4, n_positions=128
+    ),
+    "gemma3n": Gemma3nTextConfig(  # the last layers share keys; embeddings are per layer
+        vocab_size=families.VOCABULARY,
+        vocab_size_per_layer_input=families.VOCABULARY,
+        hidden_size=32,
+        intermediate_size=[48] * 4,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_size_per_layer_input=8,
+        laurel_rank=4,
+        head_dim=16,
+        sliding_window=24,
+        num_kv_shared_layers=2,
+        activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
+}
+FAMILIES = [*families.CONFIGS, *OTHERS]
+
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,22 +77,22 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def written() -> PreTrainedModel:
+def original() -> PreTrainedModel:
     return families.tiny_model("llama")
 
 
 @pytest.fixture(scope="module")
-def saved(written: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(original: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory written by ``save_pretrained``; not to be changed."""
     folder = tmp_path_factory.mktemp("saved")
-    written.save_pretrained(folder)
+    original.save_pretrained(folder)
     families.tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
 def copied(saved: Path, tmp_path: Path) -> Path:
-    """The same, to be broken."""
+    """A copy of the directory, to be damaged."""
     return Path(shutil.copytree(saved, tmp_path / "copied"))
 
 
@@ -66,23 +100,23 @@ def load(name: str | Path) -> PreTrainedModel:
     return load_model(str(name), dtype=torch.float32, device=CPU)
 
 
-def load_leading(name: str | Path) -> PreTrainedModel:
-    return load_model(str(name), dtype=torch.float32, device=CPU, layers=lambda _: 1)
+def load_leading(name: str | Path, layers: int = 1) -> PreTrainedModel:
+    return load_model(str(name), dtype=torch.float32, device=CPU, layers=lambda _: layers)
 
 
-def assert_same_signals(llm: FrozenLM, written: PreTrainedModel) -> None:
-    in_memory = FrozenLM(written, families.tiny_tokenizer())
+def assert_same_signals(llm: FrozenLM, original: PreTrainedModel) -> None:
+    in_memory = FrozenLM(original, families.tiny_tokenizer())
     expected = HeadRoutedAttentionReranker(in_memory).signals(QUERY, DOCUMENTS)
     assert torch.equal(HeadRoutedAttentionReranker(llm).signals(QUERY, DOCUMENTS), expected)
     assert expected.abs().max() > 1e-3
 
 
 def test_a_local_directory_reads_as_the_model_it_was_saved_from(
-    saved: Path, written: PreTrainedModel
+    saved: Path, original: PreTrainedModel
 ) -> None:
     llm = FrozenLM.from_pretrained(str(saved), dtype="float32", device="cpu")
     assert (llm.name, llm.device, llm.dtype) == (str(saved), CPU, torch.float32)
-    assert_same_signals(llm, written)
+    assert_same_signals(llm, original)
 
 
 def test_a_path_may_begin_with_the_home_directory(
@@ -94,7 +128,7 @@ def test_a_path_may_begin_with_the_home_directory(
 
 
 def test_the_local_cache_of_the_hub_is_enough_when_offline(
-    saved: Path, written: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Path, original: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     revision = "0" * 40
     folder = tmp_path / "models--someone--tiny"
@@ -106,7 +140,7 @@ def test_the_local_cache_of_the_hub_is_enough_when_offline(
         "someone/tiny", dtype="float32", device="cpu", local_files_only=True
     )
     assert llm.name == "someone/tiny"
-    assert_same_signals(llm, written)
+    assert_same_signals(llm, original)
 
 
 def test_the_model_is_loaded_for_inference_in_the_format_asked_for(saved: Path) -> None:
@@ -126,7 +160,7 @@ LOADERS = pytest.mark.parametrize("loader", [load, load_leading, load_tokenizer]
 
 @LOADERS
 @pytest.mark.parametrize("name", ["no/such", "/no/such/folder", "no-such", "../no/such/at/all"])
-def test_a_name_that_is_nowhere_is_refused(loader: Callable[[str], Any], name: str) -> None:
+def test_a_name_that_does_not_exist_is_refused(loader: Callable[[str], Any], name: str) -> None:
     with pytest.raises(
         ModelLoadError, match=f"^{BROKEN.format(name=repr(name), reason='.+')}$"
     ) as e:
@@ -159,7 +193,7 @@ def test_local_files_only_refuses_what_is_not_in_the_cache(
         (None, "model=None is a NoneType; give a text."),
     ],
 )
-def test_what_is_no_name_is_refused(name: Any, message: str) -> None:
+def test_a_name_that_is_no_text_is_refused(name: Any, message: str) -> None:
     with pytest.raises(InputError) as error:
         FrozenLM.from_pretrained(name)
     assert str(error.value) == message
@@ -172,7 +206,7 @@ def test_a_directory_without_a_model_is_refused(
     with pytest.raises(ModelLoadError) as error:
         loader(str(tmp_path))
     assert str(error.value) == (
-        f"directory {str(tmp_path)!r} holds no config.json; "
+        f"directory {str(tmp_path)!r} has no config.json; "
         "give a directory written by save_pretrained, or the .gguf file inside it."
     )
 
@@ -404,11 +438,228 @@ def test_two_threads_that_load_at_once_leave_standard_error_in_place() -> None:
     thread = threading.Thread(target=second)
     with loading._quietly():
         thread.start()
-        inside.wait(0.2)  # it may as well have to wait for its turn
+        inside.wait(0.2)  # it may have to wait for the lock
     leave.set()
     thread.join()
     left, sys.stderr = sys.stderr, stream
     assert left is stream
+
+
+# the leading layers
+
+
+def build(family: str) -> PreTrainedModel:
+    if family in families.CONFIGS:
+        return families.tiny_model(family)
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(OTHERS[family]).eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Directories written by ``save_pretrained``, one per family; not to be changed."""
+    root = tmp_path_factory.mktemp("families")
+
+    def folder(family: str) -> Path:
+        if not (root / family).is_dir():
+            build(family).save_pretrained(root / family)
+        return root / family
+
+    return folder
+
+
+@pytest.fixture
+def llama(saved_family: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A Llama of four layers, to be changed."""
+    return Path(shutil.copytree(saved_family("llama"), tmp_path / "llama"))
+
+
+def stack(model: PreTrainedModel) -> nn.ModuleList:
+    decoder = model.get_decoder()
+    layers = decoder.h if hasattr(decoder, "h") else decoder.layers
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+@torch.inference_mode()
+def states(model: PreTrainedModel, layer: int) -> Tensor:
+    """Output of a layer, before the final norm."""
+    seen: list[Any] = []
+    handle = stack(model)[layer].register_forward_hook(lambda *call: seen.append(call[2]))
+    ids = torch.randint(families.VOCABULARY, (1, 60), generator=torch.Generator().manual_seed(0))
+    model(input_ids=ids, use_cache=False)
+    handle.remove()
+    (state,) = seen
+    state = state[0] if isinstance(state, tuple) else state
+    assert isinstance(state, Tensor)
+    return state
+
+
+def is_kept_of_two(weight: str) -> bool:
+    """Tell whether a weight belongs to the first two layers, or to none."""
+    return re.search(r"\b(layers|h)\.[23]\.", weight) is None
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_leading_layers_do_what_they_do_in_the_whole_llm(
+    family: str, layers: int, saved_family: Callable[[str], Path]
+) -> None:
+    expected = states(build(family), layers - 1)
+    assert expected.std() > 1e-2
+    assert torch.equal(states(load_leading(saved_family(family), layers), layers - 1), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_of_the_deeper_layers_is_in_memory(
+    family: str, saved_family: Callable[[str], Path]
+) -> None:
+    whole, shallow = build(family).state_dict(), load_leading(saved_family(family), 2).state_dict()
+    assert set(shallow) == set(filter(is_kept_of_two, whole))
+    assert len(shallow) < len(whole)
+    assert all(value.device == CPU for value in shallow.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_class_and_configuration_are_those_of_the_whole_llm(
+    family: str, saved_family: Callable[[str], Path]
+) -> None:
+    whole = load_model(str(saved_family(family)), dtype=torch.float32, device=CPU)
+    shallow = load_leading(saved_family(family), 1)
+    assert type(shallow) is type(whole)
+    assert shallow.config.to_dict() == whole.config.to_dict()
+    assert shallow.config.num_hidden_layers == 4
+    assert not shallow.training
+
+
+class Watched:
+    """A weights file that notes which of its tensors are read."""
+
+    read: set[str]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._file: Any = safe_open(*args, **kwargs)
+
+    def get_slice(self, key: str) -> Any:
+        return WatchedSlice(self._file.get_slice(key), key, self.read)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.__exit__(*error)
+
+
+class WatchedSlice:
+    def __init__(self, inner: Any, key: str, read: set[str]) -> None:
+        self._inner, self._key, self._read = inner, key, read
+
+    def __getitem__(self, index: Any) -> Any:
+        self._read.add(self._key)
+        return self._inner[index]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_of_the_deeper_layers_is_read_from_the_disk(
+    family: str, saved_family: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved_family(family)
+    monkeypatch.setattr(Watched, "read", set(), raising=False)
+    monkeypatch.setattr(modeling_utils, "safe_open", Watched)
+    load_leading(folder, 2)
+    in_file = set(load_file(folder / "model.safetensors"))
+    assert Watched.read == set(filter(is_kept_of_two, in_file))
+    assert len(Watched.read) < len(in_file)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_deeper_layers_may_be_damaged(llama: Path) -> None:
+    def spoil(weights: dict[str, Tensor]) -> None:
+        weights["model.layers.2.self_attn.q_proj.weight"] = torch.zeros(3)
+        del weights["model.layers.3.self_attn.q_proj.weight"]
+
+    rewrite(llama, spoil)
+    with pytest.raises(ModelLoadError):
+        load_leading(llama, 4)
+    assert torch.equal(states(load_leading(llama, 2), 1), states(build("llama"), 1))
+
+
+def test_a_missing_weight_of_a_leading_layer_is_refused(llama: Path) -> None:
+    rewrite(llama, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(ModelLoadError) as error:
+        load_leading(llama, 2)
+    assert str(error.value) == (
+        f"model {str(llama)!r} lacks 1 of its weights, such as "
+        "'model.layers.1.mlp.up_proj.weight'; download or save it again."
+    )
+    load_leading(llama, 1)
+
+
+def test_layers_gets_the_depth_of_the_model(saved_family: Callable[[str], Path]) -> None:
+    depths = []
+
+    def half(total: int) -> int:
+        depths.append(total)
+        return total // 2
+
+    model = load_model(str(saved_family("llama")), dtype=torch.float32, device=CPU, layers=half)
+    assert depths == [4]
+    assert len(stack(model)) == 2
+
+
+@pytest.mark.parametrize("layers", [-1, 0, 5])
+def test_a_number_of_layers_out_of_range_is_refused(
+    layers: int, saved_family: Callable[[str], Path]
+) -> None:
+    with pytest.raises(InputError) as error:
+        load_leading(saved_family("llama"), layers)
+    assert str(error.value) == (
+        f"layers={layers} is out of range for {str(saved_family('llama'))!r}; give 1 to 4."
+    )
+
+
+def test_an_error_of_layers_is_passed_on(saved_family: Callable[[str], Path]) -> None:
+    def refuse(total: int) -> int:
+        raise KeyError(total)
+
+    with pytest.raises(KeyError, match=r"^4$"):
+        load_model(str(saved_family("llama")), dtype=torch.float32, device=CPU, layers=refuse)
+
+
+def test_an_llm_without_one_list_of_layers_is_loaded_whole(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = BertConfig(**sizes, vocab_size=99, num_hidden_layers=4, is_decoder=True)
+    whole: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    whole.save_pretrained(tmp_path)
+    assert set(load_leading(tmp_path, 2).state_dict()) == set(whole.state_dict())
+
+
+def test_nothing_is_printed_about_the_deeper_layers(
+    saved_family: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    load_leading(saved_family("llama"), 1)
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+def test_the_random_state_is_unchanged(saved_family: Callable[[str], Path]) -> None:
+    before = torch.get_rng_state()
+    load_leading(saved_family("llama"), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# the embedded LLM
 
 
 @dataclass
