@@ -1,7 +1,18 @@
 """Learn head sets and routers from kept signals; the LLM is never run here."""
 
 from routehead_plugins.training.detection import METHODS, detect, single_head_ndcg
-from routehead_plugins.training.fit import FitOptions, fit_router, usable
+from routehead_plugins.training.fit import (
+    PARTS,
+    STRENGTHS,
+    Base,
+    FitOptions,
+    clearly_better,
+    corrected,
+    fit_router,
+    static_base,
+    static_l1,
+    usable,
+)
 from routehead_plugins.training.inspection import Inspection, Use, sampled
 from routehead_plugins.training.model_card import router_card
 from routehead_plugins.training.offline import each_ndcg, offline_scores, routed_scores
@@ -11,11 +22,16 @@ from routehead_plugins.training.weights import fit_weights, split_folds, weighte
 
 __all__ = [
     "METHODS",
+    "PARTS",
+    "STRENGTHS",
+    "Base",
     "FitOptions",
     "Inspection",
     "LabelOptions",
     "Use",
     "choose_labels",
+    "clearly_better",
+    "corrected",
     "detect",
     "each_ndcg",
     "fit_router",
@@ -28,6 +44,8 @@ __all__ = [
     "sampled",
     "single_head_ndcg",
     "split_folds",
+    "static_base",
+    "static_l1",
     "usable",
     "weighted_scores",
 ]
