@@ -1,5 +1,5 @@
 """The `routehead` command."""
 
-from routehead_plugins.cli.main import app, main
+from routehead_plugins.cli.main import app
 
-__all__ = ["app", "main"]
+__all__ = ["app"]

@@ -1,112 +1,135 @@
-"""`routehead demo`: the main job on the bundled collection, before and after."""
+"""`routehead demo`: re-rank queries of the bundled collection and show the change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from routehead_plugins.cli.runtime import ModelOptions, bm25_stage, err, progress, ranked
-from routehead_plugins.evaluation import ResultTable, evaluate
+from routehead_plugins.cli.options import HEADS, LLM, with_options
+from routehead_plugins.cli.runtime import (
+    bm25_stage,
+    err,
+    fitted_weight,
+    load_reranker,
+    progress,
+    ranked,
+)
 from routehead_plugins.io import BUNDLED, Collection, Topics, load_collection
-from routehead_plugins.reranker import HeadRoutedAttentionReranker
-from routehead_plugins.selection import ROUTED, FixedHeads, Router
+from routehead_plugins.options import RerankerOptions
 
-# The grade of passages that answer the query in full.
-_ANSWERS = 3
+# Relevance grade of passages that answer the query in full.
+_FULL_ANSWER = 3
 
 # Method -> query -> pairs of document id and score, best first.
 _Rankings = Mapping[str, Mapping[str, Sequence[tuple[str, float]]]]
 
 
-def run_demo(
-    queries: int, hits: int, heads: str | None, router: str | None, options: ModelOptions
-) -> None:
-    """Index, retrieve, re-rank, and print what changed.
+@dataclass(frozen=True)
+class DemoArguments:
+    """Options of `routehead demo`."""
 
-    Args:
-        queries: How many queries, spread evenly over the collection.
-        hits: Candidates per query.
-        heads: Which heads to read; ``None`` leaves the choice to the router.
-        router: What chooses heads per query; ``None`` for the one that comes with the LLM.
-        options: How the LLM is loaded.
+    queries: Annotated[int, typer.Option(help="Bundled queries to run.", min=1)] = 24
+    hits: Annotated[int, typer.Option(help="BM25 candidates to re-rank per query.", min=1)] = 20
 
-    Raises:
-        RouteHeadError: The heads or the LLM cannot be used, or there is no Java for Lucene.
+
+@with_options(*HEADS, *LLM)
+def demo(arguments: DemoArguments, options: RerankerOptions) -> None:
+    """Show the main use: BM25 retrieves candidates, the LLM's attention re-ranks them.
+
+    Indexes the bundled collection with Lucene, re-ranks, and prints every query before and after,
+    then nDCG@10 of both. Needs no network.
     """
-    selector = options.selector(heads, router)
-    name = heads or (ROUTED if isinstance(selector, Router) else "all")
-    fitted = isinstance(selector, FixedHeads | Router) and selector.heads.recipe.first_stage_weight
+    from routehead_plugins.evaluation import ResultTable, evaluate
+
     collection = load_collection(BUNDLED)
-    topics = _spread(collection.topics, queries)
-    # Where the first stage was fitted together with the heads, it takes part already.
-    fused = {} if fitted else {f"{name}+bm25": 1.0}
-    rankings: dict[str, dict[str, list[tuple[str, float]]]] = {"bm25": {}, name: {}}
-    rankings |= {method: {} for method in fused}
-    with bm25_stage(BUNDLED, hits) as bm25:
-        reranker = HeadRoutedAttentionReranker(options.load(), selector)
-        llm = reranker.llm
-        err.print(f"{options.model}: {llm.num_layers} layers, {llm.dtype}, {llm.device}")
-        with progress("Re-ranking", len(topics)) as advance:
-            for key, query in topics.items():
-                documents = bm25.retrieve(query)
-                scores = reranker.score(query, documents)
-                rankings["bm25"][key] = [(d.id or "", d.score or 0.0) for d in documents]
-                rankings[name][key] = ranked(documents, scores, weight=0.0)
-                for method, weight in fused.items():
-                    rankings[method][key] = ranked(documents, scores, weight)
-                advance()
+    topics = _spread(collection.topics, arguments.queries)
+    rankings = _rankings(topics, arguments.hits, options)
+    qrels = {query_id: collection.qrels[query_id] for query_id in topics}
+    evaluations = {method: evaluate(ranking, qrels) for method, ranking in rankings.items()}
     console = Console()
-    console.print(_ranks(collection, topics, rankings))
-    console.print(_figures(collection, topics, rankings).to_rich())
+    console.print(_rank_table(collection, topics, rankings))
+    console.print(ResultTable({collection.name: evaluations}, baseline="bm25").to_rich())
     console.print(
         f"{len(topics)} of {len(collection.topics)} bundled queries (--queries for more), "
-        f"BM25 top {hits}, read by {options.model!r}.\n"
+        f"BM25 top {arguments.hits}, read by {options.model!r}.\n"
         "The collection is small and was written for this demo: for claims, run "
         "`routehead evaluate` on your own.",
         highlight=False,
     )
 
 
+def _rankings(
+    topics: Topics, hits: int, options: RerankerOptions
+) -> dict[str, dict[str, list[tuple[str, float]]]]:
+    """Rank the candidates of every query by every method; the first method is BM25."""
+    from routehead_plugins.selection import (
+        ALL,
+        FIRST_STAGE,
+        FUSED,
+        ROUTED,
+        Router,
+        choose_selector,
+    )
+
+    selector = choose_selector(options)
+    name = options.heads or (ROUTED if isinstance(selector, Router) else ALL)
+    weights = {str(name): 0.0}
+    if not fitted_weight(selector):  # otherwise the scores include the first stage already
+        weights[f"{name}{FUSED}"] = 1.0
+    rankings: dict[str, dict[str, list[tuple[str, float]]]] = {
+        method: {} for method in (FIRST_STAGE, *weights)
+    }
+    with bm25_stage(BUNDLED, hits) as bm25:
+        reranker = load_reranker(options)
+        llm = reranker.llm
+        err.print(f"{options.model}: {llm.num_layers} layers, {llm.dtype}, {llm.device}")
+        with progress("Re-ranking", len(topics)) as advance:
+            for query_id, query in topics.items():
+                documents = bm25.retrieve(query)
+                scores = reranker.score(query, documents)
+                rankings[FIRST_STAGE][query_id] = [(d.id or "", d.score or 0.0) for d in documents]
+                for method, weight in weights.items():
+                    rankings[method][query_id] = ranked(documents, scores, weight)
+                advance()
+    return rankings
+
+
 def _spread(topics: Topics, count: int) -> Topics:
-    """Take every n-th query, so that each domain and style has its share."""
+    """Take queries at equal steps, so that every domain and style has its share."""
     items = list(topics.items())
     count = min(count, len(items))
-    return dict(items[place * len(items) // count] for place in range(count))
+    return dict(items[number * len(items) // count] for number in range(count))
 
 
-def _ranks(collection: Collection, topics: Topics, rankings: _Rankings) -> Table:
-    """One row per query: rank of its first full answer, before and after."""
-    first, *others = rankings
+def _rank_table(collection: Collection, topics: Topics, rankings: _Rankings) -> Table:
+    """Show one row per query: the rank of its first full answer, before and after."""
     table = Table(box=SIMPLE_HEAD, title="Rank of the first full answer", pad_edge=False)
-    for name in ("query", first, *others):
-        table.add_column(name, justify="left" if name == "query" else "right")
-    for key, query in topics.items():
-        places = {
-            name: _first_answer(ranking[key], collection.qrels[key])
-            for name, ranking in rankings.items()
-        }
-        moved = [_moved(places[first], places[name]) for name in others]
-        table.add_row(Text(query), _moved(places[first], places[first]), *moved)
+    table.add_column("query")
+    for method in rankings:
+        table.add_column(method, justify="right")
+    for query_id, query in topics.items():
+        grades = collection.qrels[query_id]
+        before, *after = (_answer_rank(ranking[query_id], grades) for ranking in rankings.values())
+        table.add_row(Text(query), *(_rank_text(before, rank) for rank in (before, *after)))
     return table
 
 
-def _first_answer(ranking: Sequence[tuple[str, float]], grades: Mapping[str, int]) -> int | None:
-    places = (place for place, (key, _) in enumerate(ranking, 1) if grades.get(key, 0) >= _ANSWERS)
-    return next(places, None)
+def _answer_rank(ranking: Sequence[tuple[str, float]], grades: Mapping[str, int]) -> int | None:
+    answers = (
+        rank for rank, (docid, _) in enumerate(ranking, 1) if grades.get(docid, 0) >= _FULL_ANSWER
+    )
+    return next(answers, None)
 
 
-def _moved(before: int | None, after: int | None) -> Text:
-    """Show a rank, and by colour whether it is better than before; "-" where none was found."""
+def _rank_text(before: int | None, after: int | None) -> Text:
+    """Show a rank, colored if it changed; "-" if there is no full answer among the candidates."""
     if before is None or after is None or before == after:
         return Text("-" if after is None else str(after))
     return Text(f"{after} up", "green") if after < before else Text(f"{after} down", "red")
-
-
-def _figures(collection: Collection, topics: Topics, rankings: _Rankings) -> ResultTable:
-    qrels = {key: collection.qrels[key] for key in topics}
-    methods = {name: evaluate(ranking, qrels) for name, ranking in rankings.items()}
-    return ResultTable({collection.name: methods}, baseline="bm25")

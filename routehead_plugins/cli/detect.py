@@ -1,142 +1,153 @@
-"""`routehead detect`: which heads of an LLM follow relevance, from judged collections."""
+"""`routehead detect`: find the heads of an LLM that follow relevance, from judged collections."""
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from routehead_plugins.cli.runtime import ModelOptions, progress, with_candidates
+import typer
+
+from routehead_plugins.cli.options import LLM, PROMPT, Seed, Signals, with_options
+from routehead_plugins.cli.runtime import (
+    check_minimum,
+    load_llm,
+    make_layout,
+    progress,
+    sample_queries,
+    signals_folder,
+    with_candidates,
+)
 from routehead_plugins.errors import InputError
-from routehead_plugins.heads import HeadSet
-from routehead_plugins.io import Collection, load_collection, make_folder
-from routehead_plugins.selection import AllHeads
-from routehead_plugins.signals import CollectOptions, SignalSet, collect_signals
-from routehead_plugins.training import METHODS, detect, fit_weights
+from routehead_plugins.io import load_collection, make_folder
+from routehead_plugins.options import RerankerOptions
+
+if TYPE_CHECKING:
+    from routehead_plugins.heads import HeadSet
+    from routehead_plugins.signals import SignalSet
 
 WEIGHTS = "weights"
-ALL_METHODS = (*METHODS, WEIGHTS)
+_COUNT = 8  # heads
 
 
 @dataclass(frozen=True)
-class DetectionJob:
-    """What to detect, and on what.
+class DetectArguments:
+    """Options of `routehead detect`."""
 
-    Attributes:
-        collections: BEIR folders with judgments.
-        method: One of ``ALL_METHODS``.
-        output: Where to write the head set.
-        count: How many heads; ``None`` for the method's own number.
-        queries: How many queries of each collection at most, drawn by the seed; ``None`` for all.
-        temperature: For ``"core"``; ``None`` has one chosen.
-        aggregation: For ``"weights"``.
-        signals: Folder in which signals are kept for the next call; ``None`` for the user's cache.
-        options: How candidates are shown.
-        seed: Of everything that is drawn.
-        llm: How the LLM is loaded.
+    collection: Annotated[
+        list[Path],
+        "A BEIR folder with judgments: corpus.jsonl, queries.jsonl, qrels/test.tsv and optionally "
+        "run.bm25.trec. Can be repeated.",
+    ]
+    output: Annotated[Path, "Output file of the head set, as JSON."]
+    method: Annotated[
+        str,
+        "**ndcg** (QRHead as released), **qr** (QRHead as printed), **core** (CoRe), **layers** "
+        "(Selective-ICR), **discriminability** (after HeadRank), or **weights**: signed weights "
+        "over all heads and the first stage.",
+    ] = "ndcg"
+    count: Annotated[int | None, typer.Option(help="Number of heads.  [default: 8]", min=1)] = None
+    queries: Annotated[
+        int | None, "Maximum queries per collection, drawn by --seed.  [default: all]"
+    ] = None
+    hits: Annotated[int, "Candidates per query."] = 20
+    temperature: Annotated[
+        float | None, "Temperature of core.  [default: chosen on a part of the queries]"
+    ] = None
+    aggregation: Annotated[str, "For weights: standardised, log or mean."] = "standardised"
+    shuffle: Annotated[
+        int | None, "Seed that shuffles the candidates.  [default: the first stage's order]"
+    ] = None
+    positions: Annotated[int, "Show the best document at this many positions, as CoRe does."] = 1
+    signals: Signals = None
+    seed: Seed = 0
+
+
+@with_options(*LLM, *PROMPT)
+def detect(arguments: DetectArguments, options: RerankerOptions) -> None:
+    """Find the heads of an LLM that follow relevance, from judged queries.
+
+    The LLM is run once per query. The signals of all its heads are kept on disk, so that other
+    methods use them again and a job that was stopped resumes.
+
+    Example: routehead detect --collection beir/nq --method core --layout parallel
+    --output heads.json; then: routehead rerank --heads heads.json ...
     """
-
-    collections: Sequence[Path]
-    method: str
-    output: Path
-    count: int | None
-    queries: int | None
-    temperature: float | None
-    aggregation: str
-    signals: Path | None
-    options: CollectOptions
-    seed: int
-    llm: ModelOptions
+    heads = detect_heads(arguments, options)
+    typer.echo(f"{arguments.output}: {len(heads)} heads by {heads.method}: {heads}")
 
 
-def run_detection(job: DetectionJob) -> HeadSet:
-    """Compute signals, choose heads, write the head set.
-
-    Queries whose signals were computed before are not run again, whatever the method.
-
-    Raises:
-        RouteHeadError: An option is unknown, a collection malformed or without contrast, or the LLM
-            fails.
-    """
-    _check(job)
-    signals = gather(job)
-    if job.method == WEIGHTS:
-        found = fit_weights(signals, aggregation=job.aggregation, seed=job.seed)
-    else:
-        found = detect(
-            signals, job.method, job.count or 8, temperature=job.temperature, seed=job.seed
-        )
-    make_folder(job.output.parent, "head sets")
-    found.save(job.output)
-    return found
-
-
-def gather(job: DetectionJob) -> SignalSet:
-    """Compute, or look up, the signals of all collections."""
-    collections = [load_collection(path) for path in job.collections]
-    samples = [sample_queries(collection, job.queries, job.seed) for collection in collections]
-    layout = job.llm.arrange(AllHeads())
-    llm = job.llm.load()
-    parts = []
-    for collection, sample in zip(collections, samples, strict=True):
-        topics = {query_id: collection.topics[query_id] for query_id in sample}
-        retrieved = with_candidates(collection, topics, job.options.hits)
-        with progress(f"{collection.name}: signals", len(sample)) as advance:
-            parts.append(
-                collect_signals(
-                    retrieved,
-                    llm,
-                    layout,
-                    job.signals or signals_folder(),
-                    job.options,
-                    query_ids=sample,
-                    advance=advance,
-                )
-            )
-    joined = parts[0]
-    for part in parts[1:]:
-        joined = joined + part
-    return joined
-
-
-def signals_folder() -> Path:
-    """Where signals are kept when no folder is named: the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "routehead" / "signals"
-
-
-def sample_queries(collection: Collection, size: int | None, seed: int) -> list[str]:
-    """Draw judged queries.
+def detect_heads(arguments: DetectArguments, options: RerankerOptions) -> HeadSet:
+    """Compute signals, choose heads, and write the head set.
 
     Args:
-        collection: The collection.
-        size: How many at most; ``None`` for all.
-        seed: Of the draw.
+        arguments: Collections, method and output file.
+        options: How the LLM is loaded and prompted.
 
-    Returns:
-        Their ids, in the collection's order.
+    Raises:
+        RouteHeadError: An option cannot be used, a collection is malformed or has no contrast, or
+            the LLM fails.
     """
-    judged = [query_id for query_id in collection.topics if query_id in collection.qrels]
-    if size is None or size >= len(judged):
-        return judged
-    # All in the order of the lot: of two samples the smaller is a part of the larger.
-    lot = random.Random(f"{seed} {collection.name}").sample(judged, len(judged))
-    drawn = set(lot[:size])
-    return [query_id for query_id in judged if query_id in drawn]
+    from routehead_plugins import training
 
-
-def _check(job: DetectionJob) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    if job.method not in ALL_METHODS:
-        raise InputError(f"method={job.method!r} is unknown; give one of {', '.join(ALL_METHODS)}.")
-    if job.queries is not None and job.queries < 1:
-        raise InputError(f"queries={job.queries!r} leaves nothing to learn from; give 1 or more.")
-    if job.method == WEIGHTS and job.count is not None:
-        raise InputError(
-            f"count={job.count!r} is not for method 'weights', which finds out how many heads "
-            "matter; leave it out."
+    _check(arguments)
+    signals = _signals(arguments, options)
+    if arguments.method == WEIGHTS:
+        heads = training.fit_weights(
+            signals, aggregation=arguments.aggregation, seed=arguments.seed
         )
-    if job.output.is_dir():
-        raise InputError(f"{job.output} is a folder; name a file, such as heads.json.")
+    else:
+        heads = training.detect(
+            signals,
+            arguments.method,
+            arguments.count or _COUNT,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+        )
+    make_folder(arguments.output.parent, "head sets")
+    heads.save(arguments.output)
+    return heads
+
+
+def _check(arguments: DetectArguments) -> None:
+    """Check the arguments before anything is read or loaded."""
+    from routehead_plugins.training import METHODS
+
+    methods = (*METHODS, WEIGHTS)
+    if arguments.method not in methods:
+        raise InputError(
+            f"--method={arguments.method} does not exist; give one of {', '.join(methods)}."
+        )
+    for name in ("queries", "hits", "positions"):
+        check_minimum(f"--{name}", getattr(arguments, name))
+    if arguments.method == WEIGHTS and arguments.count is not None:
+        raise InputError(
+            f"--count={arguments.count} does not apply to --method=weights, which finds the "
+            "number of heads itself; leave it out."
+        )
+    if arguments.output.is_dir():
+        raise InputError(f"{arguments.output} is a folder; name a file, such as heads.json.")
+
+
+def _signals(arguments: DetectArguments, options: RerankerOptions) -> SignalSet:
+    """Compute the signals of all collections, or read those that were kept."""
+    from routehead_plugins.selection import AllHeads
+    from routehead_plugins.signals import CollectOptions, collect_signals
+
+    collections = [load_collection(path) for path in arguments.collection]
+    layout = make_layout(options, AllHeads())
+    llm = load_llm(options)
+    folder = arguments.signals or signals_folder()
+    collect = CollectOptions(
+        arguments.hits, options.max_doc_tokens, arguments.shuffle, arguments.positions
+    )
+    parts = []
+    for collection in collections:
+        query_ids = sample_queries(collection, arguments.queries, arguments.seed)
+        topics = {query_id: collection.topics[query_id] for query_id in query_ids}
+        sample = with_candidates(replace(collection, topics=topics), topics, arguments.hits)
+        with progress(f"{collection.name}: signals", len(topics)) as advance:
+            parts.append(collect_signals(sample, llm, layout, folder, collect, advance=advance))
+    return reduce(add, parts)

@@ -1,20 +1,29 @@
-"""`routehead evaluate`: methods by collections, measured and compared."""
+"""`routehead evaluate`: measure and compare methods on judged collections."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from routehead_plugins.backbone import FrozenLM
-from routehead_plugins.cli.runtime import ModelOptions, progress, ranked, stamp, with_candidates
+import typer
+
+from routehead_plugins.cli.options import LLM, PROMPT, with_options
+from routehead_plugins.cli.runtime import (
+    check_minimum,
+    fitted_weight,
+    load_llm,
+    progress,
+    ranked,
+    settings,
+    stamp,
+    with_candidates,
+)
 from routehead_plugins.data import Document
 from routehead_plugins.errors import InputError
-from routehead_plugins.evaluation import Evaluation, ResultTable, evaluate, parse_measures
-from routehead_plugins.heads import HeadSet
 from routehead_plugins.io import (
     CORPUS_FILE,
     QRELS_FILE,
@@ -24,197 +33,200 @@ from routehead_plugins.io import (
     Journal,
     load_collection,
 )
-from routehead_plugins.reranker import HeadRoutedAttentionReranker
-from routehead_plugins.selection import FixedHeads, Router, Selector
+from routehead_plugins.options import RerankerOptions
 
-FIRST_STAGE = "bm25"
-_FUSED = f"+{FIRST_STAGE}"
+if TYPE_CHECKING:
+    from routehead_plugins.backbone import FrozenLM
+    from routehead_plugins.evaluation import Evaluation, ResultTable
 
 
 @dataclass(frozen=True)
-class EvaluationJob:
-    """What to measure.
+class EvaluateArguments:
+    """Options of `routehead evaluate`."""
 
-    Attributes:
-        collections: BEIR folders.
-        methods: ``"bm25"``, or what ``heads=`` takes; ``"+bm25"`` at the end fuses.
-        hits: Candidates to re-rank per query.
-        measures: As ir_measures writes them.
-        baseline: The method that the others are compared with.
-        first_stage_weight: Weight of BM25 in fused methods.
-        output: Where to write the table as JSON; ``None`` for nowhere.
-        llm: How the LLM is loaded.
+    collection: Annotated[
+        list[Path],
+        "A BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv and optionally run.bm25.trec. "
+        "Can be repeated.",
+    ]
+    methods: Annotated[
+        str,
+        "Comma-separated: **bm25** (the candidates' order) and anything --heads takes; "
+        "**routed:FOLDER** for a router; **+bm25** at the end adds the candidates' scores.",
+    ] = "bm25,all,layers,all+bm25"
+    output: Annotated[Path | None, "Output file of the table and of every query, as JSON."] = None
+    baseline: Annotated[str, "Method that the others are compared with."] = "bm25"
+    measures: Annotated[str, "Comma-separated, as in ir_measures."] = "nDCG@10,RR@10,R@20"
+    hits: Annotated[int, "Candidates to re-rank per query."] = 20
+    first_stage_weight: Annotated[
+        float, typer.Option(help="Weight of the candidates' scores in +bm25 methods.", min=0)
+    ] = 1.0
+
+
+@with_options(*LLM, *PROMPT, "document_cache")
+def evaluate(arguments: EvaluateArguments, options: RerankerOptions) -> None:
+    """Measure methods on judged collections, and test whether they differ.
+
+    Prints means, the difference to the baseline with its 95 % bootstrap interval, and the p value
+    of a paired randomisation test, corrected for the number of methods (Holm).
+
+    Example: routehead evaluate --collection scifact --methods bm25,all,13-18,13-1
     """
+    from rich.console import Console
 
-    collections: Sequence[Path]
-    methods: Sequence[str]
-    hits: int
-    measures: Sequence[str]
-    baseline: str
-    first_stage_weight: float
-    output: Path | None
-    llm: ModelOptions
-
-    def selector(self, method: str) -> Selector:
-        """What chooses the heads of a method, other than the first stage."""
-        return self.llm.selector(method.removesuffix(_FUSED))
-
-    def settings(self) -> dict[str, Any]:
-        """What the figures depend on, as it stands in the results."""
-        return {
-            "methods": list(self.methods),
-            "hits": self.hits,
-            "first_stage_weight": self.first_stage_weight,
-            **self.llm.settings(),
-        }
+    Console().print(compare_methods(arguments, options).to_rich())
 
 
-def split_methods(text: str) -> list[str]:
-    """Read a comma-separated list in which neighbouring ``layer-head`` items are one head set.
-
-    Args:
-        text: Such as ``"bm25,all,13-18,13-1,layers:10-19"``: four methods.
-
-    Raises:
-        InputError: No method is named, or one is named twice.
-    """
-    methods: list[str] = []
-    for item in (part.strip() for part in text.split(",")):
-        head = HeadSet.looks_like(item.removesuffix(_FUSED))
-        if head and methods and HeadSet.looks_like(methods[-1]):
-            methods[-1] += f",{item}"
-        elif item:
-            methods.append(item)
-    if not methods:
-        raise InputError('--methods names no method; give some, such as "bm25,all,layers".')
-    repeated = [method for method in methods if methods.count(method) > 1]
-    if repeated:
-        raise InputError(f"method {repeated[0]!r} is named twice; name each method once.")
-    return methods
-
-
-def run_evaluation(job: EvaluationJob) -> ResultTable:
+def compare_methods(arguments: EvaluateArguments, options: RerankerOptions) -> ResultTable:
     """Run every method on every collection and compare them.
 
     Queries that were done before an interruption are not run again.
 
+    Args:
+        arguments: Collections, methods and measures.
+        options: How the LLM is loaded and prompted.
+
     Raises:
-        RouteHeadError: A collection is malformed, a method unknown, or the LLM fails.
+        RouteHeadError: An option cannot be used, a collection is malformed, or the LLM fails.
     """
-    _check(job)
-    collections = [load_collection(path) for path in job.collections]
-    state = {
-        **job.settings(),
-        "collections": [_stamps(c) for c in collections],
-        # What head-set files hold, not what they are called.
-        "selectors": [repr(job.selector(method)) for method in _read_by(job.methods)],
+    from routehead_plugins.evaluation import ResultTable, parse_measures
+    from routehead_plugins.selection import split_methods
+
+    methods = split_methods(arguments.methods)
+    measures = [name.strip() for name in arguments.measures.split(",")]
+    parse_measures(measures)
+    selectors = _selectors(methods, options)
+    _check(arguments, methods)
+    collections = [load_collection(path) for path in arguments.collection]
+    shared = {
+        "methods": methods,
+        "hits": arguments.hits,
+        "first_stage_weight": arguments.first_stage_weight,
+        **settings(options),
     }
-    # Without an output there is no place where a later call would look for the journal.
+    state = {
+        **shared,
+        "collections": [_stamps(collection) for collection in collections],
+        # The content of head-set files, not their names.
+        "selectors": selectors,
+    }
+    # Without an output, no later call would look for the journal.
     with (
         tempfile.TemporaryDirectory() as folder,
-        Journal(job.output or Path(folder) / "evaluation", state) as journal,
+        Journal(arguments.output or Path(folder) / "evaluation", state) as journal,
     ):
-        bench = _Bench(job, journal)
-        evaluations = {c.name: bench.evaluate(c) for c in collections}
-        table = ResultTable(evaluations, baseline=job.baseline, settings=job.settings())
-        if job.output is not None:
-            table.write_json(job.output)
+        score = _scorer(options, journal)
+        evaluations = {
+            collection.name: _evaluate(collection, methods, measures, arguments, score)
+            for collection in collections
+        }
+        table = ResultTable(evaluations, baseline=arguments.baseline, settings=shared)
+        if arguments.output is not None:
+            table.write_json(arguments.output)
         journal.discard()
     return table
 
 
-def _check(job: EvaluationJob) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    parse_measures(job.measures)
-    for method in _read_by(job.methods):
-        selector = job.selector(method)
-        fitted = (
-            isinstance(selector, FixedHeads | Router) and selector.heads.recipe.first_stage_weight
-        )
-        if fitted and method.endswith(_FUSED):
+def _selectors(methods: Sequence[str], options: RerankerOptions) -> list[str]:
+    """Describe the selector of every method but the first stage.
+
+    Raises:
+        InputError: There is no such selector, or a method would add the first stage twice.
+    """
+    from routehead_plugins.selection import FIRST_STAGE, FUSED, choose_selector
+
+    descriptions = []
+    for method in methods:
+        if method == FIRST_STAGE:
+            continue
+        selector = choose_selector(replace(options, heads=method.removesuffix(FUSED)))
+        if method.endswith(FUSED) and fitted_weight(selector):
             raise InputError(
                 f"method {method!r} adds {FIRST_STAGE} twice, since its heads were fitted together "
-                f"with a first stage; name it without {_FUSED!r}."
+                f"with a first stage; name it without {FUSED!r}."
             )
-    if job.baseline not in job.methods:
+        descriptions.append(repr(selector))
+    return descriptions
+
+
+def _check(arguments: EvaluateArguments, methods: Sequence[str]) -> None:
+    """Check the other arguments before anything is read or loaded."""
+    if arguments.baseline not in methods:
         raise InputError(
-            f"baseline {job.baseline!r} is not among the methods {', '.join(job.methods)}; "
+            f"baseline {arguments.baseline!r} is not among the methods {', '.join(methods)}; "
             "add it, or name another baseline."
         )
-    if job.hits < 1:
-        raise InputError(f"--hits={job.hits} leaves nothing to re-rank; give 1 or more.")
-    names = [path.resolve().name for path in job.collections]
+    check_minimum("--hits", arguments.hits)
+    names = [path.resolve().name for path in arguments.collection]
     if len(set(names)) < len(names):
         raise InputError(f"two collections have the same folder name: {', '.join(names)}.")
-
-
-def _read_by(methods: Sequence[str]) -> list[str]:
-    """Those methods for which the LLM is run."""
-    return [method for method in methods if method != FIRST_STAGE]
-
-
-class _Bench:
-    """Runs methods, asking the LLM only for what the journal does not hold."""
-
-    def __init__(self, job: EvaluationJob, journal: Journal) -> None:
-        self.job = job
-        self.journal = journal
-
-    @cached_property
-    def llm(self) -> FrozenLM:
-        """Loaded when the first score is missing."""
-        return self.job.llm.load()
-
-    def evaluate(self, collection: Collection) -> dict[str, Evaluation]:
-        """Measure every method on one collection."""
-        judged = {key: text for key, text in collection.topics.items() if key in collection.qrels}
-        retrieved = with_candidates(collection, judged, self.job.hits)
-        evaluations = {}
-        for method in self.job.methods:
-            run = self._rankings(retrieved, judged, method)
-            evaluations[method] = evaluate(run, retrieved.qrels, self.job.measures)
-        return evaluations
-
-    def _rankings(
-        self, collection: Collection, topics: Mapping[str, str], method: str
-    ) -> dict[str, list[tuple[str, float]]]:
-        """Rank the candidates of every query."""
-        base = method.removesuffix(_FUSED)
-        weight = self.job.first_stage_weight if method.endswith(_FUSED) else 0.0
-        candidates = {key: collection.candidates(key, self.job.hits) for key in topics}
-        if method == FIRST_STAGE:
-            return {
-                key: [(d.id or "", d.score or 0.0) for d in documents]
-                for key, documents in candidates.items()
-            }
-        scores = self._scores(collection.name, base, topics, candidates)
-        return {key: ranked(candidates[key], scores[key], weight) for key in topics}
-
-    def _scores(
-        self,
-        collection: str,
-        base: str,
-        topics: Mapping[str, str],
-        candidates: Mapping[str, Sequence[Document]],
-    ) -> dict[str, list[float]]:
-        """Score every candidate, in the candidates' order."""
-        places = {key: f"{collection}/{base}/{key}" for key in topics}
-        missing = [key for key in topics if places[key] not in self.journal.done]
-        if missing:
-            selector = self.job.selector(base)
-            reranker = HeadRoutedAttentionReranker(
-                self.llm,
-                selector,
-                layout=self.job.llm.arrange(selector),
-                max_doc_tokens=self.job.llm.max_doc_tokens,
-            )
-            with progress(f"{collection}: {base}", len(missing)) as advance:
-                for key in missing:
-                    self.journal.append(places[key], reranker.score(topics[key], candidates[key]))
-                    advance()
-        return {key: self.journal.done[place] for key, place in places.items()}
 
 
 def _stamps(collection: Collection) -> list[Any]:
     files = (CORPUS_FILE, TOPICS_FILE, QRELS_FILE, RUN_FILE)
     return [stamp(collection.path / name) for name in files]
+
+
+# Takes a name, heads, queries and candidates by query id; returns scores by query id.
+_Scorer = Callable[
+    [str, str, Mapping[str, str], Mapping[str, Sequence[Document]]], Mapping[str, Sequence[float]]
+]
+
+
+def _scorer(options: RerankerOptions, journal: Journal) -> _Scorer:
+    """Return a function that scores candidates; the LLM runs for what the journal lacks."""
+    from routehead_plugins.reranker import HeadRoutedAttentionReranker
+
+    @cache
+    def llm() -> FrozenLM:
+        return load_llm(options)
+
+    def score(
+        collection: str,
+        heads: str,
+        topics: Mapping[str, str],
+        candidates: Mapping[str, Sequence[Document]],
+    ) -> dict[str, list[float]]:
+        keys = {query_id: f"{collection}/{heads}/{query_id}" for query_id in topics}
+        missing = [query_id for query_id, key in keys.items() if key not in journal.done]
+        if missing:
+            reranker = HeadRoutedAttentionReranker.from_options(
+                replace(options, heads=heads), llm()
+            )
+            with progress(f"{collection}: {heads}", len(missing)) as advance:
+                for query_id in missing:
+                    scores = reranker.score(topics[query_id], candidates[query_id])
+                    journal.append(keys[query_id], scores)
+                    advance()
+        return {query_id: journal.done[key] for query_id, key in keys.items()}
+
+    return score
+
+
+def _evaluate(
+    collection: Collection,
+    methods: Sequence[str],
+    measures: Sequence[str],
+    arguments: EvaluateArguments,
+    score: _Scorer,
+) -> dict[str, Evaluation]:
+    """Measure every method on one collection."""
+    from routehead_plugins.evaluation import evaluate
+    from routehead_plugins.selection import FIRST_STAGE, FUSED
+
+    topics = {key: text for key, text in collection.topics.items() if key in collection.qrels}
+    collection = with_candidates(collection, topics, arguments.hits)
+    candidates = {key: collection.candidates(key, arguments.hits) for key in topics}
+    evaluations = {}
+    for method in methods:
+        if method == FIRST_STAGE:
+            run = {
+                key: [(document.id or "", document.score or 0.0) for document in documents]
+                for key, documents in candidates.items()
+            }
+        else:
+            scores = score(collection.name, method.removesuffix(FUSED), topics, candidates)
+            weight = arguments.first_stage_weight if method.endswith(FUSED) else 0.0
+            run = {key: ranked(candidates[key], scores[key], weight) for key in topics}
+        evaluations[method] = evaluate(run, collection.qrels, measures)
+    return evaluations

@@ -1,16 +1,23 @@
-"""`routehead rerank`: a run, or BM25 on the fly, re-ranked into a run."""
+"""`routehead rerank`: re-rank a run, or BM25's candidates, and write a run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, load_topics
-from routehead_plugins.cli.runtime import ModelOptions, bm25_stage, err, progress, stamp
+from routehead_plugins.cli.options import HEADS, LLM, PROMPT, with_options
+from routehead_plugins.cli.runtime import (
+    bm25_stage,
+    check_minimum,
+    err,
+    load_reranker,
+    progress,
+    settings,
+    stamp,
+)
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.io import (
@@ -25,188 +32,179 @@ from routehead_plugins.io import (
     write_requests,
     write_run,
 )
-from routehead_plugins.reranker import HeadRoutedAttentionReranker
-from routehead_plugins.selection import Selector
+from routehead_plugins.options import RerankerOptions
 
-# A query's documents, best first, and their scores.
-_Scored = Sequence[tuple[str, float]]
+if TYPE_CHECKING:
+    from routehead_plugins.adapters.pyserini import HeadRoutedStage
 
 
 @dataclass(frozen=True)
-class RerankJob:
-    """What to re-rank, and where to write it.
+class RerankArguments:
+    """Options of `routehead rerank`."""
 
-    Attributes:
-        output: ``.jsonl`` for rank_llm's request format, anything else for a TREC run.
-        topics: Queries; not needed with ``requests``.
-        corpus: Texts by id, a corpus file or BEIR folder.
-        index: A Lucene index, instead of the corpus or beside it.
-        run: Candidates; BM25 finds them where there is none.
-        requests: Queries with their candidates in rank_llm's format, instead of all of these.
-        hits: Candidates to re-rank per query.
-        heads: Which heads to read; ``None`` leaves the choice to the router.
-        router: What chooses heads per query; ``None`` for the one that comes with the LLM.
-        first_stage_weight: Weight of the candidates' own scores; ``None`` for the one fitted with
-            the heads, if any.
-        tag: The run's name in its last column.
-        remove_query: Drop the candidate whose id is the query's.
-        llm: How the LLM is loaded.
+    output: Annotated[Path, "Output file: a TREC run, or rank_llm requests if it ends in .jsonl."]
+    topics: Annotated[
+        str | None, "Queries: .tsv, .jsonl or .trec file, or a name Pyserini knows."
+    ] = None
+    corpus: Annotated[Path | None, "Texts: corpus.jsonl (BEIR or Pyserini), or its folder."] = None
+    index: Annotated[Path | None, "Texts: a Lucene index that stores them."] = None
+    run: Annotated[Path | None, "Candidates: a TREC run.  [default: retrieved with BM25]"] = None
+    requests: Annotated[
+        Path | None, "Queries with candidates as rank_llm's JSONL, instead of all the above."
+    ] = None
+    hits: Annotated[int, "Candidates to re-rank per query; the others follow in order."] = 100
+    tag: Annotated[str, "Name of the run, its last column."] = "routehead"
+    remove_query: Annotated[bool, "Drop the candidate whose id is the query's (ArguAna)."] = False
+
+
+@with_options(*HEADS, "first_stage_weight", *LLM, *PROMPT, "document_cache")
+def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
+    """Re-rank a run, or the candidates of BM25, and write a run.
+
+    The output is written when every query is done; a job that was stopped resumes when the same
+    command is run again.
+
+    Example: routehead rerank --corpus corpus.jsonl --topics queries.jsonl --run bm25.trec
+    --hits 20 --output reranked.trec
     """
-
-    output: Path
-    topics: str | None
-    corpus: Path | None
-    index: Path | None
-    run: Path | None
-    requests: Path | None
-    hits: int
-    heads: str | None
-    router: str | None
-    first_stage_weight: float | None
-    tag: str
-    remove_query: bool
-    llm: ModelOptions
-
-    @cached_property
-    def selector(self) -> Selector:
-        """What chooses the heads."""
-        return self.llm.selector(self.heads, self.router)
-
-    def settings(self) -> dict[str, Any]:
-        """Everything the results depend on, for the journal."""
-        inputs = ("index", "run", "requests")
-        return {
-            **{name: stamp(getattr(self, name)) for name in inputs},
-            "topics": None if self.topics is None else stamp(Path(self.topics)) or self.topics,
-            "corpus": stamp(_corpus_file(self.corpus)),
-            "hits": self.hits,
-            # What a head-set file holds, not what it is called.
-            "heads": repr(self.selector),
-            "first_stage_weight": self.first_stage_weight,
-            "remove_query": self.remove_query,
-            **self.llm.settings(),
-        }
-
-
-def rerank(job: RerankJob) -> None:
-    """Re-rank every query and write the output when all are done.
-
-    A job that was stopped goes on where it was when it is called again the same way.
-
-    Raises:
-        RouteHeadError: An input is missing or malformed, or the LLM cannot be loaded or run.
-    """
-    _check(job)
-    with _inputs(job) as inputs, Journal(job.output, job.settings()) as journal:
+    _check(arguments)
+    state = _settings(arguments, options)
+    with _inputs(arguments) as inputs, Journal(arguments.output, state) as journal:
         missing = [query_id for query_id in inputs.queries if query_id not in journal.done]
         if len(missing) < len(inputs.queries):
-            err.print(f"Going on: {len(inputs.queries) - len(missing)} queries were done before.")
+            err.print(f"Resuming: {len(inputs.queries) - len(missing)} queries were done before.")
         if missing:
-            stage = _stage(job)
-            with progress("Re-ranking", len(missing)) as advance:
-                for query_id in missing:
-                    documents = inputs.candidates(query_id)
-                    hits = stage.rerank_documents(inputs.queries[query_id], documents, job.hits)
-                    journal.append(query_id, [[hit.docid, hit.score] for hit in hits])
-                    advance()
-        _write(job, inputs, {query_id: journal.done[query_id] for query_id in inputs.queries})
+            _rerank(missing, inputs, arguments.hits, options, journal)
+        results = {query_id: journal.done[query_id] for query_id in inputs.queries}
+        _write(arguments, inputs, results)
         journal.discard()
-    err.print(f"{len(inputs.queries)} queries re-ranked: {job.output}")
+    err.print(f"{len(inputs.queries)} queries re-ranked: {arguments.output}")
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Queries by id, and how to get the candidates of one, best first."""
+    """Queries by id, and a function that returns the candidates of a query id, best first."""
 
     queries: Mapping[str, str]
     candidates: Callable[[str], Sequence[Document]]
 
 
-def _check(job: RerankJob) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    if job.requests is not None:
-        given = [name for name in ("topics", "corpus", "index", "run") if getattr(job, name)]
-        if given:
-            raise InputError(f"--requests holds queries and candidates; leave out --{given[0]}.")
-    elif job.topics is None:
+def _check(arguments: RerankArguments) -> None:
+    """Check the arguments before anything is read or loaded."""
+    if arguments.requests is not None:
+        names = ("topics", "corpus", "index", "run")
+        surplus = [name for name in names if getattr(arguments, name)]
+        if surplus:
+            raise InputError(f"--requests holds queries and candidates; leave out --{surplus[0]}.")
+    elif arguments.topics is None:
         raise InputError("there are no queries; give --topics, or --requests.")
-    elif job.corpus is None and job.index is None:
+    elif arguments.corpus is None and arguments.index is None:
         raise InputError("there are no texts; give --corpus or --index.")
-    if job.hits < 1:
-        raise InputError(f"--hits={job.hits} leaves nothing to re-rank; give 1 or more.")
-    if not job.output.parent.is_dir():
-        raise InputError(f"folder {str(job.output.parent)!r} does not exist; make it first.")
-    _ = job.selector  # complains
+    check_minimum("--hits", arguments.hits)
+    if not arguments.output.parent.is_dir():
+        raise InputError(f"folder {str(arguments.output.parent)!r} does not exist; make it first.")
+
+
+def _settings(arguments: RerankArguments, options: RerankerOptions) -> dict[str, Any]:
+    """Return the settings and the state of the files that the results depend on."""
+    from routehead_plugins.selection import choose_selector
+
+    topics = arguments.topics
+    return {
+        "index": stamp(arguments.index),
+        "run": stamp(arguments.run),
+        "requests": stamp(arguments.requests),
+        "topics": None if topics is None else stamp(Path(topics)) or topics,
+        "corpus": stamp(_corpus_file(arguments.corpus)),
+        "hits": arguments.hits,
+        # The content of a head-set file, not its name.
+        "heads": repr(choose_selector(options)),
+        "first_stage_weight": options.first_stage_weight,
+        "remove_query": arguments.remove_query,
+        **settings(options),
+    }
 
 
 @contextmanager
-def _inputs(job: RerankJob) -> Iterator[_Inputs]:
-    """Read the inputs; an index stays open while its texts are needed."""
-    if job.requests is not None:
-        requests = {request.query_id: request for request in read_requests(job.requests)}
+def _inputs(arguments: RerankArguments) -> Iterator[_Inputs]:
+    """Read queries and candidates; an index stays open while its texts are needed."""
+    from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, load_topics
+
+    if arguments.requests is not None:
+        requests = {request.query_id: request for request in read_requests(arguments.requests)}
         queries = {query_id: request.query for query_id, request in requests.items()}
         yield _Inputs(queries, lambda query_id: requests[query_id].candidates)
         return
-    topics = load_topics(job.topics or "")
-    corpus_file = _corpus_file(job.corpus)
+    topics = load_topics(arguments.topics or "")
+    corpus_file = _corpus_file(arguments.corpus)
     corpus = None if corpus_file is None else read_corpus(corpus_file)
-    run = None if job.run is None else _asked(read_run(job.run), topics)
-    if run is not None and job.index is None:
-        yield _looked_up(job, topics, run, HeadRoutedStage(None, corpus=corpus))
+    run = None if arguments.run is None else read_run(arguments.run)
+    drop = arguments.remove_query
+    if run is not None and arguments.index is None:
+        yield _run_inputs(topics, run, HeadRoutedStage(None, corpus=corpus, remove_query=drop))
         return
-    with bm25_stage(job.corpus or Path(), job.hits, job.index) as stage:
+    with bm25_stage(arguments.corpus or Path(), arguments.hits, arguments.index) as stage:
         if run is None:
             with err.status("Searching with BM25 ..."):
-                # One more, lest dropping the query's own document leaves one too few.
-                run = bm25_run(stage.searcher, topics, job.hits + job.remove_query)
-        yield _looked_up(job, topics, run, HeadRoutedStage(stage.searcher, corpus=corpus))
+                # One more candidate, since the query's own document may be dropped.
+                run = bm25_run(stage.searcher, topics, arguments.hits + drop)
+        texts = HeadRoutedStage(stage.searcher, corpus=corpus, remove_query=drop)
+        yield _run_inputs(topics, run, texts)
 
 
-def _corpus_file(path: Path | None) -> Path | None:
-    return path / CORPUS_FILE if path is not None and path.is_dir() else path
-
-
-def _asked(run: Run, topics: Topics) -> Run:
-    """Make sure that every query of the run has a text."""
+def _run_inputs(topics: Topics, run: Run, texts: HeadRoutedStage) -> _Inputs:
+    """Combine a run with the texts of its queries and documents."""
     unknown = [query_id for query_id in run if query_id not in topics]
     if unknown:
         raise CollectionError(
             f"query {unknown[0]!r} of the run is not in the topics; "
             "give the topics that the run was made with."
         )
-    return run
-
-
-def _looked_up(job: RerankJob, topics: Topics, run: Run, texts: HeadRoutedStage) -> _Inputs:
-    texts.remove_query = job.remove_query
-    queries = {query_id: topics[query_id] for query_id in run}
     return _Inputs(
-        queries, lambda query_id: texts.documents(run[query_id].items(), query_id=query_id)
+        {query_id: topics[query_id] for query_id in run},
+        lambda query_id: texts.documents(run[query_id].items(), query_id=query_id),
     )
 
 
-def _stage(job: RerankJob) -> HeadRoutedStage:
-    """Load the LLM; only when there is work for it."""
-    layout = job.llm.arrange(job.selector)
-    reranker = HeadRoutedAttentionReranker(
-        job.llm.load(job.selector),
-        job.selector,
-        layout=layout,
-        max_doc_tokens=job.llm.max_doc_tokens,
-        first_stage_weight=job.first_stage_weight,
-    )
-    return HeadRoutedStage(None, reranker, corpus={})
+def _corpus_file(path: Path | None) -> Path | None:
+    return path / CORPUS_FILE if path is not None and path.is_dir() else path
 
 
-def _write(job: RerankJob, inputs: _Inputs, results: Mapping[str, _Scored]) -> None:
-    if job.output.suffix != ".jsonl":
-        write_run(
-            job.output, {key: [(d, s) for d, s in hits] for key, hits in results.items()}, job.tag
-        )
+def _rerank(
+    query_ids: Sequence[str],
+    inputs: _Inputs,
+    depth: int,
+    options: RerankerOptions,
+    journal: Journal,
+) -> None:
+    """Load the LLM, re-rank the candidates of these queries, and record the results."""
+    from routehead_plugins.adapters.pyserini import HeadRoutedStage
+
+    stage = HeadRoutedStage(None, load_reranker(options), corpus={})
+    with progress("Re-ranking", len(query_ids)) as advance:
+        for query_id in query_ids:
+            documents = inputs.candidates(query_id)
+            hits = stage.rerank_documents(inputs.queries[query_id], documents, depth)
+            journal.append(query_id, [[hit.docid, hit.score] for hit in hits])
+            advance()
+
+
+def _write(
+    arguments: RerankArguments,
+    inputs: _Inputs,
+    results: Mapping[str, Sequence[tuple[str, float]]],
+) -> None:
+    """Write the re-ranked candidates of every query in the format of the output's suffix."""
+    if arguments.output.suffix != ".jsonl":
+        rankings = {
+            query_id: [(docid, score) for docid, score in hits]
+            for query_id, hits in results.items()
+        }
+        write_run(arguments.output, rankings, arguments.tag)
         return
     requests = []
     for query_id, hits in results.items():
         documents = {document.id: document for document in inputs.candidates(query_id)}
-        ranked = tuple(replace(documents[docid], score=score) for docid, score in hits)
-        requests.append(Request(query_id, inputs.queries[query_id], ranked))
-    write_requests(job.output, requests)
+        candidates = tuple(replace(documents[docid], score=score) for docid, score in hits)
+        requests.append(Request(query_id, inputs.queries[query_id], candidates))
+    write_requests(arguments.output, requests)

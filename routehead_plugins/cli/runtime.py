@@ -1,110 +1,126 @@
-"""What several commands need: the LLM's arguments, candidates from BM25, a progress bar."""
+"""What several commands need: the LLM and its layout, candidates from BM25, a progress bar.
+
+Importing this module loads no torch; its functions import the rooms they use.
+"""
 
 from __future__ import annotations
 
+import os
+import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from routehead_plugins import __version__
-from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, build_index
-from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens, pick_device, pick_dtype
 from routehead_plugins.data import Document, non_blank_indices
+from routehead_plugins.errors import InputError
 from routehead_plugins.io import Collection
-from routehead_plugins.layouts import Layout, get_layout
 from routehead_plugins.options import RerankerOptions
-from routehead_plugins.scoring import fuse
-from routehead_plugins.selection import Selector, choose_selector
 
-# Results go to stdout, everything about the work itself goes here.
+if TYPE_CHECKING:
+    from routehead_plugins.adapters.pyserini import HeadRoutedStage
+    from routehead_plugins.backbone import FrozenLM
+    from routehead_plugins.layouts import Layout
+    from routehead_plugins.reranker import HeadRoutedAttentionReranker
+    from routehead_plugins.selection import Selector
+
+# Results go to stdout, messages about the work itself go here.
 err = Console(stderr=True)
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """How the LLM is loaded and prompted, as on the command line.
+def load_llm(options: RerankerOptions, selector: Selector | None = None) -> FrozenLM:
+    """Load the LLM with a status line on the terminal.
 
-    Attributes:
-        model: ``"embedded"``, a Hub id, a directory or a ``.gguf`` file.
-        device: ``None`` picks one.
-        dtype: ``"auto"`` picks one.
-        max_doc_tokens: Where documents are cut; ``None`` for nowhere.
-        layout: ``None`` takes the one the heads were chosen for.
-        document_cache: How much of what was computed is kept.
-        window: Documents read at once in the sequential layout; ``None`` for all.
-        stride: Documents by which windows are apart.
+    Args:
+        options: How the LLM is loaded.
+        selector: The only selector that will be used; layers that it never needs are not loaded.
     """
+    from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens
 
-    model: str = "embedded"
-    device: str | None = None
-    dtype: str = "auto"
-    max_doc_tokens: int | None = None
-    layout: str | None = None
-    document_cache: str | None = None
-    window: int | None = None
-    stride: int | None = None
-
-    def load(self, selector: Selector | None = None) -> FrozenLM:
-        """Load the LLM, with a sign of life on the terminal.
-
-        Args:
-            selector: The only one that will be used; layers it never needs are not loaded.
-        """
-        check_max_doc_tokens(self.max_doc_tokens)
-        layers = None if selector is None else selector.layers
-        with err.status(f"Loading {self.model} ..."):
-            return FrozenLM.from_pretrained(
-                self.model, device=self.device, dtype=self.dtype, layers=layers
-            )
-
-    def selector(self, heads: str | None = None, router: str | None = None) -> Selector:
-        """Find what chooses the heads; see ``selection.choose_selector``."""
-        options = RerankerOptions(
-            self.model, heads=heads, router=router, layout=self.layout, window=self.window
-        )
-        return choose_selector(options)
-
-    def arrange(self, selector: Selector) -> Layout:
-        """Make the layout, the one of the selector's heads where none is named.
-
-        Raises:
-            InputError: There is no such layout, or a setting does not fit it.
-        """
-        return get_layout(
-            self.layout or selector.layout,
-            document_cache=self.document_cache,
-            window=self.window,
-            stride=self.stride,
+    check_max_doc_tokens(options.max_doc_tokens)
+    with err.status(f"Loading {options.model} ..."):
+        return FrozenLM.from_pretrained(
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            layers=None if selector is None else selector.layers,
+            local_files_only=options.local_files_only,
         )
 
-    def settings(self) -> dict[str, Any]:
-        """What the scores depend on, for journals and results; device and dtype as picked.
 
-        Raises:
-            InputError: The device or dtype does not exist.
-        """
-        device = pick_device(self.device)
-        dtype = str(pick_dtype(self.dtype, device)).removeprefix("torch.")
-        picked = {"device": device.type, "dtype": dtype, "version": __version__}
-        return {k: v for k, v in asdict(self).items() if k != "document_cache"} | picked
+def load_reranker(options: RerankerOptions) -> HeadRoutedAttentionReranker:
+    """Load the LLM and compose a re-ranker, with a status line on the terminal."""
+    from routehead_plugins.reranker import HeadRoutedAttentionReranker
+
+    with err.status(f"Loading {options.model} ..."):
+        return HeadRoutedAttentionReranker.from_options(options)
+
+
+def make_layout(options: RerankerOptions, selector: Selector) -> Layout:
+    """Make the layout that the options name, or the one that the selector's heads are for."""
+    from routehead_plugins.layouts import get_layout
+
+    return get_layout(
+        options.layout or selector.layout,
+        document_cache=options.document_cache,
+        window=options.window,
+        stride=options.stride,
+    )
+
+
+def settings(options: RerankerOptions) -> dict[str, Any]:
+    """Return the settings that scores depend on, with the device and dtype that are picked."""
+    from routehead_plugins.backbone import pick_device, pick_dtype
+
+    device = pick_device(options.device)
+    return {
+        "model": options.model,
+        "device": device.type,
+        "dtype": str(pick_dtype(options.dtype, device)).removeprefix("torch."),
+        "max_doc_tokens": options.max_doc_tokens,
+        "layout": options.layout,
+        "window": options.window,
+        "stride": options.stride,
+        "version": __version__,
+    }
+
+
+def fitted_weight(selector: Selector) -> float | None:
+    """Return the first-stage weight that was fitted together with the heads, if any."""
+    from routehead_plugins.selection import FixedHeads, Router
+
+    if isinstance(selector, FixedHeads | Router):
+        return selector.heads.recipe.first_stage_weight
+    return None
+
+
+def check_minimum(option: str, value: int | None, minimum: int = 1) -> None:
+    """Check that an option's number is not too small; None passes.
+
+    Raises:
+        InputError: The number is below the minimum.
+    """
+    if value is not None and value < minimum:
+        raise InputError(f"{option}={value} must be {minimum} or more.")
 
 
 @contextmanager
 def bm25_stage(corpus: Path, hits: int, index: Path | None = None) -> Iterator[HeadRoutedStage]:
-    """Retrieve from a Lucene index; a temporary one of the corpus where none is given.
+    """Open a Lucene index for BM25 retrieval, or a temporary index of the corpus.
 
     Args:
         corpus: Corpus file or BEIR folder; unused with an index.
         hits: Candidates per query.
         index: A Lucene index on disk.
     """
+    from routehead_plugins.adapters.pyserini import HeadRoutedStage, build_index
+
     if index is not None:
         yield HeadRoutedStage.from_index(index, hits=hits)
         return
@@ -115,63 +131,83 @@ def bm25_stage(corpus: Path, hits: int, index: Path | None = None) -> Iterator[H
 
 
 def with_candidates(collection: Collection, topics: Mapping[str, str], hits: int) -> Collection:
-    """Run BM25 where a collection brings no candidates.
-
-    Args:
-        collection: Left as it is.
-        topics: The queries that candidates are needed for.
-        hits: Candidates per query.
-    """
+    """Return the collection with a run: its own, or by BM25 with so many hits for the topics."""
     if collection.run is not None:
         return collection
+    from routehead_plugins.adapters.pyserini import bm25_run
+
     with bm25_stage(collection.path, hits) as stage:
         return replace(collection, run=bm25_run(stage.searcher, topics, hits))
 
 
-@contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Draw a bar on stderr; what is yielded moves it on by one."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda: bar.advance(task)
+def sample_queries(collection: Collection, size: int | None, seed: int) -> list[str]:
+    """Draw ids of judged queries, in the collection's order.
+
+    Args:
+        collection: The collection.
+        size: Maximum number of queries; None for all. A smaller sample is part of a larger one.
+        seed: Random seed.
+    """
+    judged = [query_id for query_id in collection.topics if query_id in collection.qrels]
+    if size is None or size >= len(judged):
+        return judged
+    # All are shuffled whatever the size, so that samples are nested.
+    shuffled = random.Random(f"{seed} {collection.name}").sample(judged, len(judged))
+    sample = set(shuffled[:size])
+    return [query_id for query_id in judged if query_id in sample]
+
+
+def signals_folder() -> Path:
+    """Return the folder that keeps signals when none is named: the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "routehead" / "signals"
 
 
 def stamp(path: Path | None) -> list[Any] | None:
-    """Tell one state of an input file or folder from another: path, size, time of change."""
+    """Return path, size and modification time, which change with an input file or folder."""
     if path is None or not path.exists():
         return None
-    state = path.stat()
-    return [str(path.resolve()), state.st_size, state.st_mtime_ns]
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def ranked(
     documents: Sequence[Document], scores: Sequence[float], weight: float
 ) -> list[tuple[str, float]]:
-    """Order documents by score, fused where a weight is given; blank ones stay last.
+    """Order documents by score, fused with the retrieval scores; blank documents rank last.
 
     Args:
         documents: The candidates, with their retrieval scores.
-        scores: The re-ranker's, one per document.
-        weight: Of the retrieval scores; 0 leaves them out.
+        scores: The re-ranker's score of each document.
+        weight: Weight of the retrieval scores; 0 leaves them out.
 
     Returns:
         Pairs of document id and score, best first.
     """
-    places = non_blank_indices(documents)
-    final = dict(enumerate(scores))
-    if weight and places:
+    final = list(scores)
+    indices = non_blank_indices(documents)
+    if weight and indices:
+        import torch
+
+        from routehead_plugins.scoring import fuse
+
         fused = fuse(
-            torch.tensor([scores[i] for i in places]),
-            torch.tensor([documents[i].score or 0.0 for i in places]),
+            torch.tensor([scores[index] for index in indices]),
+            torch.tensor([documents[index].score or 0.0 for index in indices]),
             weight,
         )
-        lowest = float(fused.min())
-        final = dict.fromkeys(final, lowest - 1) | dict(zip(places, fused.tolist(), strict=True))
-    order = sorted(final, key=lambda i: -final[i])
-    return [(documents[i].id or "", final[i]) for i in order]
+        final = [float(fused.min()) - 1] * len(documents)
+        for index, score in zip(indices, fused.tolist(), strict=True):
+            final[index] = score
+    order = sorted(range(len(final)), key=lambda index: -final[index])
+    return [(documents[index].id or "", final[index]) for index in order]
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Draw a progress bar on standard error; yield a function that advances it by one step."""
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)

@@ -1,17 +1,28 @@
-"""`routehead train`: from BEIR folders, judged or not, to a router's folder."""
+"""`routehead train`: from BEIR folders, with or without judgments, to a router's folder."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from routehead_plugins.backbone import FrozenLM
-from routehead_plugins.cli.detect import sample_queries, signals_folder
-from routehead_plugins.cli.runtime import ModelOptions, err, progress, with_candidates
+import typer
+
+from routehead_plugins.cli.options import LLM, PROMPT, Seed, Signals, with_options
+from routehead_plugins.cli.runtime import (
+    check_minimum,
+    err,
+    load_llm,
+    make_layout,
+    progress,
+    sample_queries,
+    signals_folder,
+    with_candidates,
+)
 from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.io import (
     CORPUS_FILE,
@@ -21,244 +32,277 @@ from routehead_plugins.io import (
     load_collection,
     read_corpus,
 )
-from routehead_plugins.layouts import Layout, get_layout
-from routehead_plugins.selection import Router
-from routehead_plugins.signals import (
-    CollectOptions,
-    SignalSet,
-    collect_likelihoods,
-    collect_signals,
-    consistent,
-    mix_teacher,
-    synthesize_queries,
-)
-from routehead_plugins.training import (
-    FitOptions,
-    LabelOptions,
-    choose_labels,
-    fit_router,
-    label_choices,
-    router_card,
-    usable,
-)
+from routehead_plugins.options import RerankerOptions
 
-LAYOUT, DOCUMENT_CACHE = "parallel", "2GB"
-_DEPTH = 0.8  # of the layers, after which queries are embedded
+if TYPE_CHECKING:
+    from routehead_plugins.backbone import FrozenLM
+    from routehead_plugins.layouts import Layout
+    from routehead_plugins.selection import Router
+    from routehead_plugins.signals import SignalSet
+    from routehead_plugins.training import FitOptions
 
 
 @dataclass(frozen=True)
-class TrainingJob:
-    """What to train, and on what.
+class TrainArguments:
+    """Options of `routehead train`."""
 
-    Attributes:
-        collections: BEIR folders; the corpus alone will do where queries are synthesized.
-        output: The router's folder.
-        synthesize: How many queries are written from each corpus.
-        judged: Whether to learn from the collections' own queries and judgments, where there are
-            any.
-        teacher: Share of the LLM's query likelihood in what is learned, from 0 to 1.
-        queries: Judged queries of each collection at most, drawn by the seed; ``None`` for all.
-        hits: Candidates per query.
-        objective: See ``training.fit``.
-        layer: After which queries are embedded; ``None`` for four fifths of the way.
-        pooling: How they are, see ``FrozenLM.embed``.
-        max_layer: No head of a deeper layer is chosen.
-        labels: How pseudo-labels are searched for.
-        reliable_labels: Whether their utility and shrinkage are chosen by what labels are worth on
-            documents they were not searched on, instead.
-        signals: Folder in which what was computed is kept; ``None`` for the user's cache.
-        seed: Of everything that is drawn.
-        llm: How the LLM is loaded and prompted.
+    collection: Annotated[
+        list[Path],
+        "A BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv and optionally run.bm25.trec; "
+        "with --synthesize, corpus.jsonl is enough. Can be repeated.",
+    ]
+    output: Annotated[Path, "Output folder of the router."]
+    synthesize: Annotated[int | None, "Number of queries the LLM writes from each corpus."] = None
+    judged: Annotated[bool, "Learn from the collections' own judged queries, if any."] = True
+    teacher: Annotated[
+        float, "Share of query likelihood in the labels, 0 to 1: one forward pass per candidate."
+    ] = 0.0
+    queries: Annotated[int | None, "Maximum judged queries per collection.  [default: all]"] = None
+    hits: Annotated[int, "Candidates per query."] = 20
+    objective: Annotated[
+        str,
+        "**listwise**: signed weights of heads, corrected per query; **labels**: as RouteHead; "
+        "**neighbours**: the vote of similar training queries.",
+    ] = "listwise"
+    layer: Annotated[int | None, "Embed queries after this layer.  [default: four fifths]"] = None
+    pooling: Annotated[str, "Embed queries by the **mean** or **last** of their tokens."] = "mean"
+    max_layer: Annotated[int | None, "Deepest layer to read heads of.  [default: the last]"] = None
+    candidates: Annotated[int, "For labels: K, number of heads to choose from."] = 32
+    max_heads: Annotated[int, "For labels: P, maximum number of heads read for a query."] = 8
+    utility: Annotated[
+        str | None,
+        "For labels: ndcg, reciprocal_rank, correlation or margin.  [default: with the shrinkage, "
+        "the best on documents that were not searched on]",
+    ] = None
+    shrinkage: Annotated[float | None, "For labels: share of the mean over all queries."] = None
+    groups: Annotated[int | None, "For labels: groups of queries, each with one label."] = None
+    signals: Signals = None
+    seed: Seed = 0
+
+
+@with_options(*LLM, *PROMPT, "document_cache", layout="parallel", document_cache="2GB")
+def train(arguments: TrainArguments, options: RerankerOptions) -> None:
+    """Train a router, which chooses the heads to read for each query.
+
+    The LLM is run once per query and stays frozen. The signals of its heads are kept on disk, so
+    that a job that was stopped resumes. Without judgments, --synthesize has the LLM write the
+    queries from your own passages.
+
+    Example: routehead train --collection my-corpus --synthesize 1000 --output my-router; then:
+    routehead rerank --router my-router ...
     """
-
-    collections: Sequence[Path]
-    output: Path
-    synthesize: int | None = None
-    judged: bool = True
-    teacher: float = 0.0
-    queries: int | None = None
-    hits: int = 20
-    objective: str = "listwise"
-    layer: int | None = None
-    pooling: str = "mean"
-    max_layer: int | None = None
-    labels: LabelOptions = field(default_factory=LabelOptions)
-    reliable_labels: bool = False
-    signals: Path | None = None
-    seed: int = 0
-    llm: ModelOptions = field(default_factory=ModelOptions)
-
-    def __post_init__(self) -> None:
-        if not self.collections:
-            raise InputError("--collection names nothing to learn from; give a BEIR folder.")
-        for name, least in (("synthesize", 1), ("queries", 1), ("max_layer", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(
-                    f"{option}={value} leaves nothing to learn from; give {least} or more."
-                )
-        if not 0 <= self.teacher <= 1:
-            raise InputError(f"--teacher={self.teacher} is no share; give 0 to 1.")
-        if self.output.is_file():
-            raise InputError(f"{self.output} is a file; name a folder for the router.")
-        if not self.judged and self.synthesize is None:
-            raise InputError(
-                "without judgments there is nothing to learn from; give --synthesize, such as 500."
-            )
-        if self.signals is not None and self.signals.is_file():
-            raise InputError(f"{self.signals} is a file; name a folder for what is computed.")
-        CollectOptions(self.hits, self.llm.max_doc_tokens)  # complains
-        FitOptions(layer=0, objective=self.objective, pooling=self.pooling)  # likewise
-
-    @property
-    def folder(self) -> Path:
-        """Where what was computed is kept."""
-        return self.signals or signals_folder()
+    router = train_router(arguments, options)
+    typer.echo(f"{arguments.output}: {summary(router)}")
 
 
-def run_training(job: TrainingJob) -> Router:
+def train_router(arguments: TrainArguments, options: RerankerOptions) -> Router:
     """Compute signals, train, and write the router's folder.
 
-    Whatever was computed is kept, so that a call that was stopped goes on there.
+    Everything computed is kept, so that a job that was stopped resumes.
+
+    Args:
+        arguments: Collections, objective and output folder.
+        options: How the LLM is loaded and prompted.
 
     Raises:
-        RouteHeadError: An option is out of range, a collection malformed or without anything to
+        RouteHeadError: An option cannot be used, a collection is malformed or has nothing to
             learn from, or the LLM fails.
     """
-    found = [_load(path, job) for path in job.collections]
-    layout = get_layout(
-        job.llm.layout or LAYOUT,
-        document_cache=job.llm.document_cache,
-        window=job.llm.window,
-        stride=job.llm.stride,
-    )
-    llm = job.llm.load()
-    layer = _layer(llm, job)
-    llm.embed([], layer=layer)  # complains now, and not after hours of work
-    parts: list[tuple[dict[str, Any], SignalSet]] = []
-    for collection in found:
-        for kind, part in _parts(collection, llm, job):
-            signals = _signals(part, llm, layout, job)
-            what = {"name": collection.name, "kind": kind, "queries": len(signals.queries)}
-            parts.append((what, signals))
+    from routehead_plugins.selection import AllHeads
+    from routehead_plugins.training import router_card
+
+    _check(arguments)
+    fit_options = _fit_options(arguments)
+    collections = [_load(path, arguments) for path in arguments.collection]
+    layout = make_layout(options, AllHeads())
+    llm = load_llm(options)
+    fit_options = replace(fit_options, layer=_embedding_layer(llm, arguments))
+    llm.check_embedding_layer(fit_options.layer)
+    parts: list[dict[str, Any]] = []
+    signal_sets = []
+    for collection in collections:
+        for kind, part in _parts(collection, llm, arguments):
+            signals = _signals(part, llm, layout, arguments, options)
+            signal_sets.append(signals)
+            parts.append({"name": collection.name, "kind": kind, "queries": len(signals.queries)})
             err.print(f"{collection.name}: {len(signals.queries)} {kind} queries")
-    signals = parts[0][1]
-    for _, other in parts[1:]:
-        signals = signals + other
-    router = _fitted(signals, llm, layer, job)
-    data = [what for what, _ in parts]
+    reliable = arguments.utility is None and arguments.shrinkage is None
+    router = _fit(reduce(add, signal_sets), llm, fit_options, choose_labels=reliable)
     router = replace(
         router,
-        max_doc_tokens=job.llm.max_doc_tokens,
-        description={**(router.description or {}), "parts": data, "seed": job.seed},
+        max_doc_tokens=options.max_doc_tokens,
+        description={**(router.description or {}), "parts": parts, "seed": arguments.seed},
     )
-    router.save_pretrained(job.output, card=router_card(router, data, _command()))
+    router.save_pretrained(arguments.output, card=router_card(router, parts, _command_line()))
     return router
 
 
-def _fitted(signals: SignalSet, llm: FrozenLM, layer: int, job: TrainingJob) -> Router:
-    with err.status("Embedding the queries ..."):
-        texts = [query.query for query in signals.queries]
-        embeddings = llm.embed(texts, layer=layer, pooling=job.pooling)
-    options = FitOptions(
-        layer=layer,
-        pooling=job.pooling,
-        objective=job.objective,
-        max_layer=job.max_layer,
-        labels=replace(job.labels, seed=job.seed),
-        seed=job.seed,
-    )
-    description: dict[str, Any] = {}
-    if job.objective != "listwise":
-        choices = label_choices(options.labels) if job.reliable_labels else [options.labels]
-        with err.status("Searching for labels on half of each query's documents ..."):
-            chosen = choose_labels(*usable(signals, embeddings, options), choices)
-        options = replace(options, labels=chosen.options)
-        description["labels"] = chosen.to_dict()
-    with err.status(f"Fitting on {len(signals.queries)} queries ..."):
-        router = fit_router(signals, embeddings, options)
-    return replace(router, description={**(router.description or {}), **description})
-
-
 def summary(router: Router) -> str:
-    """Say in a line what came out."""
-    read = int((router.bias != 0).sum())
-    kept = (router.description or {}).get("strength")
-    routed = "static: no correction was clearly better" if kept is None else f"strength {kept}"
-    return f"{router.kind} router for {router.heads.model}, {read} heads, {routed}"
+    """Describe a trained router in one line."""
+    count = int((router.bias != 0).sum())
+    strength = (router.description or {}).get("strength")
+    routing = (
+        "static: no correction was clearly better" if strength is None else f"strength {strength}"
+    )
+    return f"{router.kind} router for {router.heads.model}, {count} heads, {routing}"
 
 
-def _load(path: Path, job: TrainingJob) -> Collection:
-    """A collection, or a corpus alone; what it lacks is said before anything is computed."""
-    if job.synthesize is None or all((path / name).exists() for name in (TOPICS_FILE, QRELS_FILE)):
-        found = load_collection(path)
-        if job.synthesize is None and not sample_queries(found, None, job.seed):
-            raise CollectionError(
-                f"{path / QRELS_FILE} judges none of the queries of {TOPICS_FILE}; give judgments "
-                "of some, or --synthesize, such as 500."
-            )
-        return found
-    return Collection(path.resolve().name, path, read_corpus(path / CORPUS_FILE), {}, {})
-
-
-def _parts(collection: Collection, llm: FrozenLM, job: TrainingJob) -> list[tuple[str, Collection]]:
-    """What can be learned from in a collection, with candidates."""
-    found = []
-    wanted = sample_queries(collection, job.queries, job.seed) if job.judged else []
-    if wanted:
-        judged = replace(
-            collection, topics={query_id: collection.topics[query_id] for query_id in wanted}
+def _check(arguments: TrainArguments) -> None:
+    """Check the arguments before anything is read or loaded."""
+    if not arguments.collection:
+        raise InputError("--collection is missing; give a BEIR folder.")
+    for name in ("synthesize", "queries", "hits"):
+        check_minimum(f"--{name}", getattr(arguments, name))
+    check_minimum("--max-layer", arguments.max_layer, 0)
+    if not 0 <= arguments.teacher <= 1:
+        raise InputError(f"--teacher={arguments.teacher} must be from 0 to 1.")
+    if arguments.output.is_file():
+        raise InputError(f"{arguments.output} is a file; name a folder for the router.")
+    if not arguments.judged and arguments.synthesize is None:
+        raise InputError(
+            "without judgments there is nothing to learn from; give --synthesize, such as 500."
         )
-        found.append(("judged", with_candidates(judged, judged.topics, job.hits)))
-    if job.synthesize is not None:
-        with progress(f"{collection.name}: writing queries", job.synthesize) as advance:
-            written = synthesize_queries(
-                collection, llm, job.synthesize, job.folder, seed=job.seed, advance=advance
+    if arguments.signals is not None and arguments.signals.is_file():
+        raise InputError(f"{arguments.signals} is a file; name a folder for signals.")
+
+
+def _fit_options(arguments: TrainArguments) -> FitOptions:
+    """Return the options of the fit; the layer is final only when the LLM is loaded."""
+    from routehead_plugins.training import FitOptions, LabelOptions
+
+    labels = LabelOptions(
+        candidates=arguments.candidates,
+        max_heads=arguments.max_heads,
+        utility=arguments.utility or "ndcg",
+        shrinkage=arguments.shrinkage or 0.0,
+        groups=arguments.groups,
+        seed=arguments.seed,
+    )
+    return FitOptions(
+        layer=arguments.layer or 0,
+        pooling=arguments.pooling,
+        objective=arguments.objective,
+        max_layer=arguments.max_layer,
+        labels=labels,
+        seed=arguments.seed,
+    )
+
+
+def _embedding_layer(llm: FrozenLM, arguments: TrainArguments) -> int:
+    """Return the layer after which queries are embedded, no deeper than any head to be chosen."""
+    layer = llm.embedding_layer if arguments.layer is None else arguments.layer
+    return layer if arguments.max_layer is None else min(layer, arguments.max_layer)
+
+
+def _load(path: Path, arguments: TrainArguments) -> Collection:
+    """Load a collection, or its corpus alone where queries are synthesized.
+
+    Raises:
+        CollectionError: There is nothing to learn from.
+    """
+    synthesize = arguments.synthesize is not None
+    if synthesize and not all((path / name).exists() for name in (TOPICS_FILE, QRELS_FILE)):
+        return Collection(path.resolve().name, path, read_corpus(path / CORPUS_FILE), {}, {})
+    collection = load_collection(path)
+    if not synthesize and not sample_queries(collection, None, arguments.seed):
+        raise CollectionError(
+            f"{path / QRELS_FILE} judges none of the queries of {TOPICS_FILE}; give judgments "
+            "of some, or --synthesize, such as 500."
+        )
+    return collection
+
+
+def _parts(
+    collection: Collection, llm: FrozenLM, arguments: TrainArguments
+) -> list[tuple[str, Collection]]:
+    """Return kinds of queries to learn from, each with a collection of these queries."""
+    from routehead_plugins.signals import consistent, synthesize_queries
+
+    parts = []
+    hits, count = arguments.hits, arguments.synthesize
+    query_ids = sample_queries(collection, arguments.queries, arguments.seed)
+    if arguments.judged and query_ids:
+        topics = {query_id: collection.topics[query_id] for query_id in query_ids}
+        judged = replace(collection, topics=topics)
+        parts.append(("judged", with_candidates(judged, topics, hits)))
+    if count is not None:
+        folder = arguments.signals or signals_folder()
+        with progress(f"{collection.name}: writing queries", count) as advance:
+            synthesized = synthesize_queries(
+                collection, llm, count, folder, seed=arguments.seed, advance=advance
             )
-        if not written.topics:
+        if not synthesized.topics:
             raise CollectionError(
-                f"{collection.path}: none of {job.synthesize} texts that {llm.name!r} wrote is a "
-                "query; give a larger LLM, or longer passages."
+                f"{collection.path}: none of {count} texts that {llm.name!r} wrote is a query; "
+                "give a larger LLM, or longer passages."
             )
-        retrieved = with_candidates(written, written.topics, job.hits)
-        found.append(("synthesized", consistent(retrieved, job.hits)))
-    return found
+        retrieved = with_candidates(synthesized, synthesized.topics, hits)
+        parts.append(("synthesized", consistent(retrieved, hits)))
+    return parts
 
 
-def _signals(collection: Collection, llm: FrozenLM, layout: Layout, job: TrainingJob) -> SignalSet:
-    options = CollectOptions(job.hits, job.llm.max_doc_tokens)
+def _signals(
+    collection: Collection,
+    llm: FrozenLM,
+    layout: Layout,
+    arguments: TrainArguments,
+    options: RerankerOptions,
+) -> SignalSet:
+    """Compute the signals of a collection, its labels mixed with the teacher's."""
+    from routehead_plugins.signals import (
+        CollectOptions,
+        collect_likelihoods,
+        collect_signals,
+        mix_teacher,
+    )
+
+    folder = arguments.signals or signals_folder()
+    collect = CollectOptions(arguments.hits, options.max_doc_tokens)
     with progress(f"{collection.name}: signals", len(collection.topics)) as advance:
-        signals = collect_signals(collection, llm, layout, job.folder, options, advance=advance)
-    if not job.teacher:
+        signals = collect_signals(collection, llm, layout, folder, collect, advance=advance)
+    if not arguments.teacher:
         return signals
     with progress(f"{collection.name}: teacher", len(collection.topics)) as advance:
         likelihoods = collect_likelihoods(
             collection,
             llm,
-            job.folder,
-            hits=job.hits,
-            max_doc_tokens=job.llm.max_doc_tokens,
+            folder,
+            hits=arguments.hits,
+            max_doc_tokens=options.max_doc_tokens,
             advance=advance,
         )
-    return mix_teacher(signals, likelihoods, job.teacher)
+    return mix_teacher(signals, likelihoods, arguments.teacher)
 
 
-def _layer(llm: FrozenLM, job: TrainingJob) -> int:
-    """After which queries are embedded: never deeper than the heads that may be chosen."""
-    layer = round(_DEPTH * llm.num_layers) if job.layer is None else job.layer
-    return layer if job.max_layer is None else min(layer, job.max_layer)
+def _fit(signals: SignalSet, llm: FrozenLM, options: FitOptions, *, choose_labels: bool) -> Router:
+    """Embed the queries and fit the router; describe the labels, if it learns any."""
+    from routehead_plugins import training
+
+    with err.status("Embedding the queries ..."):
+        texts = [query.query for query in signals.queries]
+        embeddings = llm.embed(texts, layer=options.layer, pooling=options.pooling)
+    description: dict[str, Any] = {}
+    if options.objective != "listwise":
+        choices = training.label_choices(options.labels) if choose_labels else [options.labels]
+        with err.status("Searching for labels on half of each query's documents ..."):
+            usable = training.usable(signals, embeddings, options)
+            choice = training.choose_labels(*usable, choices)
+        options = replace(options, labels=choice.options)
+        description["labels"] = choice.to_dict()
+    with err.status(f"Fitting on {len(signals.queries)} queries ..."):
+        router = training.fit_router(signals, embeddings, options)
+    return replace(router, description={**(router.description or {}), **description})
 
 
-def _command() -> str:
-    """What was called, without where things lie on this machine."""
-    return shlex.join(["routehead", *(_last(argument) for argument in sys.argv[1:])])
+def _command_line() -> str:
+    """Return the command line without the folders of this machine, for the card."""
+    return shlex.join(["routehead", *map(_without_folder, sys.argv[1:])])
 
 
-def _last(argument: str) -> str:
-    option, given, value = (
-        argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-    )
+def _without_folder(argument: str) -> str:
+    option, separator, value = "", "", argument
+    if argument.startswith("--"):
+        option, separator, value = argument.rpartition("=")
     if value.startswith(("/", ".", "~")):
         value = value.rstrip("/").rsplit("/", 1)[-1]
-    return f"{option}{given}{value}"
+    return f"{option}{separator}{value}"

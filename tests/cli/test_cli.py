@@ -15,10 +15,10 @@ from typer.testing import CliRunner, Result
 from routehead_plugins import HeadSet, __version__
 from routehead_plugins.adapters.pyserini import HeadRoutedStage
 from routehead_plugins.cli import rerank as rerank_command
-from routehead_plugins.cli.evaluate import split_methods
 from routehead_plugins.cli.main import app
 from routehead_plugins.errors import InputError, RouteHeadError
 from routehead_plugins.io import read_requests, read_run, write_run
+from routehead_plugins.selection import split_methods
 
 CORPUS = {
     "d1": "Wolves hunt in packs.",
@@ -154,7 +154,7 @@ def test_a_stopped_job_goes_on_where_it_was(
     asked.clear()
     stop_at.clear()
     result = invoke("rerank", *inputs, "--output", output)
-    assert "Going on: 1 queries were done before." in result.output
+    assert "Resuming: 1 queries were done before." in result.output
     assert asked == [QUERIES["2"]]
     assert output.read_text() == whole.read_text()
 
@@ -183,7 +183,7 @@ def test_a_job_whose_files_have_changed_starts_afresh(
             stream.write('\n{"_id": "d5", "text": "Snow."}\n')
     result = invoke(*arguments)
     assert result.exit_code == 0
-    assert "Going on" not in result.output
+    assert "Resuming" not in result.output
 
 
 def test_evaluation_prints_a_table_and_writes_it(
@@ -251,7 +251,7 @@ def test_unclear_methods_are_refused(text: str, message: str) -> None:
     [
         ({"--topics": None}, "there are no queries; give --topics, or --requests."),
         ({"--corpus": None}, "there are no texts; give --corpus or --index."),
-        ({"--hits": "0"}, "--hits=0 leaves nothing to re-rank; give 1 or more."),
+        ({"--hits": "0"}, "--hits=0 must be 1 or more."),
         ({"--heads": "99-0"}, "has no head 99-0; it has layers 0 to 3 with 4 heads each"),
         ({"--heads": "nonsense"}, "heads='nonsense' is neither a list of heads nor a file"),
         ({"--run": "missing.trec"}, "missing.trec"),
@@ -313,7 +313,9 @@ def test_an_unknown_baseline_is_refused(invoke: Invoke, collection: Path) -> Non
 
 
 def test_the_program_prints_one_line_and_ends_with_status_two(tmp_path: Path) -> None:
-    script = "import sys; from routehead_plugins.cli import main; sys.argv[0] = 'routehead'; main()"
+    script = (
+        "import sys; from routehead_plugins.cli.main import main; sys.argv[0] = 'routehead'; main()"
+    )
     command_line = [sys.executable, "-c", script, "rerank", "--output", str(tmp_path / "x.trec")]
     done = subprocess.run(command_line, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -10,10 +10,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from routehead_plugins import HeadSet
-from routehead_plugins.cli import detect as command
 from routehead_plugins.cli.main import app
+from routehead_plugins.cli.runtime import signals_folder
 from routehead_plugins.errors import HeadError, InputError
+from routehead_plugins.heads import Recipe
 from routehead_plugins.io import read_run, write_run
+from routehead_plugins.training import METHODS
 
 WORDS = ["wolf", "rain", "stone", "river", "snow", "hill"]
 Invoke = Callable[..., Result]
@@ -55,7 +57,7 @@ def invoke(model: str, collection: Path, tmp_path: Path) -> Invoke:
 
 
 @pytest.mark.parametrize("layout", ["sequential", "parallel"])
-@pytest.mark.parametrize("method", command.ALL_METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "weights"])
 def test_every_method_writes_heads_that_rerank(
     invoke: Invoke, model: str, collection: Path, tmp_path: Path, method: str, layout: str
 ) -> None:
@@ -67,7 +69,7 @@ def test_every_method_writes_heads_that_rerank(
     assert heads.method is not None
     assert heads.method.startswith(method)
     assert f"heads.json: {len(heads)} heads by {heads.method}" in result.stdout.replace("\n", "")
-    assert heads.weights is None or method == "weights"
+    assert heads.recipe.weights is None or method == "weights"
     output = tmp_path / "out.trec"
     reranked = CliRunner().invoke(
         app,
@@ -110,9 +112,9 @@ def test_signals_go_to_the_users_cache_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert command.signals_folder() == tmp_path / "routehead" / "signals"
+    assert signals_folder() == tmp_path / "routehead" / "signals"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert command.signals_folder() == Path.home() / ".cache" / "routehead" / "signals"
+    assert signals_folder() == Path.home() / ".cache" / "routehead" / "signals"
 
 
 @pytest.mark.parametrize(
@@ -120,15 +122,15 @@ def test_signals_go_to_the_users_cache_by_default(
     [
         (
             ("--method", "magic"),
-            "method='magic' is unknown; give one of ndcg, qr, core, layers, discriminability, "
+            "--method=magic does not exist; give one of ndcg, qr, core, layers, discriminability, "
             "weights.",
         ),
-        (("--queries", 0), "queries=0 leaves nothing to learn from; give 1 or more."),
-        (("--hits", 0), "hits=0 is not a count; give a whole number, 1 or more."),
+        (("--queries", 0), "--queries=0 must be 1 or more."),
+        (("--hits", 0), "--hits=0 must be 1 or more."),
         (
             ("--method", "weights", "--count", 3),
-            "count=3 is not for method 'weights', which finds out how many heads matter; "
-            "leave it out.",
+            "--count=3 does not apply to --method=weights, which finds the number of heads "
+            "itself; leave it out.",
         ),
         (
             ("--hits", 1),
@@ -167,7 +169,7 @@ def test_adding_the_first_stage_twice_is_refused(
     model: str, collection: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "heads.json"
-    HeadSet([(0, 1)], weights=[1.0], first_stage_weight=0.5).save(path)
+    HeadSet([(0, 1)], recipe=Recipe(weights=[1.0], first_stage_weight=0.5)).save(path)
     result = CliRunner().invoke(
         app,
         [

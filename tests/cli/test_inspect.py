@@ -18,8 +18,7 @@ from torch import Tensor
 
 from routehead_plugins import FrozenLM, HeadSet
 from routehead_plugins.cli import inspect as command
-from routehead_plugins.cli.inspect import Inspection, InspectionJob, Use, render, run_inspection
-from routehead_plugins.cli.runtime import ModelOptions
+from routehead_plugins.cli.inspect import InspectArguments, inspect_router, render
 from routehead_plugins.errors import (
     CollectionError,
     InputError,
@@ -27,9 +26,11 @@ from routehead_plugins.errors import (
     ModelLoadError,
     RouterMismatchError,
 )
+from routehead_plugins.heads import Recipe
+from routehead_plugins.options import RerankerOptions
 from routehead_plugins.selection import HeadRouter, NeighbourRouter, QuerySpace, Router
+from routehead_plugins.training import Inspection, Use, sampled
 from routehead_plugins.training import inspection as _inspection
-from routehead_plugins.training import sampled
 from routehead_plugins.training.inspection import cosine, jaccard
 
 HEADS = HeadSet(
@@ -37,8 +38,7 @@ HEADS = HeadSet(
     model="tiny",
     layout="parallel",
     data="some questions",
-    aggregation="log",
-    first_stage_weight=0.5,
+    recipe=Recipe(aggregation="log", first_stage_weight=0.5),
 )
 # Logits of three queries, head by head.
 LOGITS = [[2.0, 1.0, 0.0, 0.0], [2.0, 0.0, 1.0, 0.0], [-2.0, 0.0, 0.0, 4.0]]
@@ -279,8 +279,7 @@ def test_the_terminal_shows_what_the_router_is() -> None:
         "queries embedded after layer 1, mean; 1 anchors",
         "heads at most, P 3",
         "threshold 0",
-        "heads to choose from 4, 2 with a weight of their own; 2 where nothing is known of the "
-        "query",
+        "heads to choose from 4, 2 with a weight of their own; 2 for unfamiliar queries",
         "depth layer 2 at most; 3 layers are loaded",
         "size 1.2 KB",
         "objective listwise",
@@ -382,14 +381,15 @@ def topics_at(path: Path, topics: dict[str, str] = TOPICS) -> Path:
     return path
 
 
-def job(folder: str, *collections: Path, **changed: Any) -> InspectionJob:
-    return InspectionJob(router=folder, collections=collections, dtype="float32", **changed)
+def inspected(folder: str, *collections: Path, seed: int = 0, **changed: Any) -> Inspection:
+    arguments = InspectArguments(folder, list(collections) or None, **changed)
+    return inspect_router(arguments, RerankerOptions(dtype="float32"), seed)
 
 
 def test_queries_are_routed_as_the_router_routes_them(
     folder: str, trained: Router, llm: FrozenLM, tmp_path: Path
 ) -> None:
-    found = run_inspection(job(folder, topics_at(tmp_path / "here")))
+    found = inspected(folder, topics_at(tmp_path / "here"))
     assert found.size == (Path(folder) / "model.safetensors").stat().st_size
     (routed,) = found.uses
     expected = trained.select_all(list(TOPICS.values()), llm)
@@ -397,7 +397,7 @@ def test_queries_are_routed_as_the_router_routes_them(
     for heads, read, weights in zip(expected, routed.read, routed.weights, strict=True):
         places = [HEADS.heads.index(head) for head in heads]
         assert read.nonzero()[:, 0].tolist() == sorted(places)
-        assert weights[places].tolist() == pytest.approx(heads.weights, abs=1e-4)
+        assert weights[places].tolist() == pytest.approx(heads.recipe.weights, abs=1e-4)
 
 
 def test_a_router_that_tells_no_queries_apart_is_inspected_as_deep_as_it_embeds(
@@ -412,14 +412,14 @@ def test_a_router_that_tells_no_queries_apart_is_inspected_as_deep_as_it_embeds(
     assert static.layers(9) < static.space.layer
     static.save_pretrained(tmp_path / "static")
     here = topics_at(tmp_path / "here")
-    (found,) = run_inspection(job(str(tmp_path / "static"), here)).uses
-    (routed,) = run_inspection(job(folder, here)).uses
+    (found,) = inspected(str(tmp_path / "static"), here).uses
+    (routed,) = inspected(folder, here).uses
     assert found.familiarity.tolist() == pytest.approx(routed.familiarity.tolist(), abs=1e-4)
 
 
 def test_some_queries_are_drawn_by_the_seed(folder: str, tmp_path: Path) -> None:
     here = topics_at(tmp_path / "here")
-    found = [run_inspection(job(folder, here, queries=4, seed=seed)).uses for seed in (0, 0, 1)]
+    found = [inspected(folder, here, queries=4, seed=seed).uses for seed in (0, 0, 1)]
     logits = [use.logits for (use,) in found]
     assert len(logits[0]) == 4
     assert torch.equal(logits[0], logits[1])
@@ -435,15 +435,15 @@ def test_drawn_queries_keep_their_order() -> None:
 
 
 def test_the_bundled_queries_are_routed_by_default(folder: str) -> None:
-    (routed,) = run_inspection(job(folder)).uses
+    (routed,) = inspected(folder).uses
     assert (routed.name, len(routed.read)) == ("bundled", 80)
 
 
 def test_without_queries_no_llm_is_loaded(
     folder: str, trained: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ModelOptions, "load", None)
-    found = run_inspection(job(folder, queries=0))
+    monkeypatch.setattr(command, "load_llm", None)
+    found = inspected(folder, queries=0)
     assert found.uses == []
     assert found.static == trained.choose(trained.bias)
     assert "Heads with the largest static bias" in shown(found)
@@ -453,8 +453,8 @@ def test_the_llm_is_the_one_that_the_router_was_trained_for(
     folder: str, model: str, tmp_path: Path
 ) -> None:
     here = topics_at(tmp_path / "here")
-    routed = run_inspection(job(folder, here)).uses[0]
-    named = run_inspection(job(folder, here, model=model)).uses[0]
+    routed = inspected(folder, here).uses[0]
+    named = inspected(folder, here, model=model).uses[0]
     assert torch.equal(routed.logits, named.logits)
 
 
@@ -468,20 +468,20 @@ def test_another_llm_is_refused_by_both_names(trained: Router, model: str, tmp_p
     found = replace(router, space=replace(router.space, **wide, anchors=torch.ones(2, 7)))
     found.save_pretrained(tmp_path / "router")
     with pytest.raises(RouterMismatchError) as error:
-        run_inspection(job(str(tmp_path / "router"), topics_at(tmp_path / "here"), model=model))
+        inspected(str(tmp_path / "router"), topics_at(tmp_path / "here"), model=model)
     assert "trained for 'org/other'" in str(error.value)
     assert repr(model) in str(error.value)
 
 
 def test_a_router_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError):
-        run_inspection(job(str(tmp_path / "none")))
+        inspected(str(tmp_path / "none"))
 
 
 def test_the_json_holds_every_figure(folder: str, tmp_path: Path) -> None:
     here, there = topics_at(tmp_path / "here"), topics_at(tmp_path / "there", {"1": "who?"})
     output = tmp_path / "made" / "out.json"
-    found = run_inspection(job(folder, here, there, output=output))
+    found = inspected(folder, here, there, output=output)
     written = json.loads(output.read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(found.as_json()))
     assert list(written["collections"]) == ["here", "there"]
@@ -560,7 +560,7 @@ def test_the_plot_is_the_same_file_for_the_same_figures(
     here, there = topics_at(tmp_path / "here"), topics_at(tmp_path / "$a_b$ & c", {"1": "who?"})
     first, second = tmp_path / "made" / name, tmp_path / name
     for path in (first, second):
-        run_inspection(job(folder, here, there, plot=path))
+        inspected(folder, here, there, plot=path)
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes().startswith(start)
     if start == b"<?xml":
@@ -583,7 +583,7 @@ def test_without_matplotlib_the_extra_is_named_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError) as error:
-        run_inspection(job("none", plot=tmp_path / "heads.svg"))
+        inspected("none", plot=tmp_path / "heads.svg")
     assert str(error.value) == (
         "package 'matplotlib' is not installed; run: pip install \"routehead-plugins[plot]\""
     )
@@ -595,19 +595,19 @@ def test_without_matplotlib_the_extra_is_named_before_anything_is_loaded(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"queries": -1}, "queries=-1 is no number of queries; give 0 or more."),
+        ({"queries": -1}, "--queries=-1 must be 0 or more."),
         (
             {"plot": Path("heads.pdf")},
-            "heads.pdf is of no kind that can be drawn; name an .svg or .png file.",
+            "--plot=heads.pdf has an unsupported format; use .svg or .png.",
         ),
         (
             {"plot": Path("heads.svg"), "queries": 0},
-            "queries=0 leaves nothing to draw; give more, or leave the plot out.",
+            "--queries=0 leaves nothing to draw; give more, or leave out --plot.",
         ),
         ({"plot": Path("/")}, "/ is a folder; name a file."),
         ({"output": Path("/")}, "/ is a folder; name a file."),
         (
-            {"collections": [Path("a/nq"), Path("b/nq")]},
+            {"collection": [Path("a/nq"), Path("b/nq")]},
             "two collections are called 'nq'; give each once, or rename one.",
         ),
     ],
@@ -616,20 +616,20 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
     changed: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as error:
-        run_inspection(InspectionJob(router="none", **changed))
+        inspect_router(InspectArguments("none", **changed), RerankerOptions())
     assert str(error.value) == message
 
 
 def test_queries_that_are_missing_are_refused_before_the_llm_is_loaded(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ModelOptions, "load", None)
+    monkeypatch.setattr(command, "load_llm", None)
     with pytest.raises(CollectionError) as error:
-        run_inspection(job(folder, tmp_path / "none"))
+        inspected(folder, tmp_path / "none")
     assert str(error.value).startswith(f"{tmp_path / 'none' / 'queries.jsonl'} does not exist; ")
     empty = topics_at(tmp_path / "empty", {})
     with pytest.raises(CollectionError) as error:
-        run_inspection(job(folder, empty))
+        inspected(folder, empty)
     assert str(error.value) == (
-        f"{empty / 'queries.jsonl'} holds no queries; expected some to route."
+        f"{empty / 'queries.jsonl'} contains no queries; give a folder with queries to route."
     )

@@ -16,19 +16,21 @@ import torch
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, __version__
 from routehead_plugins.backbone import QueryLikelihood
 from routehead_plugins.cli import train as command
-from routehead_plugins.cli.runtime import ModelOptions
-from routehead_plugins.cli.train import TrainingJob, run_training, summary
+from routehead_plugins.cli.train import TrainArguments, summary, train_router
 from routehead_plugins.errors import CollectionError, InputError, RouteHeadError
 from routehead_plugins.io import Collection, Run, write_run
 from routehead_plugins.layouts import ParallelLayout
+from routehead_plugins.options import RerankerOptions
 from routehead_plugins.selection import HeadRouter, NeighbourRouter, QuerySpace, Router
 from routehead_plugins.signals import QuerySignals, SignalSet, mix_teacher
 from routehead_plugins.signals.store import SignalStore
-from routehead_plugins.training import LabelOptions, correction, fit_router, router_card
+from routehead_plugins.training import correction, fit_router, router_card
 
 THINGS = ["wolf", "rain", "stone", "river", "snow", "hill", "moss", "owl"]
 FILES = ["README.md", "config.json", "model.safetensors"]
 Train = Callable[..., Router]
+# Pseudo-labels by fixed options instead of those that hold on other documents.
+FIXED = {"candidates": 5, "max_heads": 3, "utility": "ndcg"}
 
 
 def passage(thing: str) -> str:
@@ -84,9 +86,10 @@ def train(model: str, tmp_path: Path) -> Train:
             "output": tmp_path / output,
             "signals": tmp_path / "signals",
             "hits": 4,
-            "llm": ModelOptions(model, dtype="float32", max_doc_tokens=60),
         }
-        return run_training(TrainingJob(collections=list(collections), **given | options))
+        llm = RerankerOptions(model, dtype="float32", layout="parallel", max_doc_tokens=60)
+        llm = replace(llm, **options.pop("llm", {}))
+        return train_router(TrainArguments(list(collections), **given | options), llm)
 
     return call
 
@@ -139,14 +142,14 @@ def retrieving(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[SignalSet]:
     """What routers are fitted on."""
-    found = []
+    recorded: list[SignalSet] = []
 
-    def recorded(signals: SignalSet, *arguments: Any) -> Router:
-        found.append(signals)
+    def record(signals: SignalSet, *arguments: Any) -> Router:
+        recorded.append(signals)
         return fit_router(signals, *arguments)
 
-    monkeypatch.setattr(command, "fit_router", recorded)
-    return found
+    monkeypatch.setattr("routehead_plugins.training.fit_router", record)
+    return recorded
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -195,14 +198,14 @@ def test_two_collections_are_learned_from_together(
 
 
 @pytest.mark.parametrize("objective", ["labels", "neighbours"])
-def test_options_reach_the_fit(train: Train, model: str, words: Path, objective: str) -> None:
+def test_options_reach_the_fit(train: Train, words: Path, objective: str) -> None:
     router = train(
         words,
         objective=objective,
         max_layer=1,
-        labels=LabelOptions(candidates=5, max_heads=3),
         seed=7,
-        llm=ModelOptions(model, dtype="float32", layout="sequential"),
+        llm={"layout": "sequential", "max_doc_tokens": None},
+        **FIXED,
     )
     assert isinstance(router, HeadRouter | NeighbourRouter)
     assert (router.reading, router.max_heads, router.layout) == ("gates", 3, "sequential")
@@ -219,8 +222,8 @@ def test_labels_are_chosen_and_their_reliability_is_said(
     train: Train, tmp_path: Path, objective: str
 ) -> None:
     several = write_folder(tmp_path / "several", THINGS, relevant=2)
-    options = {"objective": objective, "labels": LabelOptions(candidates=5, max_heads=3)}
-    fixed, chosen = (train(several, **options, reliable_labels=each) for each in (False, True))
+    options = {**FIXED, "objective": objective}
+    fixed, chosen = (train(several, **options | {"utility": name}) for name in ("ndcg", None))
     for router in (fixed, chosen):
         assert router.description is not None
         labels = router.description["labels"]
@@ -235,7 +238,7 @@ def test_labels_are_chosen_and_their_reliability_is_said(
 def test_of_queries_with_one_relevant_document_no_reliability_is_said(
     train: Train, words: Path, tmp_path: Path
 ) -> None:
-    router = train(words, objective="labels", reliable_labels=True)
+    router = train(words, objective="labels")
     assert router.description is not None
     assert router.description["labels"] == {"utility": "ndcg", "shrinkage": 0.0, "groups": None}
     card = (tmp_path / "router" / "README.md").read_text()
@@ -256,8 +259,8 @@ def test_queries_are_embedded_as_is_asked_for(
     loaded = Router.from_pretrained(tmp_path / "router")
     assert loaded.space.pooling == "last"
     llm = FrozenLM.from_pretrained(model, dtype="float32")
-    found = loaded.embed(["wolf stories"], llm)
-    assert torch.equal(found, llm.embed(["wolf stories"], layer=3, pooling="last"))
+    embeddings = loaded.embed(["wolf stories"], llm)
+    assert torch.equal(embeddings, llm.embed(["wolf stories"], layer=3, pooling="last"))
     assert str(refused(train, words, pooling="median")) == (
         "pooling='median' does not exist; choose one of mean, last."
     )
@@ -432,7 +435,7 @@ def test_the_card_says_what_was_done(
         "--teacher=0.5 x --no-judged",
         "- layout: parallel; documents were cut at 60 tokens",
         "- objective: listwise; heads are read as weights, signals standardised",
-        f"- weight of the retrieval score: {router.heads.first_stage_weight}",
+        f"- weight of the retrieval score: {router.heads.recipe.first_stage_weight}",
         "It chooses the same heads for every query, fitted on the kinds of queries above: no",
     ):
         assert f"\n{line}\n" in card
@@ -492,48 +495,10 @@ def test_a_line_sums_up_what_came_out() -> None:
 # what is refused
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"teacher": 1.5}, "--teacher=1.5 is no share; give 0 to 1."),
-        ({"teacher": -0.1}, "--teacher=-0.1 is no share; give 0 to 1."),
-        ({"queries": 0}, "--queries=0 leaves nothing to learn from; give 1 or more."),
-        ({"max_layer": -1}, "--max-layer=-1 leaves nothing to learn from; give 0 or more."),
-        ({"synthesize": 0}, "--synthesize=0 leaves nothing to learn from; give 1 or more."),
-        ({"hits": 0}, "hits=0 is not a count; give a whole number, 1 or more."),
-        (
-            {"judged": False},
-            "without judgments there is nothing to learn from; give --synthesize, such as 500.",
-        ),
-        (
-            {"objective": "magic"},
-            "objective='magic' does not exist; choose one of listwise, labels, neighbours.",
-        ),
-        (
-            {"collections": []},
-            "--collection names nothing to learn from; give a BEIR folder.",
-        ),
-    ],
-)
-def test_options_out_of_range_are_refused(
-    words: Path, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    given: dict[str, Any] = {"collections": [words], "output": tmp_path / "router"}
-    with pytest.raises(InputError) as error:
-        TrainingJob(**given | options)
-    assert str(error.value) == message
-
-
-@pytest.mark.parametrize(
-    ("name", "wanted"), [("output", "for the router"), ("signals", "for what is computed")]
-)
-def test_a_file_is_no_folder(words: Path, tmp_path: Path, name: str, wanted: str) -> None:
-    (tmp_path / "file").write_text("kept")
-    given: dict[str, Any] = {"collections": [words], "output": tmp_path / "router"}
-    with pytest.raises(InputError) as error:
-        TrainingJob(**given | {name: tmp_path / "file"})
-    assert str(error.value) == f"{tmp_path / 'file'} is a file; name a folder {wanted}."
-    assert (tmp_path / "file").read_text() == "kept"
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No LLM can be loaded."""
+    monkeypatch.setattr(FrozenLM, "from_pretrained", None)
 
 
 def refused(train: Train, *collections: Path, **options: Any) -> RouteHeadError:
@@ -543,10 +508,54 @@ def refused(train: Train, *collections: Path, **options: Any) -> RouteHeadError:
     return error.value
 
 
-@pytest.fixture
-def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No LLM can be loaded."""
-    monkeypatch.setattr(FrozenLM, "from_pretrained", None)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher": 1.5}, "--teacher=1.5 must be from 0 to 1."),
+        ({"teacher": -0.1}, "--teacher=-0.1 must be from 0 to 1."),
+        ({"queries": 0}, "--queries=0 must be 1 or more."),
+        ({"max_layer": -1}, "--max-layer=-1 must be 0 or more."),
+        ({"synthesize": 0}, "--synthesize=0 must be 1 or more."),
+        ({"hits": 0}, "--hits=0 must be 1 or more."),
+        (
+            {"judged": False},
+            "without judgments there is nothing to learn from; give --synthesize, such as 500.",
+        ),
+        (
+            {"objective": "magic"},
+            "objective='magic' does not exist; choose one of listwise, labels, neighbours.",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unloaded")
+def test_options_out_of_range_are_refused(
+    train: Train, words: Path, options: dict[str, Any], message: str
+) -> None:
+    error = refused(train, words, **options)
+    assert isinstance(error, InputError)
+    assert str(error) == message
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_collection_is_needed(train: Train) -> None:
+    error = refused(train)
+    assert isinstance(error, InputError)
+    assert str(error) == "--collection is missing; give a BEIR folder."
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("output", "for the router"), ("signals", "for signals")]
+)
+@pytest.mark.usefixtures("unloaded")
+def test_a_file_is_no_folder(
+    train: Train, words: Path, tmp_path: Path, name: str, wanted: str
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    options: dict[str, Any] = {"output": "router", name: tmp_path / "file"}
+    error = refused(train, words, **options)
+    assert isinstance(error, InputError)
+    assert str(error) == f"{tmp_path / 'file'} is a file; name a folder {wanted}."
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -577,8 +586,8 @@ def test_a_folder_without_texts_is_refused(train: Train, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("unloaded")
-def test_a_setting_of_the_other_layout_is_refused(train: Train, model: str, words: Path) -> None:
-    error = refused(train, words, llm=ModelOptions(model, window=3))
+def test_a_setting_of_the_other_layout_is_refused(train: Train, words: Path) -> None:
+    error = refused(train, words, llm={"window": 3})
     assert str(error).startswith("window=3 is for the sequential layout;")
 
 
