@@ -1,4 +1,4 @@
-"""Adapters, each in a module of its own, each with an extra of the same name.
+"""Adapters to other frameworks, one module each; each needs the extra of the same name.
 
 * ``routehead_plugins.adapters.llama_index`` needs ``routehead-plugins[llama-index]``.
 * ``routehead_plugins.adapters.langchain`` needs ``routehead-plugins[langchain]``.

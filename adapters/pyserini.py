@@ -1,4 +1,4 @@
-"""Pyserini: re-rank what BM25, or any other of its searchers, retrieves.
+"""Pyserini: re-rank the results of BM25, or of any other of its searchers.
 
 Example:
     >>> index = build_index("corpus.jsonl", "index")
@@ -11,28 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Self
 
-from routehead_plugins.data import Document
-from routehead_plugins.errors import CollectionError, InputError
+from routehead_plugins.data import Document, check_count, check_top_n
+from routehead_plugins.errors import CollectionError
 from routehead_plugins.io import TEXT_FIELDS, Run
+from routehead_plugins.options import RerankerOptions
 
+# Imports nothing of Pyserini, which starts a JVM; see ``_jvm.load`` for a missing one.
 from . import _jvm
 from ._hits import Hit, hits_of
-from ._lucene import (
-    bm25_run,
-    build_index,
-    check_count,
-    is_index,
-    load_topics,
-)
+from ._lazy import LazyReranker, Reranker, check_options
+from ._lucene import bm25_run, build_index, is_index, load_topics
 from ._texts import TextSource
-
-if TYPE_CHECKING:
-    from routehead_plugins.data import Ranking
 
 __all__ = [
     "TEXT_FIELDS",
@@ -46,35 +39,27 @@ __all__ = [
 ]
 
 
-class Reranker(Protocol):
-    """What the stage asks of a ``HeadRoutedAttentionReranker``."""
-
-    def rerank(
-        self, query: str, documents: Sequence[Document], top_n: int | None = None
-    ) -> Ranking:
-        """Rank the documents, best first."""
-        ...
-
-
 class HeadRoutedStage:
     """A re-ranking stage behind any Pyserini searcher.
 
     Args:
         searcher: Anything with Pyserini's ``search(query, k)``, and with ``doc(docid)`` unless
             ``corpus`` is given, such as a ``LuceneSearcher``.
-        reranker: A ready ``HeadRoutedAttentionReranker``; None: one is loaded at first use.
-        corpus: Documents by id, asked before the searcher. A ``FaissSearcher`` over an index of
-            one's own stores no texts and needs it.
-        hits: Candidates to retrieve and re-rank.
-        top_n: Most results for a query, whatever is asked for; None: no such limit.
-        text_fields: Where a stored JSON document has its text, the most wanted field first.
+        reranker: A ready ``HeadRoutedAttentionReranker``; ``None`` loads one at first use.
+        corpus: Documents by id, looked up before those of the searcher. A ``FaissSearcher`` over
+            an index of one's own stores no texts and needs it.
+        hits: Number of candidates to retrieve and re-rank.
+        top_n: Largest number of results per query; ``None`` for no limit.
+        text_fields: Fields of a stored JSON document that may hold its text, in order of
+            preference.
         remove_query: Drop the candidate whose id is the query's (as ArguAna needs).
-        **from_pretrained: Arguments of ``HeadRoutedAttentionReranker.from_pretrained``, such
-            as ``model="embedded"``; only without ``reranker``.
+        **options: Options of ``RerankerOptions`` to load the re-ranker with, such as
+            ``model="embedded"``; only without ``reranker``.
 
     Raises:
-        InputError: A number is less than one, there is no source of texts, or a ready
-            ``reranker`` is given together with arguments to load one.
+        InputError: A number is below 1, there is no source of texts, or a ready ``reranker`` is
+            given together with options to load one.
+        TypeError: An argument is unknown.
     """
 
     def __init__(
@@ -87,24 +72,17 @@ class HeadRoutedStage:
         top_n: int | None = None,
         text_fields: Sequence[str] = TEXT_FIELDS,
         remove_query: bool = False,
-        **from_pretrained: Any,
+        **options: Any,
     ) -> None:
         check_count("hits", hits)
-        if top_n is not None:
-            check_count("top_n", top_n)
-        if reranker is not None and from_pretrained:
-            raise InputError(
-                f"{', '.join(from_pretrained)} cannot change a ready reranker; "
-                "expected either reranker= or the arguments to load one; drop one of the two."
-            )
+        check_top_n(top_n)
+        check_options(options, reranker)
         self.searcher = searcher
         self.hits = hits
         self.top_n = top_n
         self.remove_query = remove_query
         self._texts = TextSource(searcher, corpus, text_fields)
-        self._reranker = reranker
-        self._from_pretrained = from_pretrained
-        self._lock = threading.Lock()
+        self._lazy = LazyReranker(RerankerOptions(**options) if options else None, reranker)
 
     @classmethod
     def from_index(
@@ -121,8 +99,8 @@ class HeadRoutedStage:
         Args:
             index_dir: Folder of the index; ``build_index`` makes one.
             reranker: As for the class.
-            k1: BM25's term saturation.
-            b: BM25's length normalisation.
+            k1: Term saturation of BM25.
+            b: Length normalisation of BM25.
             **arguments: As for the class.
 
         Raises:
@@ -150,13 +128,13 @@ class HeadRoutedStage:
         b: float = 0.4,
         **arguments: Any,
     ) -> Self:
-        """Search one of Pyserini's prebuilt indexes with BM25, downloading it if need be.
+        """Search one of Pyserini's prebuilt indexes with BM25; download it if necessary.
 
         Args:
-            name: Pyserini's name for it, such as ``beir-v1.0.0-scifact.flat``.
+            name: Pyserini's name of the index, such as ``beir-v1.0.0-scifact.flat``.
             reranker: As for the class.
-            k1: BM25's term saturation.
-            b: BM25's length normalisation.
+            k1: Term saturation of BM25.
+            b: Length normalisation of BM25.
             **arguments: As for the class.
 
         Raises:
@@ -165,7 +143,7 @@ class HeadRoutedStage:
             MissingExtraError: Pyserini is not installed.
         """
         searcher_class = _jvm.load("pyserini.search.lucene").LuceneSearcher
-        # Pyserini prints what went wrong and returns None.
+        # Pyserini prints the reason of a failure and returns None.
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             searcher = searcher_class.from_prebuilt_index(name)
         if searcher is None:
@@ -180,69 +158,63 @@ class HeadRoutedStage:
     @property
     def reranker(self) -> Reranker:
         """The re-ranker, loaded at first use."""
-        with self._lock:
-            if self._reranker is None:
-                from routehead_plugins import HeadRoutedAttentionReranker
-
-                self._reranker = HeadRoutedAttentionReranker.from_pretrained(
-                    **self._from_pretrained
-                )
-            return self._reranker
+        reranker: Reranker = self._lazy.get()
+        return reranker
 
     def search(self, query: str, k: int = 10, *, query_id: str | None = None) -> list[Hit]:
         """Retrieve ``hits`` candidates, re-rank them and return the best.
 
         Args:
-            query: What to search for.
-            k: How many; those asked for beyond ``hits`` follow in first-stage order.
+            query: The query.
+            k: Number of results; those beyond ``hits`` follow in first-stage order.
             query_id: The query's id, for ``remove_query``.
 
         Raises:
-            CollectionError: The text of a candidate is nowhere to be found.
-            InputError: ``k`` is less than one.
+            CollectionError: The text of a candidate is missing.
+            InputError: ``k`` is below 1.
         """
         check_count("k", k)
         candidates = self._retrieve(query, max(k, self.hits), query_id)
         return self._rerank(query, candidates, self.hits)[:k]
 
     def retrieve(self, query: str, *, query_id: str | None = None) -> list[Document]:
-        """Return the candidates as the first stage orders and scores them.
+        """Return the candidates in the order and with the scores of the first stage.
 
         Args:
-            query: What to search for.
+            query: The query.
             query_id: The query's id, for ``remove_query``.
 
         Raises:
-            CollectionError: The text of a candidate is nowhere to be found.
+            CollectionError: The text of a candidate is missing.
         """
         return self._texts.documents(self._retrieve(query, self.hits, query_id))
 
     def documents(
         self, scored: Iterable[tuple[Any, Any]], *, query_id: str | None = None
     ) -> list[Document]:
-        """Look the documents of some ids up, in this order.
+        """Look up documents by id, in the order given.
 
         Args:
             scored: Pairs of document id and first-stage score.
             query_id: The query's id, for ``remove_query``.
 
         Raises:
-            CollectionError: The text of a document is nowhere to be found.
+            CollectionError: The text of a document is missing.
         """
         return self._texts.documents(self._candidates(scored, query_id))
 
     def rerank_hits(
         self, query: str, hits: Iterable[Any], *, query_id: str | None = None
     ) -> list[Hit]:
-        """Re-rank the hits of any Pyserini searcher, all of them.
+        """Re-rank all hits of any Pyserini searcher.
 
         Args:
-            query: What they were retrieved for.
-            hits: Objects with ``docid`` and ``score``, best first; left as they are.
+            query: The query that they were retrieved for.
+            hits: Objects with ``docid`` and ``score``, best first; not modified.
             query_id: The query's id, for ``remove_query``.
 
         Raises:
-            CollectionError: The text of a hit is nowhere to be found.
+            CollectionError: The text of a hit is missing.
         """
         candidates = self._candidates(((hit.docid, hit.score) for hit in hits), query_id)
         return self._rerank(query, candidates, len(candidates))
@@ -250,16 +222,16 @@ class HeadRoutedStage:
     def rerank_documents(
         self, query: str, documents: Sequence[Document], depth: int | None = None
     ) -> list[Hit]:
-        """Re-rank documents that are at hand, wherever they came from.
+        """Re-rank documents from any source.
 
         Args:
-            query: What they are ranked for.
-            documents: Best first; left as they are.
-            depth: How many to re-rank; the others follow in their order. None: all.
+            query: The query.
+            documents: Best first; not modified.
+            depth: Number of documents to re-rank; the others follow in their order. ``None`` for
+                all.
         """
         if not documents:
             return []
-        depth = len(documents) if depth is None else depth
         ranking = self.reranker.rerank(query, documents[:depth])
         return hits_of(ranking, documents)[: self.top_n]
 
@@ -277,18 +249,19 @@ class HeadRoutedStage:
         Args:
             run: Scores by document id by query id; ties keep the run's order.
             topics: Queries by id; ids may be integers here and in the run.
-            depth: How many candidates to re-rank; None: ``hits``.
+            depth: Number of candidates to re-rank; ``None`` for ``hits``.
             keep_tail: Append the candidates below ``depth`` in first-stage order, which keeps
                 recall, instead of dropping them.
-            on_query: Told of each query when it is done, as a progress bar needs.
+            on_query: Called with the id and the hits of each finished query, such as for a
+                progress bar.
 
         Returns:
-            Pairs of query id and hits, computed as they are asked for, in the run's order.
+            Pairs of query id and hits, computed on demand, in the run's order.
 
         Raises:
-            CollectionError: The run has a query that the topics lack (at once), or the text of
-                a candidate is nowhere to be found (when its query is reached).
-            InputError: ``depth`` is less than one.
+            CollectionError: The run has a query that the topics lack (raised at once), or the
+                text of a candidate is missing (raised when its query is reached).
+            InputError: ``depth`` is below 1.
         """
         depth = self.hits if depth is None else depth
         check_count("depth", depth)
@@ -300,30 +273,31 @@ class HeadRoutedStage:
                     "each query of the run; give the topics that the run was made with."
                 )
 
-        def rerank_each() -> Iterator[tuple[str, list[Hit]]]:
+        def rerank_queries() -> Iterator[tuple[str, list[Hit]]]:
             for qid, scores in run.items():
                 ordered = sorted(scores.items(), key=lambda item: item[1], reverse=True)
                 candidates = self._candidates(ordered, str(qid))
-                kept = candidates if keep_tail else candidates[:depth]
-                hits = self._rerank(queries[str(qid)], kept, depth)
+                hits = self._rerank(
+                    queries[str(qid)], candidates if keep_tail else candidates[:depth], depth
+                )
                 if on_query is not None:
                     on_query(str(qid), hits)
                 yield str(qid), hits
 
-        # The generator is inside, so that errors above come before the first query is asked for.
-        return rerank_each()
+        # The generator is inside, so that the errors above come before the first query is read.
+        return rerank_queries()
 
     def _retrieve(self, query: str, count: int, query_id: str | None) -> list[tuple[str, float]]:
-        # One more, lest dropping the query's own document leaves one too few.
+        # One more, in case the query's own document is dropped.
         hits = self.searcher.search(query, count + 1 if self.remove_query else count)
         return self._candidates(((hit.docid, hit.score) for hit in hits), query_id)[:count]
 
     def _candidates(
         self, scored: Iterable[tuple[Any, Any]], query_id: str | None
     ) -> list[tuple[str, float]]:
-        """Give ids and scores their Python types, and drop the query's own document."""
-        unwanted = query_id if self.remove_query else None
-        return [(str(docid), float(score)) for docid, score in scored if str(docid) != unwanted]
+        """Convert ids and scores to Python types, and drop the query's own document."""
+        dropped = query_id if self.remove_query else None
+        return [(str(docid), float(score)) for docid, score in scored if str(docid) != dropped]
 
     def _rerank(self, query: str, candidates: Sequence[tuple[str, float]], depth: int) -> list[Hit]:
         return self.rerank_documents(query, self._texts.documents(candidates), depth)

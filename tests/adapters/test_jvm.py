@@ -47,10 +47,10 @@ def fake_java(home: Path, version: str) -> Path:
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter, with nothing of Java or OpenAI in its environment."""
     hidden = {"JAVA_HOME", "JVM_PATH", "OPENAI_API_KEY", "ANSERINI_CLASSPATH"}
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    visible = {name: value for name, value in os.environ.items() if name not in hidden}
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        env={**kept, **environment},
+        env={**visible, **environment},
         capture_output=True,
         text=True,
         timeout=300,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import inspect
 import pickle
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, data
 from routehead_plugins.adapters.langchain import HeadRoutedCompressor
 from routehead_plugins.data import Ranking, ScoredDocument
 from routehead_plugins.errors import InputError
+from routehead_plugins.options import RerankerOptions
 from routehead_plugins.selection import as_selector
 
 NO_HEADS: Any = None
@@ -55,8 +55,8 @@ class FakeReranker:
         spans: bool = False,
     ) -> Ranking:
         self.calls.append((query, list(documents), top_n))
-        found = (data.TextSpan(0, 4, 0.5),) if spans else ()
-        scored = [ScoredDocument(i, float(len(d.text)), d, found) for i, d in enumerate(documents)]
+        quoted = (data.TextSpan(0, 4, 0.5),) if spans else ()
+        scored = [ScoredDocument(i, float(len(d.text)), d, quoted) for i, d in enumerate(documents)]
         ranked = sorted(scored, key=lambda hit: -hit.score)
         return Ranking(query, tuple(ranked[:top_n]), NO_HEADS)
 
@@ -182,24 +182,24 @@ def test_scores_are_python_floats(
     tiny: HeadRoutedAttentionReranker, documents: list[Document]
 ) -> None:
     compressor = HeadRoutedCompressor(reranker=tiny)
-    found = [document.metadata["relevance_score"] for document in compress(compressor, documents)]
-    found += [result["relevance_score"] for result in compressor.rerank(documents, QUERY)]
-    assert {type(score) for score in found} == {float}
+    scores = [document.metadata["relevance_score"] for document in compress(compressor, documents)]
+    scores += [result["relevance_score"] for result in compressor.rerank(documents, QUERY)]
+    assert {type(score) for score in scores} == {float}
 
 
 def test_a_score_from_before_is_replaced(fake: FakeReranker) -> None:
-    found = compress(
+    compressed = compress(
         HeadRoutedCompressor(reranker=fake), [Document("xx", metadata={"relevance_score": 9})]
     )
-    assert found[0].metadata == {"relevance_score": 2.0}
+    assert compressed[0].metadata == {"relevance_score": 2.0}
 
 
 def test_documents_of_a_subclass_stay_of_it(fake: FakeReranker) -> None:
     class Page(Document):
         number: int = 0
 
-    found = compress(HeadRoutedCompressor(reranker=fake), [Page(page_content="x", number=7)])
-    assert found == [Page(page_content="x", number=7, metadata={"relevance_score": 1.0})]
+    compressed = compress(HeadRoutedCompressor(reranker=fake), [Page(page_content="x", number=7)])
+    assert compressed == [Page(page_content="x", number=7, metadata={"relevance_score": 1.0})]
 
 
 @BOTH_WAYS
@@ -221,9 +221,9 @@ def test_documents_given_are_left_as_they_are(
 
 def test_one_document_given_twice_is_returned_twice(fake: FakeReranker) -> None:
     document = Document("x", id="d")
-    found = compress(HeadRoutedCompressor(reranker=fake), [document, document])
-    assert [copied.id for copied in found] == ["d", "d"]
-    assert found[0] is not found[1]
+    compressed = compress(HeadRoutedCompressor(reranker=fake), [document, document])
+    assert [copied.id for copied in compressed] == ["d", "d"]
+    assert compressed[0] is not compressed[1]
 
 
 @pytest.mark.parametrize(
@@ -286,24 +286,26 @@ def test_documents_below_the_threshold_are_left_out(
     fake: FakeReranker, threshold: float | None, expected: list[str] | None
 ) -> None:
     compressor = HeadRoutedCompressor(reranker=fake, score_threshold=threshold)
-    found = compress(compressor, [Document("x"), Document("xx"), Document("xxx")])
-    assert texts(found) == (["xxx", "xx", "x"] if expected is None else expected)
-    assert len(compressor.rerank(["x", "xx", "xxx"], QUERY)) == len(found)
+    compressed = compress(compressor, [Document("x"), Document("xx"), Document("xxx")])
+    assert texts(compressed) == (["xxx", "xx", "x"] if expected is None else expected)
+    assert len(compressor.rerank(["x", "xx", "xxx"], QUERY)) == len(compressed)
 
 
 def test_ties_keep_the_order(tiny: HeadRoutedAttentionReranker, fake: FakeReranker) -> None:
     same = [Document("x", id=str(number)) for number in range(9)]
     blank = [Document(" ", id=str(number)) for number in range(9)]
     for reranker, tied in ((fake, same), (tiny, blank)):
-        found = compress(HeadRoutedCompressor(reranker=reranker, top_n=None), tied)
-        assert [document.id for document in found] == list("012345678")
+        compressed = compress(HeadRoutedCompressor(reranker=reranker, top_n=None), tied)
+        assert [document.id for document in compressed] == list("012345678")
 
 
 def test_blank_documents_rank_last(
     tiny: HeadRoutedAttentionReranker, documents: list[Document]
 ) -> None:
-    found = compress(HeadRoutedCompressor(reranker=tiny, top_n=None), [Document(" "), *documents])
-    assert texts(found)[-2:] == [" ", ""]
+    compressed = compress(
+        HeadRoutedCompressor(reranker=tiny, top_n=None), [Document(" "), *documents]
+    )
+    assert texts(compressed)[-2:] == [" ", ""]
 
 
 def test_a_thousand_documents_with_top_n_one() -> None:
@@ -359,7 +361,9 @@ def test_unknown_fields_are_refused() -> None:
 def test_a_threshold_that_is_no_number_is_refused() -> None:
     with pytest.raises(InputError) as error:
         HeadRoutedCompressor(score_threshold=float("nan"))
-    assert str(error.value) == "score_threshold=nan is no number; give one, or None for no limit."
+    assert str(error.value) == (
+        "score_threshold=nan is not a number; give one, or None for no limit."
+    )
 
 
 def test_arguments_to_load_a_reranker_do_not_go_with_a_ready_one(fake: FakeReranker) -> None:
@@ -393,9 +397,9 @@ def test_the_retrievers_score_counts_where_it_is_given_weight(
     tiny: HeadRoutedAttentionReranker,
 ) -> None:
     fusing = HeadRoutedAttentionReranker(tiny.llm, first_stage_weight=100.0)
-    found = [Document("wolf " * n, metadata={"score": float(-n)}) for n in (3, 1, 2)]
+    retrieved = [Document("wolf " * n, metadata={"score": float(-n)}) for n in (3, 1, 2)]
     compressor = HeadRoutedCompressor(reranker=fusing, score_key="score")
-    assert texts(compress(compressor, found)) == ["wolf ", "wolf wolf ", "wolf wolf wolf "]
+    assert texts(compress(compressor, retrieved)) == ["wolf ", "wolf wolf ", "wolf wolf wolf "]
 
 
 @BOTH_WAYS
@@ -403,9 +407,9 @@ def test_compression_is_a_run_of_its_own(
     fake: FakeReranker, documents: list[Document], run: Callable[..., list[Document]]
 ) -> None:
     recorder = Recorder()
-    found = run(HeadRoutedCompressor(reranker=fake), documents, callbacks=[recorder])
+    compressed = run(HeadRoutedCompressor(reranker=fake), documents, callbacks=[recorder])
     assert recorder.events == [("start", "HeadRoutedCompressor"), ("end", "HeadRoutedCompressor")]
-    assert recorder.outputs["HeadRoutedCompressor"] == found
+    assert recorder.outputs["HeadRoutedCompressor"] == compressed
 
 
 def test_asynchronous_callbacks_are_awaited(fake: FakeReranker, documents: list[Document]) -> None:
@@ -501,8 +505,8 @@ def test_in_a_pipeline_of_compressors(
             HeadRoutedCompressor(reranker=fake, top_n=1),
         ]
     )
-    found = run(pipeline, documents, callbacks=[recorder])
-    assert texts(found) == ["seven grey stones by a river"]
+    compressed = run(pipeline, documents, callbacks=[recorder])
+    assert texts(compressed) == ["seven grey stones by a river"]
     assert [len(given) for _, given, _ in fake.calls] == [5, 4]
     assert recorder.events.count(("end", "HeadRoutedCompressor")) == 2
 
@@ -525,7 +529,7 @@ def test_as_runnable_takes_batches_and_draws_its_graph(
     fake: FakeReranker, documents: list[Document]
 ) -> None:
     chain = HeadRoutedCompressor(reranker=fake, top_n=1).as_runnable(lambda _: documents)
-    assert [len(found) for found in chain.batch(["one", "two"])] == [1, 1]
+    assert [len(compressed) for compressed in chain.batch(["one", "two"])] == [1, 1]
     assert "HeadRoutedCompressor" in chain.get_graph().draw_mermaid()
 
 
@@ -561,9 +565,9 @@ def test_sixteen_concurrent_calls_equal_serial_ones(
             *(compressor.acompress_documents(documents, query) for query in queries)
         )
 
-    for found, expected in zip(asyncio.run(together()), serial, strict=True):
-        assert [document.id for document in found] == [document.id for document in expected]
-        assert [document.metadata["relevance_score"] for document in found] == pytest.approx(
+    for compressed, expected in zip(asyncio.run(together()), serial, strict=True):
+        assert [document.id for document in compressed] == [document.id for document in expected]
+        assert [document.metadata["relevance_score"] for document in compressed] == pytest.approx(
             [document.metadata["relevance_score"] for document in expected], abs=1e-6
         )
 
@@ -590,11 +594,11 @@ class FakeLoader:
     """Stands in for the class that loads; loading takes a moment."""
 
     def __init__(self, failures: int = 0) -> None:
-        self.loads: list[dict[str, Any]] = []
+        self.loads: list[RerankerOptions] = []
         self.failures = failures
 
-    def from_pretrained(self, **arguments: Any) -> FakeReranker:
-        self.loads.append(arguments)
+    def from_options(self, options: RerankerOptions) -> FakeReranker:
+        self.loads.append(options)
         time.sleep(0.05)
         if len(self.loads) <= self.failures:
             raise OSError("the disk is gone")
@@ -612,26 +616,14 @@ def test_the_model_is_loaded_once_under_eight_threads(loader: FakeLoader) -> Non
     compressor = HeadRoutedCompressor(model="m", heads="0-1", first_stage_weight=0.5)
     assert loader.loads == []
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: compress(compressor, [Document("x")]), range(8)))
-    assert texts([document for documents in found for document in documents]) == ["x"] * 8
-    assert loader.loads == [
-        {
-            "model": "m",
-            "heads": "0-1",
-            "dtype": "auto",
-            "first_stage_weight": 0.5,
-            "local_files_only": False,
-        }
-    ]
+        compressed = list(pool.map(lambda _: compress(compressor, [Document("x")]), range(8)))
+    assert texts([document for documents in compressed for document in documents]) == ["x"] * 8
+    assert loader.loads == [RerankerOptions("m", heads="0-1", first_stage_weight=0.5)]
 
 
-def test_fields_are_the_arguments_of_from_pretrained() -> None:
-    arguments = inspect.signature(HeadRoutedAttentionReranker.from_pretrained).parameters
-    own = ["reranker", "top_n", "score_threshold", "score_key", "relevant_spans"]
-    assert list(HeadRoutedCompressor.model_fields) == [*arguments, *own]
-    for name, field in HeadRoutedCompressor.model_fields.items():
-        if name in arguments and field.default is not None:
-            assert field.default == arguments[name].default
+def test_a_field_of_none_takes_the_default_of_the_option(loader: FakeLoader) -> None:
+    compress(HeadRoutedCompressor(dtype=None), [Document("x")])
+    assert loader.loads == [RerankerOptions()]
 
 
 def test_loading_that_failed_is_tried_again(loader: FakeLoader) -> None:
@@ -650,7 +642,7 @@ def test_copies_share_the_model_unless_they_name_another(loader: FakeLoader) -> 
     assert len(loader.loads) == 1
     compress(compressor.model_copy(update={"heads": "0-1"}), [Document("x")])
     compress(compressor, [Document("x")])
-    assert [load.get("heads") for load in loader.loads] == [None, "0-1"]
+    assert [options.heads for options in loader.loads] == [None, "0-1"]
 
 
 def test_pickles_leave_the_model_behind(loader: FakeLoader) -> None:

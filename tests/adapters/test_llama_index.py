@@ -45,10 +45,12 @@ from presets import PresetLayout
 from pydantic import Field
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, data
+from routehead_plugins.adapters._lazy import OPTION_NAMES
 from routehead_plugins.adapters.llama_index import HeadRoutedRerank, _spans_of
 from routehead_plugins.backbone import attention
 from routehead_plugins.data import ScoredDocument, TextSpan
 from routehead_plugins.errors import InputError, MissingExtraError, ModelLoadError
+from routehead_plugins.options import RerankerOptions
 from routehead_plugins.reranker import BLANK_SCORE
 from routehead_plugins.selection import FixedHeads
 
@@ -148,12 +150,12 @@ def loads(monkeypatch: pytest.MonkeyPatch, preset: HeadRoutedAttentionReranker) 
     """Record what is loaded instead of loading it."""
     loaded: list[Any] = []
 
-    def from_pretrained(*_: Any, **arguments: Any) -> HeadRoutedAttentionReranker:
+    def from_options(options: RerankerOptions) -> HeadRoutedAttentionReranker:
         time.sleep(0.05)  # long enough for a second thread to come by
-        loaded.append(arguments)
+        loaded.append(options)
         return preset
 
-    monkeypatch.setattr(HeadRoutedAttentionReranker, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(HeadRoutedAttentionReranker, "from_options", from_options)
     return loaded
 
 
@@ -205,22 +207,18 @@ def test_fields_survive_every_round_trip() -> None:
 
 def test_every_argument_is_a_field_of_the_same_name() -> None:
     arguments = set(inspect.signature(HeadRoutedRerank.__init__).parameters)
-    assert arguments - {"self", "reranker"} == set(HeadRoutedRerank.model_fields)
+    own = set(HeadRoutedRerank.model_fields) - set(OPTION_NAMES)
+    assert arguments - {"self", "reranker", "options"} == own | {"model"}
     assert set(FIELDS) == set(HeadRoutedRerank.model_fields) - {"callback_manager"}
 
 
-def test_every_argument_of_the_loader_is_a_field() -> None:
-    loader = inspect.signature(HeadRoutedAttentionReranker.from_pretrained)
-    assert set(loader.parameters) <= set(HeadRoutedRerank.model_fields)
-
-
 def test_a_typo_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="topn"):
+    with pytest.raises(TypeError, match=r"^unexpected argument 'topn'; the options of .* model, "):
         HeadRoutedRerank(topn=3)
 
 
 @pytest.mark.parametrize(
-    ("given", "written"),
+    ("given", "text"),
     [
         (HeadSet.parse("1-2,0-3"), "1-2,0-3"),
         ([(1, 2), (0, 3)], "1-2,0-3"),
@@ -229,10 +227,10 @@ def test_a_typo_is_a_type_error() -> None:
         (None, None),
     ],
 )
-def test_heads_are_written_as_text(given: Any, written: str | None) -> None:
+def test_heads_are_written_as_text(given: Any, text: str | None) -> None:
     rerank = HeadRoutedRerank(heads=given)
-    assert rerank.to_dict()["heads"] == written
-    assert HeadRoutedRerank.from_json(rerank.to_json()).heads == written
+    assert rerank.to_dict()["heads"] == text
+    assert HeadRoutedRerank.from_json(rerank.to_json()).heads == text
 
 
 def test_a_head_set_is_kept_whole_and_its_layout_is_written() -> None:
@@ -617,13 +615,12 @@ def test_the_llm_is_loaded_once_by_eight_threads(loads: list[Any]) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(ids(result) == ["n1", "n0"] for result in pool.map(call, range(8)))
-    own = ("top_n", "keep_retrieval_score", "metadata_mode", "score_threshold", "relevant_spans")
-    assert loads == [{name: value for name, value in FIELDS.items() if name not in own}]
+    assert loads == [RerankerOptions(**{name: FIELDS[name] for name in OPTION_NAMES})]
 
 
 def test_defaults_are_left_to_the_loader(loads: list[Any]) -> None:
     HeadRoutedRerank().postprocess_nodes(bare_nodes("0.1"), query_str=QUERY)
-    assert loads == [{"model": "embedded", "dtype": "auto", "local_files_only": False}]
+    assert loads == [RerankerOptions()]
 
 
 def test_nothing_is_loaded_before_it_is_needed(loads: list[Any]) -> None:
@@ -640,7 +637,7 @@ def test_a_failed_load_is_tried_again(
 ) -> None:
     rerank = HeadRoutedRerank()
     with monkeypatch.context() as patch:
-        patch.setattr(HeadRoutedAttentionReranker, "from_pretrained", lambda **_: 1 / 0)
+        patch.setattr(HeadRoutedAttentionReranker, "from_options", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             rerank.postprocess_nodes(bare_nodes("0.1"), query_str=QUERY)
     assert rerank.reranker is preset
@@ -680,7 +677,7 @@ def test_a_pickle_holds_no_weights_and_loads_again(
     assert loads == []
     nodes = bare_nodes("0.1", "0.3")
     assert ids(restored.postprocess_nodes(nodes, query_str=QUERY)) == ["n1"]
-    assert loads == [{"model": "tiny", "dtype": "auto", "local_files_only": False}]
+    assert loads == [RerankerOptions("tiny")]
 
 
 def test_copies_share_the_llm(reranker: HeadRoutedAttentionReranker) -> None:
@@ -784,22 +781,21 @@ def test_relevant_spans_stand_in_the_nodes_own_text(
 ) -> None:
     node = TextNode(text="a grey wolf ran over the hill", metadata={"page": "seven"})
     rerank = HeadRoutedRerank(reranker=reranker, relevant_spans=True)
-    (found,) = rerank.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
-    spans = found.node.metadata["relevant_spans"]
+    (reranked,) = rerank.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+    spans = reranked.node.metadata["relevant_spans"]
     assert spans
     for span in spans:
         words = node.text[span["start"] : span["end"]]
         assert words == words.strip() != ""
     assert "relevant_spans" not in node.metadata
-    assert "relevant_spans" not in found.node.get_content(metadata_mode=MetadataMode.LLM)
+    assert "relevant_spans" not in reranked.node.get_content(metadata_mode=MetadataMode.LLM)
 
 
 def test_spans_in_the_metadata_are_cut_off() -> None:
     node = TextNode(text="a wolf ran")
     read = data.Document("page: seven\n\na wolf ran")
     spans = (TextSpan(0, 5, 0.9), TextSpan(6, 14, 0.5), TextSpan(15, 19, 0.2))
-    placed = _spans_of(ScoredDocument(0, 1.0, read, spans), node)
-    assert placed == [
+    assert _spans_of(ScoredDocument(0, 1.0, read, spans), node) == [
         {"start": 0, "end": 1, "score": 0.5},
         {"start": 2, "end": 6, "score": 0.2},
     ]

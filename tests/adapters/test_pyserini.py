@@ -24,6 +24,7 @@ from routehead_plugins.adapters.pyserini import (
 from routehead_plugins.data import Document, Ranking, ScoredDocument
 from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.io import read_run, write_run
+from routehead_plugins.options import RerankerOptions
 
 NO_HEADS: Any = None
 
@@ -58,8 +59,8 @@ class FakeSearcher:
         self.stored = {docid: FakeStored(text) for docid, text in texts.items()}
 
     def search(self, query: str, k: int = 10) -> list[SimpleNamespace]:
-        found = list(self.stored)[:k] if query else []
-        return [SimpleNamespace(docid=d, score=10.0 - i) for i, d in enumerate(found)]
+        docids = list(self.stored)[:k] if query else []
+        return [SimpleNamespace(docid=d, score=10.0 - i) for i, d in enumerate(docids)]
 
     def doc(self, docid: str) -> FakeStored | None:
         return self.stored.get(docid)
@@ -229,9 +230,9 @@ def test_a_written_run_is_evaluated_in_the_order_of_the_hits(
 ) -> None:
     run = {"1": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}}
     hits = dict(HeadRoutedStage(searcher, reranker).rerank_run(run, {"1": "q"}, depth=2))
-    write_run(tmp_path / "run.trec", {qid: summary(found) for qid, found in hits.items()}, "test")
-    written = read_run(tmp_path / "run.trec")["1"]
-    assert sorted(written, key=lambda docid: -written[docid]) == ["b", "a", "c", "d"]
+    write_run(tmp_path / "run.trec", {qid: summary(ranked) for qid, ranked in hits.items()}, "test")
+    scores = read_run(tmp_path / "run.trec")["1"]
+    assert sorted(scores, key=lambda docid: -scores[docid]) == ["b", "a", "c", "d"]
 
 
 def test_a_reranker_is_loaded_once_and_only_when_needed(
@@ -239,12 +240,12 @@ def test_a_reranker_is_loaded_once_and_only_when_needed(
 ) -> None:
     loaded = []
 
-    def from_pretrained(**arguments: Any) -> FakeReranker:
+    def from_options(options: RerankerOptions) -> FakeReranker:
         time.sleep(0.05)
-        loaded.append(arguments)
+        loaded.append(options)
         return FakeReranker()
 
-    fake = SimpleNamespace(from_pretrained=from_pretrained)
+    fake = SimpleNamespace(from_options=from_options)
     monkeypatch.setitem(vars(routehead_plugins), "HeadRoutedAttentionReranker", fake)
     stage = HeadRoutedStage(searcher, model="embedded", heads="all")
     stage.retrieve("q")
@@ -254,7 +255,15 @@ def test_a_reranker_is_loaded_once_and_only_when_needed(
         thread.start()
     for thread in threads:
         thread.join()
-    assert loaded == [{"model": "embedded", "heads": "all"}]
+    assert loaded == [RerankerOptions("embedded", heads="all")]
+
+
+def test_an_unknown_argument_is_named_with_those_that_exist(searcher: FakeSearcher) -> None:
+    with pytest.raises(TypeError) as error:
+        HeadRoutedStage(searcher, modle="embedded")
+    assert str(error.value).startswith(
+        "unexpected argument 'modle'; the options of the re-ranker are model, heads, "
+    )
 
 
 def test_a_ready_reranker_takes_no_arguments_to_load_one(searcher: FakeSearcher) -> None:
@@ -270,7 +279,6 @@ def test_a_ready_reranker_takes_no_arguments_to_load_one(searcher: FakeSearcher)
     ("name", "call"),
     [
         ("hits", lambda stage: HeadRoutedStage(stage.searcher, hits=0)),
-        ("top_n", lambda stage: HeadRoutedStage(stage.searcher, top_n=0)),
         ("k", lambda stage: stage.search("q", k=0)),
         ("depth", lambda stage: stage.rerank_run({}, {}, depth=0)),
         ("hits", lambda stage: bm25_run(stage.searcher, {}, hits=0)),
@@ -284,7 +292,13 @@ def test_counts_below_one_are_refused(
     stage = HeadRoutedStage(searcher, FakeReranker())
     with pytest.raises(InputError) as error:
         call(stage)
-    assert str(error.value) == f"{name}=0 leaves nothing to do; give 1 or more."
+    assert str(error.value) == f"{name}=0 is not a count; give a whole number, 1 or more."
+
+
+def test_a_top_n_that_returns_nothing_is_refused(searcher: FakeSearcher) -> None:
+    with pytest.raises(InputError) as error:
+        HeadRoutedStage(searcher, top_n=0)
+    assert str(error.value) == "top_n=0 returns nothing; give 1 or more, or None for all."
 
 
 def test_a_run_is_made_with_a_searcher_that_knows_no_batches(searcher: FakeSearcher) -> None:

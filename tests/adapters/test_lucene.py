@@ -66,13 +66,13 @@ def stage(index: Path) -> Any:
 
 
 def test_bm25_finds_documents_with_their_texts_and_scores(stage: Any) -> None:
-    found = stage.retrieve("why do cats purr")
-    assert [document.id for document in found] == ["cats", "dogs", "mice"]
-    assert found[0].text == f"Cats\n{PURRING}"
-    assert dict(found[0].metadata) == {"title": "Cats"}
-    assert found[2].text == "Mice hide from every cat and every owl."
-    assert dict(found[2].metadata) == {"url": "m"}
-    assert found[0].score > found[1].score > found[2].score > 0
+    documents = stage.retrieve("why do cats purr")
+    assert [document.id for document in documents] == ["cats", "dogs", "mice"]
+    assert documents[0].text == f"Cats\n{PURRING}"
+    assert dict(documents[0].metadata) == {"title": "Cats"}
+    assert documents[2].text == "Mice hide from every cat and every owl."
+    assert dict(documents[2].metadata) == {"url": "m"}
+    assert documents[0].score > documents[1].score > documents[2].score > 0
 
 
 def test_titles_are_searched(stage: Any) -> None:
@@ -145,17 +145,17 @@ def test_parameters_of_bm25_change_the_scores(index: Path, stage: Any) -> None:
 
 
 def test_two_threads_may_search_at_once(stage: Any) -> None:
-    found: list[list[str]] = []
+    rankings: list[list[str]] = []
 
     def search() -> None:
-        found.extend([hit.docid for hit in stage.search("cat")] for _ in range(20))
+        rankings.extend([hit.docid for hit in stage.search("cat")] for _ in range(20))
 
     threads = [threading.Thread(target=search) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [["cats", "mice", "dogs"]] * 40
+    assert rankings == [["cats", "mice", "dogs"]] * 40
 
 
 def test_a_query_of_thousands_of_words_is_answered(stage: Any) -> None:
@@ -191,7 +191,7 @@ def test_a_folder_that_is_no_index_is_never_touched(tmp_path: Path) -> None:
     with pytest.raises(CollectionError) as error:
         build_index([Document("cat", "1")], tmp_path, overwrite=True)
     assert str(error.value) == (
-        f"index_dir={str(tmp_path)!r} exists and is no Lucene index; "
+        f"index_dir={str(tmp_path)!r} exists and is not a Lucene index; "
         "expected a new or empty folder; choose another."
     )
     assert os.listdir(tmp_path) == ["thesis.tex"]

@@ -152,8 +152,8 @@ def test_a_dense_searcher_without_a_corpus_is_refused() -> None:
 
 def test_all_texts_are_looked_up_at_once_where_the_searcher_can() -> None:
     index = BatchIndex(a=Stored("x"), b=Stored("y"))
-    found = TextSource(index).documents([("b", 3.0), ("a", 2.0), ("b", 1.0)])
-    assert [(document.id, document.score) for document in found] == [
+    documents = TextSource(index).documents([("b", 3.0), ("a", 2.0), ("b", 1.0)])
+    assert [(document.id, document.score) for document in documents] == [
         ("b", 3.0),
         ("a", 2.0),
         ("b", 1.0),

@@ -1,0 +1,101 @@
+"""Load the re-ranker at first use, in one way for all adapters."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from routehead_plugins.errors import InputError
+from routehead_plugins.options import RerankerOptions
+
+if TYPE_CHECKING:
+    from routehead_plugins.data import Document, Ranking
+
+OPTION_NAMES = tuple(field.name for field in fields(RerankerOptions))
+
+# One lock for all loaders: loading sets stderr and transformers' verbosity for the whole process.
+LOADING = threading.Lock()
+
+
+class Reranker(Protocol):
+    """The part of ``HeadRoutedAttentionReranker`` that the adapters need."""
+
+    def rerank(
+        self, query: str, documents: Sequence[Document], top_n: int | None = None
+    ) -> Ranking:
+        """Rank the documents, best first."""
+        ...
+
+
+class LazyReranker:
+    """A re-ranker that is ready, or loaded once at first use, by whichever thread comes first.
+
+    Copies and deep copies are the same object, so that they share one LLM. Pickles hold the
+    options but no weights.
+
+    Args:
+        options: Options to load the re-ranker with; ``None`` for the defaults.
+        ready: A ready re-ranker, used instead of loading one.
+    """
+
+    def __init__(self, options: RerankerOptions | None = None, ready: Any = None) -> None:
+        self.options = options
+        self._is_ready = ready is not None
+        self._reranker = ready
+
+    def provides(self, options: RerankerOptions) -> bool:
+        """Tell whether this is the re-ranker of the options; a ready one is that of any."""
+        return self._is_ready or self.options == options
+
+    def get(self) -> Any:
+        """Return the re-ranker; see its ``from_options`` for the errors of loading."""
+        if self._reranker is None:
+            with LOADING:
+                if self._reranker is None:
+                    from routehead_plugins import HeadRoutedAttentionReranker
+
+                    self._reranker = HeadRoutedAttentionReranker.from_options(
+                        self.options or RerankerOptions()
+                    )
+        return self._reranker
+
+    def __eq__(self, other: object) -> bool:
+        # pydantic compares private attributes too, but models with equal fields are equal.
+        return isinstance(other, LazyReranker)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[type[LazyReranker], tuple[RerankerOptions | None]]:
+        if self._is_ready and self.options is None:
+            raise TypeError("a ready reranker cannot be pickled; give arguments to load one.")
+        return LazyReranker, (self.options,)
+
+
+def check_options(names: Collection[str], ready: object = None) -> None:
+    """Check the names of the options that an adapter was given.
+
+    Args:
+        names: Names of the options that were given.
+        ready: The ready re-ranker that was given, if any.
+
+    Raises:
+        TypeError: A name is not an option.
+        InputError: Options were given together with a ready re-ranker.
+    """
+    unknown = [name for name in names if name not in OPTION_NAMES]
+    if unknown:
+        raise TypeError(
+            f"unexpected argument {', '.join(map(repr, unknown))}; the options of the re-ranker "
+            f"are {', '.join(OPTION_NAMES)}; check the spelling."
+        )
+    if ready is not None and names:
+        raise InputError(
+            f"{', '.join(names)} cannot change a ready reranker; "
+            "expected either reranker= or the arguments to load one; drop one of the two."
+        )
