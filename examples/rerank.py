@@ -4,7 +4,7 @@ from routehead_plugins import Document, HeadRoutedAttentionReranker
 
 
 def main() -> None:
-    """Load the LLM, rank, print."""
+    """Load the LLM, rank three passages and print their scores."""
     reranker = HeadRoutedAttentionReranker.from_pretrained("embedded")
     passages = [
         Document(

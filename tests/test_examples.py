@@ -1,4 +1,4 @@
-"""Every example runs as it stands; the LLM is loaded once for all of them."""
+"""Every example runs unchanged and is short; the LLM is loaded once for all."""
 
 from __future__ import annotations
 
