@@ -50,17 +50,7 @@ class CollectOptions:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A query with its candidates, and the order in which the LLM reads them.
-
-    Attributes:
-        name: Id of the query, and the position of its best candidate if that was moved.
-        query_id: Id of the query.
-        query: Text of the query.
-        documents: The candidates, in first-stage order.
-        gains: Judgments of the candidates.
-        ideal_gains: All judgments of the query above 0, descending.
-        order: Indices of the candidates, in the order of the prompt.
-    """
+    """A query with its candidates, and the order in which the LLM reads them."""
 
     name: str
     query_id: str
@@ -133,18 +123,8 @@ def collect_signals(
 
 
 def non_blank_candidates(collection: Collection, query_id: str, hits: int) -> list[Document]:
-    """Return the candidates of a query that have a text to read.
-
-    Args:
-        collection: A collection with candidates.
-        query_id: Id of the query.
-        hits: Number of candidates, blank ones included.
-
-    Raises:
-        CollectionError: The collection has no candidates.
-    """
-    candidates = collection.candidates(query_id, hits)
-    return [document for document in candidates if not document.is_blank]
+    """Return those of a query's candidates that have a text to read."""
+    return [doc for doc in collection.candidates(query_id, hits) if not doc.is_blank]
 
 
 def _prompts(collection: Collection, query_id: str, options: CollectOptions) -> Iterator[_Prompt]:

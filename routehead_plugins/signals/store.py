@@ -171,11 +171,7 @@ class SignalStore:
             return None
 
     def put(self, key: str, signals: QuerySignals) -> None:
-        """Write the signals of a query.
-
-        Args:
-            key: Description of everything the signals depend on besides the settings.
-            signals: The signals.
+        """Write the signals of a query under a key.
 
         Raises:
             InputError: The file cannot be written.
@@ -196,24 +192,11 @@ class SignalStore:
         return self.folder / f"{sha256(key, 24)}.safetensors"
 
 
-def sha256(text: str, length: int | None = None) -> str:
-    """Hash a text.
-
-    Args:
-        text: The text.
-        length: Number of hexadecimal digits to return; ``None`` for all 64.
-    """
+def sha256(text: str, length: int = 64) -> str:
+    """Return the first hexadecimal digits of a text's hash."""
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def llm_settings(llm: FrozenLM, **others: JSON) -> dict[str, JSON]:
-    """Describe what cached results of an LLM depend on.
-
-    Files are named after these settings, so any change to them makes users compute everything
-    again.
-
-    Args:
-        llm: The frozen LLM.
-        **others: Settings besides the LLM and the version of this package.
-    """
+    """Return what stored results of an LLM depend on; their files are named after it."""
     return {"model": llm.name, "dtype": str(llm.dtype), **others, "version": __version__}

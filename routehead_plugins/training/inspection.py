@@ -1,4 +1,4 @@
-"""What a router makes of queries, in figures: which heads, how often, how differently."""
+"""Figures about a router: which heads it reads, how often, and how much queries differ."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.selection import Router
 
 PAIRED = 500
-"""Queries of each collection that are compared with each other, at most."""
+"""Largest number of queries of a collection that are compared with each other."""
 
-# Votes are means of like numbers, which round differently: weights this near are the same.
-_SAME = 1e-5
+# Relative tolerance: means of equal votes round differently.
+_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """What a router made of one collection's queries.
+    """The heads that a router reads for the queries of one collection.
 
     Attributes:
-        name: The collection.
-        weights: Logits of the heads that are read, and 0 of the others, shape (queries, heads).
-        read: Which heads are read, shape (queries, heads); bool.
-        logits: Of all heads, shape (queries, heads).
-        familiarity: Of the queries, shape (queries,).
-        layers: How many layers each query has to run, shape (queries,).
+        name: Name of the collection.
+        logits: Logits of all heads, shape (queries, heads).
+        read: Mask of the heads that are read, shape (queries, heads).
+        familiarity: Familiarity of the queries to the router, shape (queries,).
+        layers: Number of layers to run for each query, shape (queries,).
     """
 
     name: str
-    weights: Tensor
-    read: Tensor
     logits: Tensor
+    read: Tensor
     familiarity: Tensor
     layers: Tensor
 
@@ -46,24 +45,27 @@ class Use:
         """Route queries.
 
         Args:
-            name: The collection.
+            name: Name of the collection.
             router: The router.
-            embeddings: From ``Router.embed``, one query at least, shape (queries, width).
+            embeddings: The result of ``Router.embed``, shape (queries, width), queries >= 1.
         """
         logits = router.logits(embeddings)
+        head_sets = [router.choose(row) for row in logits]
         read = torch.zeros_like(logits, dtype=torch.bool)
-        places = {head: place for place, head in enumerate(router.heads)}
-        chosen = [router.choose(each) for each in logits]
-        for row, heads in enumerate(chosen):
-            read[row, [places[head] for head in heads]] = True
+        for row, heads in enumerate(head_sets):
+            read[row, router.heads.indices_of(list(heads))] = True
         return cls(
             name=name,
-            weights=torch.where(read, logits, 0.0),
-            read=read,
             logits=logits,
+            read=read,
             familiarity=router.space.familiarity(embeddings),
-            layers=torch.tensor([heads.last_layer + 1 for heads in chosen]),
+            layers=torch.tensor([heads.last_layer + 1 for heads in head_sets]),
         )
+
+    @property
+    def weights(self) -> Tensor:
+        """Logits of the heads that are read, 0 for the others, shape (queries, heads)."""
+        return torch.where(self.read, self.logits, 0.0)
 
     @property
     def share(self) -> Tensor:
@@ -71,7 +73,7 @@ class Use:
         return self.read.double().mean(dim=0)
 
     def figures(self) -> dict[str, Any]:
-        """What can be said of the collection by itself."""
+        """Summarise the collection."""
         count = self.read.sum(dim=1)
         return {
             "queries": len(self.read),
@@ -87,14 +89,14 @@ class Use:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """A router, and what it made of queries.
+    """A router, and the heads it reads for the queries of several collections.
 
     Attributes:
-        name: As the router was asked for.
+        name: Name by which the router was loaded.
         router: The router.
-        size: Of its tensors' file, in bytes.
-        uses: One for each collection; none where no queries were routed.
-        seed: Of the queries that are compared with each other.
+        size: Size of the file with its tensors, in bytes.
+        uses: One entry per collection; empty if no queries were routed.
+        seed: Random seed of the queries that are compared with each other.
     """
 
     name: str
@@ -104,7 +106,7 @@ class Inspection:
     seed: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """What holds whatever the query."""
+        """Describe the router itself."""
         router, heads = self.router, self.router.heads
         return {
             "router": self.name,
@@ -130,87 +132,75 @@ class Inspection:
 
     @cached_property
     def static(self) -> HeadSet:
-        """The heads of a query of which nothing is known."""
+        """The heads for a wholly unfamiliar query."""
         return self.router.choose(self.router.bias)
 
     def static_heads(self, count: int) -> list[tuple[str, float]]:
-        """The heads with the largest bias, in size where biases are signed weights.
-
-        Args:
-            count: How many, at most.
-
-        Returns:
-            Pairs of head and bias.
-        """
+        """Return the heads with the largest bias (in absolute value for weights), and the bias."""
         bias = self.router.bias
         size = bias.abs() if self.router.reading == "weights" else bias
         order = size.argsort(descending=True, stable=True)[:count].tolist()
-        return [(str(self.router.heads[place]), float(bias[place])) for place in order]
+        return [(str(self.router.heads[index]), float(bias[index])) for index in order]
 
     def used_heads(self, count: int | None = None) -> list[dict[str, Any]]:
-        """The heads that are read most often; among equals, those that weigh most.
+        """Return the heads that are read most often, largest mean weight first among equals.
 
         Args:
-            count: How many, at most; ``None`` for all that are read at all.
+            count: Largest number of heads; ``None`` for all that are ever read.
 
         Returns:
-            For each ``head``: ``share`` of all queries that read it, ``mean_weight`` over those
-            (``None`` for gates), its ``bias``, and its share in each of the ``collections``.
+            For each ``head``: the ``share`` of all queries that read it, its ``mean_weight`` for
+            these (``None`` for gates), its ``bias``, and its share in each of the ``collections``.
         """
         if not self.uses:
             return []
-        read = torch.cat([use.read for use in self.uses])
-        weights = torch.cat([use.weights for use in self.uses]).double()
-        share = read.double().mean(dim=0)
-        mean = weights.sum(dim=0) / read.sum(dim=0).clamp(min=1)
+        share, weights = self._read.double().mean(dim=0), self._weights.double()
+        mean = weights.sum(dim=0) / self._read.sum(dim=0).clamp(min=1)
         signed = self.router.reading == "weights"
         size = mean.abs() if signed else mean
-        order = sorted(range(len(share)), key=lambda place: (-share[place], -size[place]))
+        order = sorted(range(len(share)), key=lambda index: (-share[index], -size[index]))
         return [
             {
-                "head": str(self.router.heads[place]),
-                "share": _rounded(share[place]),
-                "mean_weight": _rounded(mean[place]) if signed else None,
-                "bias": _rounded(self.router.bias[place]),
-                "collections": {use.name: _rounded(use.share[place]) for use in self.uses},
+                "head": str(self.router.heads[index]),
+                "share": _rounded(share[index]),
+                "mean_weight": _rounded(mean[index]) if signed else None,
+                "bias": _rounded(self.router.bias[index]),
+                "collections": {use.name: _rounded(use.share[index]) for use in self.uses},
             }
-            for place in order[:count]
-            if share[place] > 0
+            for index in order[:count]
+            if share[index] > 0
         ]
 
     @cached_property
     def distances(self) -> dict[str, list[list[float | None]]]:
-        """How differently queries are routed, a row and a column for each collection.
+        """Mean distances between queries, as a matrix of collections for each measure.
 
-        Means over pairs of different queries, 0 for the same and 1 for nothing in common:
-        ``"jaccard"`` of the sets of heads and, where logits are weights, ``"cosine"`` of the
-        logits. ``None`` where there is no pair.
+        Means are over pairs of different queries; 0 stands for equal queries and 1 for nothing in
+        common. The measures are ``"jaccard"`` for sets of heads and, if logits are weights,
+        ``"cosine"`` for logits. ``None`` stands for collections without a pair.
         """
         if not self.uses:
             return {}
-        drawn = [_drawn(len(use.read), f"{self.seed} {use.name}") for use in self.uses]
-        pairs = list(zip(self.uses, drawn, strict=True))
-        found = {"jaccard": _matrix([use.read[rows] for use, rows in pairs], jaccard)}
+        rows = [_sample(len(use.read), PAIRED, f"{self.seed} {use.name}") for use in self.uses]
+        pairs = list(zip(self.uses, rows, strict=True))
+        distances = {"jaccard": _mean_distances([use.read[row] for use, row in pairs], jaccard)}
         if self.router.reading == "weights":
-            found["cosine"] = _matrix([use.logits[rows] for use, rows in pairs], cosine)
-        return found
+            logits = [use.logits[row] for use, row in pairs]
+            distances["cosine"] = _mean_distances(logits, cosine)
+        return distances
 
     @cached_property
     def is_static(self) -> bool | None:
-        """Whether all queries get the same heads, equally weighted; ``None`` for fewer than two."""
+        """Whether all queries get the same heads and weights; ``None`` for fewer than 2 queries."""
         if sum(len(use.read) for use in self.uses) < 2:
             return None
-        weights = torch.cat([use.weights for use in self.uses])
+        weights = self._weights
         spread = (weights - weights[0]).abs().max()
-        near = self.router.reading == "gates" or bool(spread <= _SAME * weights.abs().max())
-        return near and self._head_sets == 1
-
-    @property
-    def _head_sets(self) -> int:
-        return len(torch.cat([use.read for use in self.uses]).unique(dim=0))
+        equal = self.router.reading == "gates" or bool(spread <= _TOLERANCE * weights.abs().max())
+        return equal and self._head_sets == 1
 
     def verdict(self) -> str | None:
-        """Whether it routes at all, in a sentence; ``None`` where no queries were routed."""
+        """Say in one sentence whether the router routes; ``None`` if no queries were routed."""
         queries = sum(len(use.read) for use in self.uses)
         if not queries:
             return None
@@ -226,7 +216,7 @@ class Inspection:
         return f"{queries} queries get {self._head_sets} different sets of heads."
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for a file."""
+        """Return all figures as JSON values."""
         names = [use.name for use in self.uses]
         return {
             **self.facts(),
@@ -248,74 +238,69 @@ class Inspection:
             },
         }
 
+    @property
+    def _read(self) -> Tensor:
+        return torch.cat([use.read for use in self.uses])
 
-def jaccard(one: Tensor, two: Tensor) -> Tensor:
-    """Distances of sets of heads: 1 less the share of the union that both have.
+    @property
+    def _weights(self) -> Tensor:
+        return torch.cat([use.weights for use in self.uses])
 
-    Args:
-        one: Which heads are read, one at least in each row, shape (queries, heads); bool.
-        two: Likewise, shape (others, heads).
-
-    Returns:
-        Shape (queries, others), float64.
-    """
-    first, second = one.double(), two.double()
-    both = first @ second.T
-    either = first.sum(dim=1)[:, None] + second.sum(dim=1) - both
-    return 1 - both / either
+    @property
+    def _head_sets(self) -> int:
+        return len(self._read.unique(dim=0))
 
 
-def cosine(one: Tensor, two: Tensor) -> Tensor:
-    """Distances of logits: 1 less their cosine, and 0 between two rows of zeros.
-
-    Args:
-        one: Shape (queries, heads).
-        two: Shape (others, heads).
-
-    Returns:
-        From 0 to 2, shape (queries, others), float64.
-    """
-    first, second = (torch.nn.functional.normalize(each.double(), dim=1) for each in (one, two))
-    blank = ~first.any(dim=1)[:, None] & ~second.any(dim=1)
-    return (1 - first @ second.T).clamp(min=0).masked_fill(blank, 0.0)
+def jaccard(first: Tensor, second: Tensor) -> Tensor:
+    """Compute 1 - intersection / union between the rows of two masks that have no empty rows."""
+    first, second = first.double(), second.double()
+    intersection = first @ second.T
+    union = first.sum(dim=1)[:, None] + second.sum(dim=1) - intersection
+    return 1 - intersection / union
 
 
-def _matrix(
-    parts: Sequence[Tensor], distance: Callable[[Tensor, Tensor], Tensor]
-) -> list[list[float | None]]:
-    """Mean distances between the rows of all parts; within a part no row is its own pair."""
-    rows: list[list[float | None]] = []
-    for place, one in enumerate(parts):
-        row: list[float | None] = []
-        for other, two in enumerate(parts):
-            own = len(one) if place == other else 0
-            pairs = len(one) * len(two) - own
-            total = distance(one, two)
-            total = total.sum() - (total.diagonal().sum() if own else 0.0)
-            row.append(_rounded(total / pairs) if pairs else None)
-        rows.append(row)
-    return rows
-
-
-def _drawn(count: int, seed: str) -> list[int]:
-    if count <= PAIRED:
-        return list(range(count))
-    return sorted(random.Random(seed).sample(range(count), PAIRED))
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Compute 1 - cosine between the rows of two tensors, 0 between two rows of zeros."""
+    first, second = normalize(first.double(), dim=1), normalize(second.double(), dim=1)
+    both_zero = ~first.any(dim=1)[:, None] & ~second.any(dim=1)
+    return (1 - first @ second.T).clamp(min=0).masked_fill(both_zero, 0.0)
 
 
 def sampled(topics: Mapping[str, str], count: int | None, seed: str) -> list[str]:
-    """Draw queries, which stay in their order.
+    """Sample queries, in the order of the topics.
 
     Args:
-        topics: Their texts by their ids.
-        count: How many, at most; ``None`` for all.
-        seed: Of the draw.
+        topics: Query id -> text.
+        count: Largest number of queries; ``None`` for all.
+        seed: Random seed.
     """
     texts = list(topics.values())
-    if count is None or count >= len(texts):
-        return texts
-    return [texts[place] for place in sorted(random.Random(seed).sample(range(len(texts)), count))]
+    return [texts[index] for index in _sample(len(texts), count, seed)]
+
+
+def _sample(size: int, count: int | None, seed: str) -> list[int]:
+    """Draw indices below ``size`` without repetition, ascending."""
+    if count is None or count >= size:
+        return list(range(size))
+    return sorted(random.Random(seed).sample(range(size), count))
+
+
+def _mean_distances(
+    groups: Sequence[Tensor], distance: Callable[[Tensor, Tensor], Tensor]
+) -> list[list[float | None]]:
+    """Average distances between the rows of all groups, but not of a row to itself."""
+    matrix: list[list[float | None]] = []
+    for first in groups:
+        row: list[float | None] = []
+        for second in groups:
+            distances = distance(first, second)
+            total, pairs = distances.sum(), distances.numel()
+            if first is second:
+                total, pairs = total - distances.diagonal().sum(), pairs - len(first)
+            row.append(_rounded(total / pairs) if pairs else None)
+        matrix.append(row)
+    return matrix
 
 
 def _rounded(number: Tensor) -> float:
-    return round(float(number), 6) + 0.0
+    return round(float(number), 6) + 0.0  # not -0.0

@@ -13,10 +13,11 @@ from tables import query_signals, signal_set, table
 
 from routehead_plugins import HeadSet
 from routehead_plugins.errors import InputError
+from routehead_plugins.io import JSON
 from routehead_plugins.signals.store import QuerySignals, SignalStore
 
 SIGNALS = signal_set(queries=2)
-SETTINGS = {"model": "tiny", "heads": 12}
+SETTINGS: dict[str, JSON] = {"model": "tiny", "heads": 12}
 
 
 def same(one: QuerySignals | None, other: QuerySignals) -> bool:

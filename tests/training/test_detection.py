@@ -1,4 +1,4 @@
-"""Detectors against loops over heads and documents, and against heads that were planted."""
+"""Detectors compared with loops over heads and documents, and on planted heads."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ Row = Sequence[float]
 
 def slow_ndcg(signal: Row, query: QuerySignals) -> float:
     gains = query.gains.tolist()
-    order = sorted(range(len(gains)), key=lambda place: -signal[place])
-    found = [gains[place] for place in order]
+    order = sorted(range(len(gains)), key=lambda index: -signal[index])
+    ranked_gains = [gains[index] for index in order]
     best = sorted(query.ideal_gains.tolist(), reverse=True)
     dcg, ideal = (
         sum(max(gain, 0) / math.log2(rank + 1) for rank, gain in enumerate(ranked[:10], start=1))
-        for ranked in (found, best)
+        for ranked in (ranked_gains, best)
     )
     return dcg / ideal if ideal else 0.0
 
@@ -94,7 +94,7 @@ def slow_average(
 def slow_interval(signals: SignalSet) -> tuple[int, int, float]:
     """First and last layer of the best interval, and its nDCG."""
     layers = sorted({head.layer for head in signals.heads})
-    found = []
+    intervals = []
     for first in layers:
         for last in (layer for layer in layers if layer >= first):
             inside = [i for i, head in enumerate(signals.heads) if first <= head.layer <= last]
@@ -103,8 +103,8 @@ def slow_interval(signals: SignalSet) -> tuple[int, int, float]:
                 rows = query.calibrated[inside].tolist()
                 means = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
                 figures.append(slow_ndcg(means, query))
-            found.append((round(math.fsum(figures) / len(figures), 9), -last, -first))
-    quality, last, first = max(found)
+            intervals.append((round(math.fsum(figures) / len(figures), 9), -last, -first))
+    quality, last, first = max(intervals)
     return -first, -last, quality
 
 
@@ -154,13 +154,13 @@ def test_discriminability_equals_loops(signals: SignalSet) -> None:
 @given(SETS)
 def test_layers_equal_loops_over_all_intervals(signals: SignalSet) -> None:
     first, last, quality = slow_interval(signals)
-    found = detect(signals, "layers")
-    assert found.method == f"layers:{first}-{last}"
-    assert list(found) == [head for head in signals.heads if first <= head.layer <= last]
-    assert found.scores == pytest.approx([quality] * len(found), abs=1e-8)
+    heads = detect(signals, "layers")
+    assert heads.method == f"layers:{first}-{last}"
+    assert list(heads) == [head for head in signals.heads if first <= head.layer <= last]
+    assert heads.scores == pytest.approx([quality] * len(heads), abs=1e-8)
 
 
-# Heads that are known.
+# Planted heads.
 
 
 @pytest.mark.parametrize("method", RANKED)
@@ -178,16 +178,16 @@ def test_the_interval_of_planted_layers_is_found(seed: int) -> None:
     assert detect(signals, "layers").method == "layers:2-3"
 
 
-def test_what_was_chosen_is_recorded() -> None:
+def test_the_head_set_records_how_it_was_chosen() -> None:
     signals = signal_set(data=("first", "second"))
-    found = detect(signals, "ndcg", 5)
+    heads = detect(signals, "ndcg", 5)
     scores = single_head_ndcg(signals)
-    assert (found.model, found.layout, found.method) == ("tiny", "sequential", "ndcg")
-    assert found.data == "first, second, 8 queries"
-    assert found.source is None
-    assert found.scores == tuple(scores.sort(descending=True).values[:5].tolist())
-    assert found.scores == tuple(scores[list(signals.heads).index(head)].item() for head in found)
-    assert found.heads == tuple(Head(*head) for head in found)
+    assert (heads.model, heads.layout, heads.method) == ("tiny", "sequential", "ndcg")
+    assert heads.data == "first, second, 8 queries"
+    assert heads.source is None
+    assert heads.scores == tuple(scores.sort(descending=True).values[:5].tolist())
+    assert heads.scores == tuple(scores[list(signals.heads).index(head)].item() for head in heads)
+    assert heads.heads == tuple(Head(*head) for head in heads)
 
 
 def test_all_heads_can_be_chosen() -> None:
@@ -226,7 +226,7 @@ def test_the_order_of_the_heads_changes_nothing(method: str, step: float | None,
     signals = signal_set(seed, step=step, planted=())
     order = random.Random(seed).sample(range(12), 12)
     moved = SignalSet(
-        HeadSet([signals.heads[place] for place in order]),
+        HeadSet([signals.heads[index] for index in order]),
         signals.model,
         signals.layout,
         signals.data,
@@ -236,9 +236,9 @@ def test_the_order_of_the_heads_changes_nothing(method: str, step: float | None,
         ),
     )
     # Sums over heads, unlike those over queries, may differ in the last digit.
-    found, expected = detect(moved, method, 12), detect(signals, method, 12)
-    assert (found.heads, found.method) == (expected.heads, expected.method)
-    assert found.scores == pytest.approx(expected.scores)
+    detected, expected = detect(moved, method, 12), detect(signals, method, 12)
+    assert (detected.heads, detected.method) == (expected.heads, expected.method)
+    assert detected.scores == pytest.approx(expected.scores)
 
 
 @pytest.mark.parametrize("method", RANKED)
@@ -249,7 +249,7 @@ def test_equal_heads_are_taken_from_shallow_to_deep(method: str) -> None:
     assert str(detect(signals, method, 3)) == "0-2,0-9,5-0"
 
 
-def test_heads_that_are_as_good_on_other_queries_are_equal() -> None:
+def test_heads_with_the_same_values_on_different_queries_are_equal() -> None:
     # Added in the order of the queries, 0.1 + 0.2 + 0.3 is more than 0.3 + 0.2 + 0.1.
     masses = ([0.1, 0.3], [0.2, 0.2], [0.3, 0.1])
     queries = [
@@ -265,9 +265,9 @@ def test_of_equal_intervals_the_one_that_ends_first_is_taken() -> None:
     good, none = [0.1, 0.3], [0.0, 0.0]
     query = query_signals([none, good, none, good], [0, 1])
     heads = [(layer, 0) for layer in (2, 4, 6, 8)]
-    found = detect(table([query], heads), "layers")
-    assert found.method == "layers:2-4"  # not 4-4, which begins later, nor 2-8
-    assert found.scores == (1.0, 1.0)
+    detected = detect(table([query], heads), "layers")
+    assert detected.method == "layers:2-4"  # not 4-4, which begins later, nor 2-8
+    assert detected.scores == (1.0, 1.0)
 
 
 def test_layers_outside_an_interval_do_not_reach_it_as_rounding() -> None:
@@ -280,9 +280,9 @@ def test_an_interval_counts_all_heads_of_its_layers() -> None:
     # Alone, each head of layer 1 is wrong on one of the queries; together they are right.
     first = query_signals([[0.9, 0.0], [0.5, 0.4], [0.1, 0.9]], [0, 1], query_id="a")
     second = query_signals([[0.9, 0.0], [0.1, 0.9], [0.5, 0.4]], [0, 1], query_id="b")
-    found = detect(table([first, second], [(0, 0), (1, 0), (1, 1)]), "layers", count=0)
-    assert found.heads == (Head(1, 0), Head(1, 1))
-    assert found.scores == (1.0, 1.0)
+    heads = detect(table([first, second], [(0, 0), (1, 0), (1, 1)]), "layers", count=0)
+    assert heads.heads == (Head(1, 0), Head(1, 1))
+    assert heads.scores == (1.0, 1.0)
 
 
 def test_detection_leaves_the_signals_as_they_were() -> None:
@@ -295,7 +295,7 @@ def test_detection_leaves_the_signals_as_they_were() -> None:
         assert torch.equal(query.gains, same.gains)
 
 
-# What each method looks at.
+# The signals that each method uses.
 
 
 def test_only_ndcg_layers_and_gaps_are_calibrated() -> None:
@@ -319,7 +319,7 @@ def test_queries_without_contrast_are_left_out(method: str) -> None:
     assert detect(more, method) == detect(signals, method)
 
 
-def test_core_leaves_out_queries_of_which_all_candidates_are_relevant() -> None:
+def test_core_leaves_out_queries_whose_candidates_are_all_relevant_or_all_not() -> None:
     signals = signal_set(2)
     graded = query_signals(torch.rand(12, 3), [1, 2, 3], query_id="graded")
     unjudged = query_signals(torch.rand(12, 3), [0, -1, 0], query_id="spam")
@@ -327,7 +327,7 @@ def test_core_leaves_out_queries_of_which_all_candidates_are_relevant() -> None:
     assert torch.equal(contrast(more, 0.1), contrast(signals, 0.1))
 
 
-def test_core_sets_each_relevant_document_against_the_others_alone() -> None:
+def test_core_compares_each_relevant_document_with_the_other_documents_only() -> None:
     query = query_signals([[0.3, 0.2, 0.1]], [2, 1, 0])
     expected = (1 / (1 + math.exp(-2)) + 1 / (1 + math.exp(-1))) / 2
     assert contrast(table([query]), 0.1).tolist() == pytest.approx([expected])
@@ -341,7 +341,7 @@ def test_core_at_the_lowest_temperature_is_the_share_of_queries_won() -> None:
     assert contrast(table(queries), min(TEMPERATURES)).tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
-def test_discriminability_favours_heads_that_look_at_few_documents() -> None:
+def test_discriminability_favours_heads_that_attend_to_few_documents() -> None:
     signal = [0.2, -0.1, -0.1, 0.0]
     masses = [[0.9, 0.01, 0.01, 0.01], [0.3, 0.2, 0.2, 0.2], [0.2] * 4, [0.0] * 4]
     query = query_signals([signal] * 4, [1, 0, 0, 0], mass=masses)
@@ -351,7 +351,7 @@ def test_discriminability_favours_heads_that_look_at_few_documents() -> None:
     assert absent == pytest.approx(0, abs=1e-6)
 
 
-def test_discriminability_asks_for_every_step_between_grades() -> None:
+def test_discriminability_measures_every_step_between_grades() -> None:
     # Both heads have the best document on top; only the first tells the others apart.
     query = query_signals([[0.9, 0.5, 0.1], [0.9, 0.1, 0.5]], [2, 1, 0], mass=[[0.9, 0, 0]] * 2)
     assert discriminability(table([query])).tolist() == pytest.approx([2.0, 0.0])
@@ -370,7 +370,7 @@ def lucky_and_steady() -> SignalSet:
     return table(queries)
 
 
-def test_a_temperature_is_chosen_that_finds_the_better_ranking_head() -> None:
+def test_the_chosen_temperature_detects_the_better_ranking_head() -> None:
     signals = lucky_and_steady()
     assert str(detect(signals, "core", 1, temperature=1.0)) == "0-0"
     for seed in range(5):
@@ -382,7 +382,7 @@ def test_of_equal_temperatures_the_middle_one_is_taken() -> None:
     assert choose_temperature(same, 1) == 0.01
 
 
-def test_the_temperature_is_judged_on_queries_that_heads_were_not_found_on() -> None:
+def test_the_temperature_is_chosen_on_queries_that_heads_were_not_detected_on() -> None:
     # By attention, the first head is found up to 0.1 and the second above, on either query; by
     # calibrated signal, each is right on one of them. So the held-out query decides.
     mass = [[0.2, 0.0, 0.0], [0.5, 0.0, 0.4]]
@@ -394,7 +394,7 @@ def test_the_temperature_is_judged_on_queries_that_heads_were_not_found_on() -> 
     assert choose_temperature(signals, 1, 3) == choose_temperature(table([hot, cold]), 1, 3)
 
 
-def test_heads_are_not_found_on_the_queries_that_judge_the_temperature() -> None:
+def test_heads_are_not_detected_on_the_queries_that_choose_the_temperature() -> None:
     # On "clear" the first head is found at any temperature, on "subtle" the second above 0.1, and
     # the second is right. With "clear" among those that heads are found on, all are equal.
     right, wrong = [0.2, 0.0, 0.0], [0.0, 0.2, 0.2]
@@ -406,11 +406,11 @@ def test_heads_are_not_found_on_the_queries_that_judge_the_temperature() -> None
         query_signals([wrong, right], [1, 0, 0], query_id=name, mass=mass)
         for name, mass in attention.items()
     ]
-    found = {choose_temperature(table(queries), 1, seed) for seed in range(16)}
-    assert found == {0.01, 1.0}
+    chosen = {choose_temperature(table(queries), 1, seed) for seed in range(16)}
+    assert chosen == {0.01, 1.0}
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -418,15 +418,15 @@ def test_heads_are_not_found_on_the_queries_that_judge_the_temperature() -> None
     [
         (
             {"method": "nDCG"},
-            "method='nDCG' is unknown; give one of: ndcg, qr, core, layers, discriminability.",
+            "method='nDCG' does not exist; choose one of ndcg, qr, core, layers, discriminability.",
         ),
         (
             {"method": "qr", "count": 0},
-            "count=0 heads cannot be chosen; give 1 to 12, the number of heads with signals.",
+            "count=0 is out of range; give 1 to 12, the number of heads with signals.",
         ),
         (
             {"method": "core", "count": 13},
-            "count=13 heads cannot be chosen; give 1 to 12, the number of heads with signals.",
+            "count=13 is out of range; give 1 to 12, the number of heads with signals.",
         ),
         (
             {"method": "ndcg", "temperature": 0.1},
@@ -435,8 +435,8 @@ def test_heads_are_not_found_on_the_queries_that_judge_the_temperature() -> None
         *(
             (
                 {"method": "core", "temperature": temperature},
-                f"temperature={temperature} is not a temperature; give a number above 0, or None "
-                "to have one chosen.",
+                f"temperature={temperature} is out of range; give a finite number above 0, or None "
+                "to choose one.",
             )
             for temperature in (0, -0.1, math.inf, math.nan)
         ),
@@ -464,8 +464,8 @@ def test_core_refuses_queries_that_differ_in_grades_alone() -> None:
     with pytest.raises(InputError) as caught:
         detect(signals, "core", 1, temperature=0.1)
     assert str(caught.value) == (
-        "all candidates of every query of written are relevant, or none is; "
-        "method='core' sets the ones against the others: give queries with both."
+        "no query of written has both relevant candidates and candidates that are not; "
+        "method='core' compares the two: give queries with both."
     )
 
 
@@ -474,19 +474,19 @@ def test_a_temperature_is_not_chosen_on_a_single_query() -> None:
     with pytest.raises(InputError) as caught:
         detect(signals, "core", 1)
     assert str(caught.value) == (
-        "only 1 query has both relevant and other candidates, and a temperature is chosen on 2 or "
-        "more; give more queries, or a temperature."
+        "only 1 query has both relevant and other candidates, but choosing a temperature takes "
+        "2 or more; give more queries, or a temperature."
     )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["mass", "calibrated"])
-def test_signals_that_are_no_numbers_are_refused(name: str, value: float) -> None:
+def test_signals_that_are_not_finite_are_refused(name: str, value: float) -> None:
     good = query_signals([[0.1, 0.2]], [0, 1], query_id="good")
     wrong = replace(good, query_id="wrong", **{name: torch.tensor([[value, 0.2]])})  # type: ignore[arg-type]
     with pytest.raises(InputError) as caught:
         detect(table([good, wrong]), "ndcg", 1)
     assert str(caught.value) == (
-        "query 'wrong' has signals that are no numbers; compute them again "
-        'with the LLM loaded in dtype="float32".'
+        "signals of query 'wrong' are not finite numbers; compute them again with "
+        'dtype="float32".'
     )
