@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import reprlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -94,12 +94,9 @@ def _document(candidate: Any, location: str) -> Document:
 
 
 def _is_finite(score: object) -> bool:
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        return False
-    try:
-        return math.isfinite(score)
-    except OverflowError:  # an integer beyond every float
-        return False
+    # An integer may be beyond every float, where math.isfinite raises.
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
+    return is_number and abs(score) <= sys.float_info.max
 
 
 def write_requests(path: StrPath, requests: Iterable[Request]) -> None:

@@ -122,14 +122,10 @@ def read_lines(path: StrPath, expected: str) -> Iterator[tuple[str, str]]:
                     ) from error
                 if line.strip():
                     yield f"{path}:{number}", line.rstrip("\r\n")
-    except FileNotFoundError as error:
-        raise CollectionError(
-            f"{path} does not exist; expected {expected}; check the path."
-        ) from error
     except OSError as error:
-        raise CollectionError(
-            f"{path} cannot be read ({error.strerror}); expected {expected}; check the path."
-        ) from error
+        is_missing = isinstance(error, FileNotFoundError)
+        problem = "does not exist" if is_missing else f"cannot be read ({error.strerror})"
+        raise CollectionError(f"{path} {problem}; expected {expected}; check the path.") from error
 
 
 def json_records(path: StrPath, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
