@@ -1,7 +1,6 @@
-"""Every method by name: those of this package, and with ``baselines`` all others.
+"""All methods by name: those of this package, and those of ``baselines``.
 
-What depends on how layouts and the tap are called stands in the first four functions, and in
-``Subject.forget_tokens``.
+The first four functions, and ``Subject.forget_tokens``, depend on the inside of layouts and tap.
 """
 
 from __future__ import annotations
@@ -9,24 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from baselines import floor, handwritten, likelihood, listwise
-from subject import Method, Prompt, Subject, UnavailableError, timed
 from torch import Tensor
 
+from benchmarks.latency.baselines import floor, handwritten, likelihood, listwise
+from benchmarks.latency.subject import Method, Prompt, Subject, UnavailableError, timed
 from routehead_plugins import HeadRoutedAttentionReranker, HeadSet
 from routehead_plugins.backbone import KeyValueCache, KeyValues, Rows, Tap, joined, run, token_tree
 from routehead_plugins.layouts import Layout, ParallelLayout, SequentialLayout
-from routehead_plugins.scoring import document_signals, mean_over_heads
+from routehead_plugins.scoring import document_signals
 from routehead_plugins.selection import AllHeads, FixedHeads, Selector
 
 
 def sequential_layout(subject: Subject, documents: Sequence[str]) -> Layout:
-    """A sequential layout that has read nothing yet; windows where the context is too short."""
+    """Make a sequential layout with an empty cache, with windows if the context is too short."""
     return SequentialLayout(window=subject.window(documents))
 
 
 def parallel_layout(subject: Subject, documents: Sequence[str]) -> Layout:
-    """A parallel layout with an empty cache that holds all the documents."""
+    """Make a parallel layout with an empty cache that is large enough for all documents."""
     tokens = sum(len(piece.ids) for piece in subject.pieces("who", documents).documents)
     per_token = 2 * subject.config.num_key_value_heads * subject.head_dim
     per_token *= subject.llm.dtype.itemsize * (subject.heads.last_layer + 1)
@@ -34,20 +33,18 @@ def parallel_layout(subject: Subject, documents: Sequence[str]) -> Layout:
 
 
 def prefilled(subject: Subject, prompt: Prompt) -> KeyValues:
-    """Keys and values of a prompt's prefix, as deep as the head set goes."""
+    """Compute the keys and values of a prompt's prefix, down to the deepest head."""
     last_layer = subject.heads.last_layer
     return subject.llm.prefill([prompt.prefix], last_layer=last_layer)[0]
 
 
 def tails(subject: Subject, past: KeyValues, prompt: Prompt, *, tap: bool) -> Tensor | None:
-    """Run both tails as ``FrozenLM.read`` does: with the tap and scoring, or with neither."""
+    """Run both tails like ``FrozenLM.read``: with tap and scoring, or with neither."""
     both, llm = [prompt.tail, prompt.null_tail], subject.llm
     if tap:
-        query, null = llm.read([past], both, subject.heads, start=past.end)
-        signals = document_signals(
-            mean_over_heads(query)[None], mean_over_heads(null)[None], prompt.spans
-        )
-        return signals[0].cpu()
+        query, null = llm.read(lambda: [past], both, subject.heads, start=past.end)
+        means = query.mean(dim=0)[None], null.mean(dim=0)[None]
+        return document_signals(*means, prompt.spans)[0].cpu()
     with torch.inference_mode():
         tree = token_tree(both)
         positions = (past.end + tree.depths).to(llm.device)
@@ -57,9 +54,9 @@ def tails(subject: Subject, past: KeyValues, prompt: Prompt, *, tap: bool) -> Te
             sees=tree.sees.to(llm.device),
             past=torch.arange(past.start, past.end).to(llm.device),
         )
-        nothing = Tap(subject.heads.last_layer, HeadSet(()), rows)
-        cache = joined([past], last_layer=nothing.last_layer)
-        run(llm._view, tree.ids.to(llm.device)[None], positions[None], cache, nothing)
+        untapped = Tap(subject.heads.last_layer, HeadSet(()), rows)
+        cache = joined([past], last_layer=untapped.last_layer)
+        run(llm._view, tree.ids.to(llm.device)[None], positions[None], cache, untapped)
     return None
 
 
@@ -69,16 +66,16 @@ def _cold(
     layout: Callable[[Subject, Sequence[str]], Layout],
     documents: Sequence[str],
 ) -> Method:
-    """A re-ranker that has not seen the documents: made anew for every query."""
-    made: list[HeadRoutedAttentionReranker] = []
+    """A re-ranker without any cached documents: created anew for every query."""
+    reranker: list[HeadRoutedAttentionReranker] = []
 
     def prepare(_: str) -> None:
-        made[:] = [_reranker(subject, selector, layout(subject, documents))]
+        reranker[:] = [_reranker(subject, selector, layout(subject, documents))]
 
     notes = {}
     if layout is sequential_layout and (window := subject.window(documents)) is not None:
         notes = {"window": window, "passes": len(subject.prompts("who", documents))}
-    return Method(lambda query: made[0].score(query, documents), prepare, notes=notes)
+    return Method(lambda query: reranker[0].score(query, documents), prepare, notes=notes)
 
 
 def _reranker(subject: Subject, selector: Selector, layout: Layout) -> HeadRoutedAttentionReranker:
@@ -103,12 +100,12 @@ def _parallel_warm(subject: Subject, documents: Sequence[str]) -> Method:
     reranker = _reranker(subject, FixedHeads(subject.heads), parallel_layout(subject, documents))
 
     def trial(query: str) -> float:
-        # The last word makes it another query, so that nothing but documents can be found again.
+        # The last word makes it another query, so that only documents are in the cache.
         reranker.score(f"{query} before", documents)
         return timed(lambda: reranker.score(query, documents), subject.device)
 
     def prepare(_: str) -> None:
-        subject.pieces("who", documents)  # other methods have made the encoder forget them
+        subject.pieces("who", documents)  # the token cache is emptied for other methods
 
     return Method(lambda query: reranker.score(query, documents), prepare, trial, remembers=True)
 
@@ -119,7 +116,7 @@ def _tails(subject: Subject, documents: Sequence[str], *, tap: bool) -> Method:
 
     def prepare(query: str) -> None:
         prompts[:] = subject.prompts(query, documents)
-        if not pasts:  # the prefix is the same for every query
+        if not pasts:  # all queries share the prefix
             pasts.extend(prefilled(subject, prompt) for prompt in prompts)
 
     def both(_: str) -> None:
@@ -138,17 +135,22 @@ METHODS: dict[str, Callable[[Subject, Sequence[str]], Method]] = {
     "likelihood": likelihood,
     "listwise": listwise,
     "floor": floor,
-    # For the share of the tap and of scoring; no methods of their own.
+    # Parts of `ours`, for the share of tap and scoring.
     "tails": lambda subject, documents: _tails(subject, documents, tap=True),
     "tails-untapped": lambda subject, documents: _tails(subject, documents, tap=False),
 }
 
 
 def make_method(name: str, subject: Subject, documents: Sequence[str]) -> Method:
-    """Prepare a method for some documents.
+    """Prepare a method.
+
+    Args:
+        name: A key of ``METHODS``.
+        subject: The LLM.
+        documents: The documents to rank, one or more.
 
     Raises:
-        UnavailableError: It cannot be run on them here.
+        UnavailableError: The method cannot be run on these documents here.
     """
     if not documents:
         raise UnavailableError("there are no documents")

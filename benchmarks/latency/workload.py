@@ -1,4 +1,4 @@
-"""Documents of one length, and queries, from the bundled collection."""
+"""Documents of equal length, and queries, made of the bundled collection."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from routehead_plugins.io import BUNDLED, read_corpus, read_topics
 
 
 def make_documents(encoder: PromptEncoder, count: int, tokens: int) -> list[str]:
-    """Cut the bundled collection into distinct documents of at least so many tokens each.
+    """Cut the bundled collection into distinct documents of a minimum length.
 
     Read with ``max_doc_tokens=tokens``, all have exactly that length.
+
+    Args:
+        encoder: Tokenizes the documents.
+        count: Number of documents.
+        tokens: Minimum length, in tokens.
+
+    Raises:
+        InputError: The collection is too short.
     """
     texts = [document.text for document in read_corpus(BUNDLED / "corpus.jsonl").values()]
     words = re.findall(r"\S+\s*", "\n\n".join(texts))
@@ -23,15 +31,17 @@ def make_documents(encoder: PromptEncoder, count: int, tokens: int) -> list[str]
     while len(documents) < count:
         ends = range(start + 1, min(start + tokens, len(words)) + 1)
         # Every word is at least one token, and more words are more tokens.
-        place = bisect_left(ends, tokens, key=lambda end: len(_tokens(encoder, words[start:end])))
-        if place == len(ends):  # begin again, a little later, so that no document comes twice
+        index = bisect_left(ends, tokens, key=lambda end: len(_tokens(encoder, words[start:end])))
+        if index == len(ends):  # start again with an offset, so that all documents differ
             lap += 1
             start = 17 * lap
             if lap > count:
-                raise InputError(f"--doc-tokens={tokens} is more than the collection has.")
+                raise InputError(
+                    f"--doc-tokens={tokens} is more than the collection has; give fewer."
+                )
             continue
-        documents.append("".join(words[start : ends[place]]).strip())
-        start = ends[place]
+        documents.append("".join(words[start : ends[index]]).strip())
+        start = ends[index]
     cut = {_tokens(encoder, [document])[:tokens] for document in documents}
     if len(cut) < count:
         raise InputError(f"{count} documents of {tokens} tokens are not all different; give fewer.")
@@ -44,9 +54,14 @@ def _tokens(encoder: PromptEncoder, words: Sequence[str]) -> tuple[int, ...]:
 
 
 def make_queries(encoder: PromptEncoder, count: int) -> list[str]:
-    """Queries of the bundled collection that are nearest to the median length."""
+    """Return the queries of the bundled collection that are nearest to the median length.
+
+    Args:
+        encoder: Tokenizes the queries.
+        count: Number of queries; they repeat if the collection has fewer.
+    """
     queries = list(read_topics(BUNDLED / "queries.jsonl").values())
     lengths = dict(zip(queries, map(len, encoder.encode(queries)), strict=True))
     median = sorted(lengths.values())[len(lengths) // 2]
     nearest = sorted(queries, key=lambda query: abs(lengths[query] - median))
-    return [nearest[place % len(nearest)] for place in range(count)]
+    return [nearest[index % len(nearest)] for index in range(count)]

@@ -1,12 +1,12 @@
-"""How much there is to route: whether what heads are worth differs by query, beyond noise.
+"""Split-half reliability of the heads' utility: how much choosing heads per query can gain.
 
 A head's utility for a query is the correlation of its signals with the judgments, measured on one
-random half of the candidates and once more on the other. Where both halves agree over heads after
-averaging over queries, the utility is *static*; where they still agree when a head's average is
-taken away, it is *query-specific*, and choosing heads by query can gain something.
+random half of the candidates and again on the other. Agreement of both halves over heads, after
+averaging over queries, is *static* utility; agreement that remains without each head's average is
+*query-specific*, and choosing heads per query can gain from it.
 
-What the best head of each query would reach says nothing by itself: the best of as many random
-rankings reaches nearly the same. The two are only given together.
+The best head of each query, chosen in hindsight, means nothing by itself: the best of as many
+random rankings is nearly as good. The two are only reported together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from routehead_plugins.signals import QuerySignals, correlation, ndcg
 
 _TRIES = 100  # random halves drawn until both have documents of different relevance
-_NOTHING = 1e-12  # variance below this is rounding
+_ROUNDING = 1e-12  # variance below this is rounding error
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Estimate:
 
     Attributes:
         value: The figure on all queries.
-        low: Lower end.
-        high: Upper end.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
     """
 
     value: float
@@ -44,17 +44,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Correlations of both halves, means over several ways of halving.
+    """Correlations between both halves, means over several random splits.
 
     Attributes:
-        queries: How many could be halved; it takes two candidates or more that are not like the
-            others, so that collections with one relevant document per query have none.
-        splits: How many ways of halving.
-        static: Over heads, of the mean over queries. Both halves are of the same queries, so that
-            it says how well these queries tell heads apart, not that others would agree.
-        specific: Over queries and heads, of what is left without the mean over queries.
-        routable: The same without each query's mean over heads as well. That some queries are easy
-            for all heads raises ``specific``, but no choice of heads gains from it.
+        queries: Number of queries that could be halved. That takes two candidates or more that
+            differ in relevance from the others, so that collections with one relevant document per
+            query have none.
+        splits: Number of random splits.
+        static: Correlation over heads of the mean over queries. Both halves are of the same
+            queries, so that it does not show that other queries would agree.
+        specific: Correlation over queries and heads, less the mean over queries.
+        routable: The same, less each query's mean over heads as well. Queries that are easy for all
+            heads raise ``specific``, but no choice of heads gains from them.
     """
 
     queries: int
@@ -66,16 +67,16 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Oracle:
-    """nDCG@10 of the best head for each query, beside that of chance.
+    """nDCG@10 of the best head for each query, beside chance.
 
     Attributes:
-        queries: How many.
-        heads: How many heads there are to choose from, and how many random rankings.
+        queries: Number of queries.
+        heads: Number of heads to choose from, and of random rankings.
         best_head: The best head for each query, chosen in hindsight.
-        best_random: The best random ranking for each query, chosen the same way.
-        difference: The first less the second.
-        static_head: One head for all queries, chosen in hindsight too.
-        random: A random ranking that nobody chose.
+        best_random: The best random ranking for each query, chosen in hindsight.
+        difference: ``best_head`` less ``best_random``.
+        static_head: The best single head for all queries, chosen in hindsight.
+        random: Mean of the random rankings.
     """
 
     queries: int
@@ -94,9 +95,9 @@ def split_half(
 
     Args:
         queries: Signals of judged queries.
-        splits: Random ways of halving, over which correlations are averaged.
+        splits: Number of random splits, over which correlations are averaged.
         resamples: Bootstrap samples of the queries.
-        seed: Of the halves, which depend on the query's id only, and of the samples.
+        seed: Random seed; a query's halves depend on nothing else but its id.
 
     Returns:
         ``None`` where fewer than two queries can be halved.
@@ -126,9 +127,10 @@ def oracle(
 
     Args:
         queries: Signals of judged queries.
-        draws: How often as many random rankings are drawn; what they reach is averaged.
+        draws: Number of times that as many random rankings as heads are drawn; the best of each
+            draw are averaged.
         resamples: Bootstrap samples of the queries.
-        seed: Of the rankings, which depend on the query's id only, and of the samples.
+        seed: Random seed; a query's rankings depend on nothing else but its id.
 
     Returns:
         ``None`` where there are no queries.
@@ -138,7 +140,7 @@ def oracle(
     single, best_random, unchosen = [], [], []
     for query in queries:
         heads, documents = query.calibrated.shape
-        generator = torch.Generator().manual_seed(_lot(seed, query).getrandbits(63))
+        generator = torch.Generator().manual_seed(_generator(seed, query).getrandbits(63))
         rankings = torch.rand(draws * heads, documents, generator=generator)
         chance = ndcg(rankings, query.gains, query.ideal_gains).view(draws, heads)
         single.append(ndcg(query.calibrated, query.gains, query.ideal_gains))
@@ -162,44 +164,40 @@ def half_utilities(query: QuerySignals, splits: int, seed: int) -> Tensor | None
     """Measure every head's utility on both halves of a query's candidates.
 
     Args:
-        query: The signals.
-        splits: Random ways of halving.
-        seed: Of the halves, together with the query's id.
+        query: Signals of the query.
+        splits: Number of random splits.
+        seed: Random seed.
 
     Returns:
         Correlations, shape (splits, 2, heads); ``None`` where the query cannot be halved.
     """
-    lot, found = _lot(seed, query), []
+    generator, utilities = _generator(seed, query), []
     for _ in range(splits):
-        parts = halves(query.gains, lot)
+        parts = halves(query.gains, generator)
         if parts is None:
             return None
-        found.append(
-            torch.stack(
-                [correlation(query.calibrated[:, half], query.gains[half]) for half in parts]
-            )
-        )
-    return torch.stack(found)
+        utilities += [correlation(query.calibrated[:, half], query.gains[half]) for half in parts]
+    return torch.stack(utilities).view(splits, 2, -1)
 
 
-def halves(gains: Tensor, lot: random.Random) -> tuple[list[int], list[int]] | None:
-    """Halve candidates at random so that neither half is all of one relevance.
+def halves(gains: Tensor, generator: random.Random) -> tuple[list[int], list[int]] | None:
+    """Halve candidates at random so that both halves have documents of different relevance.
 
     Args:
         gains: Judgments, shape (documents,).
-        lot: Where chance comes from.
+        generator: Random number generator.
 
     Returns:
-        Places of the documents in either half; ``None`` where that cannot be had.
+        Indices of the documents in each half; ``None`` where no such halves exist.
     """
-    values, places = gains.tolist(), list(range(len(gains)))
-    # Two that are unlike the rest, one for each half, is the least it takes.
+    values, indices = gains.tolist(), list(range(len(gains)))
+    # At least two must differ from the rest, one for each half.
     if len(values) < 4 or len(values) - max(map(values.count, values)) < 2:
         return None
     for _ in range(_TRIES):
-        lot.shuffle(places)
-        first, second = places[: len(places) // 2], places[len(places) // 2 :]
-        if all(len({values[place] for place in half}) > 1 for half in (first, second)):
+        generator.shuffle(indices)
+        first, second = indices[: len(indices) // 2], indices[len(indices) // 2 :]
+        if all(len({values[index] for index in half}) > 1 for half in (first, second)):
             return first, second
     return None
 
@@ -209,7 +207,7 @@ def static_reliability(first: Tensor, second: Tensor, counts: Tensor) -> Tensor:
 
     Args:
         first: Utility on one half, shape (queries, heads).
-        second: On the other half.
+        second: Utility on the other half, shape (queries, heads).
         counts: How often each query is in each sample, shape (samples, queries).
 
     Returns:
@@ -224,11 +222,11 @@ def static_reliability(first: Tensor, second: Tensor, counts: Tensor) -> Tensor:
 
 
 def specific_reliability(first: Tensor, second: Tensor, counts: Tensor) -> Tensor:
-    """Correlate what is left of both halves without each head's mean, over queries and heads.
+    """Correlate both halves, less each head's mean, over queries and heads.
 
     Args:
         first: Utility on one half, shape (queries, heads).
-        second: On the other half.
+        second: Utility on the other half, shape (queries, heads).
         counts: How often each query is in each sample, shape (samples, queries).
 
     Returns:
@@ -238,7 +236,7 @@ def specific_reliability(first: Tensor, second: Tensor, counts: Tensor) -> Tenso
     one, other = shares @ first, shares @ second
 
     def covariance(a: Tensor, b: Tensor, mean_a: Tensor, mean_b: Tensor) -> Tensor:
-        # Without its mean per head, so that the mean over everything is 0 already.
+        # Less each head's mean, the mean over queries and heads is 0 already.
         return shares @ (a * b).mean(dim=1) - (mean_a * mean_b).mean(dim=1)
 
     return _correlation(
@@ -250,6 +248,11 @@ def specific_reliability(first: Tensor, second: Tensor, counts: Tensor) -> Tenso
 
 def bootstrap_counts(queries: int, resamples: int, seed: int) -> Tensor:
     """Draw samples of queries with replacement.
+
+    Args:
+        queries: Number of queries.
+        resamples: Number of samples.
+        seed: Random seed.
 
     Returns:
         How often each query is in each sample, shape (1 + resamples, queries); the first sample
@@ -266,23 +269,23 @@ def bootstrap_counts(queries: int, resamples: int, seed: int) -> Tensor:
 def _over_splits(
     measure: Callable[[Tensor, Tensor, Tensor], Tensor], both: Tensor, counts: Tensor
 ) -> Tensor:
-    """Average a reliability over the ways of halving, shape (samples,)."""
+    """Average a reliability over the splits, shape (samples,)."""
     return torch.stack([measure(first, second, counts) for first, second in both]).mean(dim=0)
 
 
 def _correlation(covariance: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """From covariance and variances; 0 where there is nothing to correlate."""
-    some = (one > _NOTHING) & (other > _NOTHING)
-    scale = torch.where(some, one * other, 1.0).sqrt()
-    return torch.where(some, covariance / scale, 0.0)
+    """Divide covariance by variances; 0 where a variance is 0."""
+    varies = (one > _ROUNDING) & (other > _ROUNDING)
+    scale = torch.where(varies, one * other, 1.0).sqrt()
+    return torch.where(varies, covariance / scale, 0.0)
 
 
 def _estimate(samples: Tensor) -> Estimate:
-    """The first sample is the whole, all others the bootstrap's."""
+    """Make an estimate of the figure on all queries, which is first, and on bootstrap samples."""
     drawn = samples[1:] if len(samples) > 1 else samples
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist()
     return Estimate(float(samples[0]), low, high)
 
 
-def _lot(seed: int, query: QuerySignals) -> random.Random:
+def _generator(seed: int, query: QuerySignals) -> random.Random:
     return random.Random(f"{seed} {query.query_id}")

@@ -1,6 +1,6 @@
-"""Draw how well every attention head ranks alone.
+"""Draw the ranking quality of every attention head alone.
 
-python benchmarks/heatmap.py benchmarks/results/compare-dl21.json
+python -m benchmarks.heads.heatmap benchmarks/results/compare-dl21.json
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.common import run
 from routehead_plugins import HeadSet
 
 _BEST = 8  # heads that are framed
-_FRAME = "#D55E00"  # of Okabe and Ito's colours the one that is far from all of viridis
+_FRAME = "#D55E00"  # the colour of Okabe and Ito that differs most from viridis
 _CELL = 0.19  # inches
 
 
 def plot_heads(name: str, layouts: Mapping[str, Any], path: Path) -> bool:
-    """Draw layers by heads, one panel for each layout, all in the same colours.
+    """Draw layers by heads, one panel for each layout, all on the same colour scale.
 
     Args:
-        name: The collection.
+        name: Name of the collection.
         layouts: Layout -> ``heads``, nDCG@10 by head (``"13-18"``), and ``beside``, nDCG@10 by
             method, ``bm25`` among them.
-        path: Where to write; the ending says in which format.
+        path: File to write; the suffix decides the format.
 
     Returns:
         Whether anything was drawn: false without matplotlib, or without figures.
@@ -39,7 +40,7 @@ def plot_heads(name: str, layouts: Mapping[str, Any], path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    grids = {layout: grid(found["heads"]) for layout, found in layouts.items()}
+    grids = {layout: grid(content["heads"]) for layout, content in layouts.items()}
     first = next(iter(grids.values()))
     height = max(1.3, len(first) * _CELL) + 0.75
     figure = Figure(
@@ -48,7 +49,7 @@ def plot_heads(name: str, layouts: Mapping[str, Any], path: Path) -> bool:
     )
     panels = figure.subplots(len(grids), squeeze=False)[:, 0]
     reference = next(iter(layouts.values()))["beside"]["bm25"]
-    values = [value for found in layouts.values() for value in found["heads"].values()]
+    values = [value for content in layouts.values() for value in content["heads"].values()]
     shades = mpl.colors.Normalize(min(*values, reference), max(*values, reference))
     for axes, (layout, cells) in zip(panels, grids.items(), strict=True):
         mesh = axes.pcolormesh(cells, norm=shades, cmap="viridis", edgecolors="w", linewidth=0.4)
@@ -62,17 +63,17 @@ def plot_heads(name: str, layouts: Mapping[str, Any], path: Path) -> bool:
     bar.outline.set_visible(False)
     title = f"{name}: every attention head alone; the {_BEST} best are framed"
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    # The same file for the same figures; text stays text.
+    # Equal figures give equal files; text stays text.
     with mpl.rc_context({"svg.hashsalt": "routehead", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return True
 
 
 def grid(heads: Mapping[str, float]) -> list[list[float]]:
-    """Lay figures out: a row for each number of head, a column for each layer; nan where none is.
+    """Arrange figures in a row for each head index and a column for each layer; nan if missing.
 
     Args:
-        heads: Figure by head, written ``layer-head``.
+        heads: Head, written ``layer-head`` -> figure.
     """
     named = HeadSet.parse(",".join(heads))
     rows = 1 + max(index for _, index in named)
@@ -83,7 +84,7 @@ def grid(heads: Mapping[str, float]) -> list[list[float]]:
 
 
 def best_heads(heads: Mapping[str, float], count: int = _BEST) -> HeadSet:
-    """The heads with the largest figures, best first."""
+    """Return the heads with the largest figures, best first."""
     ordered = sorted(heads, key=lambda head: -heads[head])
     return HeadSet.parse(",".join(ordered[:count]))
 
@@ -93,8 +94,8 @@ def _panel(axes: Any, cells: list[list[float]], heads: Mapping[str, float]) -> N
     for number, row, name in ((0, cells[0], "layer"), (1, cells, "head")):
         axis = (axes.xaxis, axes.yaxis)[number]
         step = 1 if len(row) <= 12 else 5
-        axis.set_ticks([place + 0.5 for place in range(0, len(row), step)])
-        axis.set_ticklabels([str(place) for place in range(0, len(row), step)])
+        axis.set_ticks([index + 0.5 for index in range(0, len(row), step)])
+        axis.set_ticklabels([str(index) for index in range(0, len(row), step)])
         axis.set_label_text(name)
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
@@ -105,14 +106,14 @@ def _panel(axes: Any, cells: list[list[float]], heads: Mapping[str, float]) -> N
         axes.plot(*corners, color=_FRAME, linewidth=1.5, clip_on=False)
 
 
-def _caption(layout: str, found: Mapping[str, Any]) -> str:
-    (best,) = best_heads(found["heads"], 1)
-    beside = "; ".join(f"{name} {value:.3f}" for name, value in found["beside"].items())
-    return f"{layout} layout: head {best} {found['heads'][str(best)]:.3f}; {beside}"
+def _caption(layout: str, content: Mapping[str, Any]) -> str:
+    (best,) = best_heads(content["heads"], 1)
+    beside = "; ".join(f"{name} {value:.3f}" for name, value in content["beside"].items())
+    return f"{layout} layout: head {best} {content['heads'][str(best)]:.3f}; {beside}"
 
 
 def main(
-    files: Annotated[list[Path], typer.Argument(help="What compare.py wrote.")],
+    files: Annotated[list[Path], typer.Argument(help="Results of benchmarks.heads.compare.")],
 ) -> None:
     """Draw the heads of each file, as SVG beside it."""
     for file in files:
@@ -124,4 +125,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -1,40 +1,37 @@
-"""Every selector as scores of candidates, computed from signals alone.
+"""Scores of candidates by every selector, computed from signals alone.
 
 Heads are chosen on other collections than the one tested, or, in the rows named ``-within``, on
-other queries of the same collection. What is tested with shuffled candidates was chosen with
-candidates in BM25's order: nobody shuffles what heads are detected on.
+other queries of the same collection. Heads tested with shuffled candidates were chosen with
+candidates in BM25's order, as in practice.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from operator import add
-from pathlib import Path
 from typing import Any
 
-from compare_shelf import shelved
 from torch import Tensor
 
-from routehead_plugins import HeadSet
+from benchmarks.common import Cache, signals_digest
+from routehead_plugins import HeadSet, Recipe
 from routehead_plugins.errors import InputError
 from routehead_plugins.evaluation import Evaluation, evaluate
 from routehead_plugins.io import Collection
-from routehead_plugins.scoring import aggregate, fuse
+from routehead_plugins.scoring import fuse
+from routehead_plugins.selection import ALL, FIRST_STAGE, FUSED
 from routehead_plugins.signals import QuerySignals, SignalSet
-from routehead_plugins.training import detect, fit_weights, weighted_scores
+from routehead_plugins.training import detect, fit_weights, offline_scores, split_folds
 
-BM25, ALL = "bm25", "all"
 MEASURES = ("nDCG@10", "RR@10")
 HEADS = 8  # of every detected set but that of whole layers
 FOLDS = 5
 FIRST_STAGE_WEIGHT = 1.0
-FUSED = f"+{BM25}"
 WITHIN = "-within"
 
-# Row -> detector; plain sets, to which BM25 is added with a weight that nobody fitted.
+# Row -> detector; plain sets, to which BM25 is added with a weight that is not fitted.
 _DETECTED = {
     "ndcg": "ndcg",
     "qr": "qr",
@@ -57,12 +54,12 @@ Scores = Mapping[str, Tensor | None]
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was chosen for one collection in one layout; ``None`` where nothing could be.
+    """Heads for one collection in one layout; ``None`` where a method could not choose any.
 
     Attributes:
         transferred: Row -> heads chosen on the other collections; empty where there are none.
         within: For each fold, the ids of its queries, and row -> heads chosen on the other folds.
-        notes: What could not be chosen, and why.
+        notes: Reasons why heads could not be chosen.
     """
 
     transferred: dict[str, HeadSet | None] = field(default_factory=dict)
@@ -75,7 +72,7 @@ def choose(
     signals: Mapping[str, SignalSet],
     *,
     seed: int = 0,
-    kept: Path | None = None,
+    cache: Cache | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Chosen:
     """Choose heads for one collection by every method.
@@ -83,37 +80,39 @@ def choose(
     Args:
         name: The collection that they will be tested on.
         signals: Collection -> its signals, of one layout, candidates in BM25's order. Every query
-            of the others counts the same.
-        seed: Of everything that is drawn.
-        kept: Folder in which heads are kept for the next time; ``None`` for nowhere.
-        advance: Called `steps` times.
+            of the other collections counts the same.
+        seed: Random seed.
+        cache: Keeps the heads for the next run.
+        advance: Callback after each of the `steps`.
     """
-    chosen = Chosen()
+    chosen, cache = Chosen(), cache or Cache(None)
 
-    def tried(row: str, train: SignalSet, on: str) -> HeadSet | None:
-        try:
-            return shelved(kept, [row, HEADS, seed], train, lambda: _choose(row, train, seed))
-        except InputError as error:
-            chosen.notes.append(f"{row} on {on}: {error}")
-            return None
-        finally:
+    def choose_rows(rows: Sequence[str], train: SignalSet, where: str) -> dict[str, HeadSet | None]:
+        heads: dict[str, HeadSet | None] = dict.fromkeys(rows)
+        digest = signals_digest(train)
+        for row in rows:
+            try:
+                key = [row, HEADS, seed, digest]
+                heads[row] = cache.heads(key, partial(_choose, row, train, seed))
+            except InputError as error:
+                chosen.notes.append(f"{row} on {where}: {error}")
             advance()
+        return heads
 
-    others = [found for other, found in signals.items() if other != name]
+    others = [other for other_name, other in signals.items() if other_name != name]
     if others:
         joined = reduce(add, others)
-        for row in _TRANSFERRED:
-            chosen.transferred[row] = tried(row, joined, "the other collections")
+        chosen.transferred.update(choose_rows(_TRANSFERRED, joined, "the other collections"))
     own = signals[name]
     for number, held_out in enumerate(folds(own.queries, seed), start=1):
         rest = own.subset([query for query in own.queries if query.query_id not in held_out])
-        heads = {row: tried(row, rest, f"all but fold {number}") for row in _CROSS_VALIDATED}
+        heads = choose_rows(_CROSS_VALIDATED, rest, f"all but fold {number}")
         chosen.within.append((held_out, heads))
     return chosen
 
 
 def steps(signals: Mapping[str, SignalSet]) -> int:
-    """How often `choose` advances."""
+    """Return how often `choose` advances."""
     return FOLDS * len(_CROSS_VALIDATED) + (len(_TRANSFERRED) if len(signals) > 1 else 0)
 
 
@@ -123,7 +122,7 @@ def score_rows(
     """Score the candidates by every method.
 
     Args:
-        signals: Of the collection and variant to test.
+        signals: Signals of the collection and variant to test.
         chosen: Heads for this collection and layout.
         likelihoods: Query -> query likelihood given each candidate.
 
@@ -131,28 +130,30 @@ def score_rows(
         Row -> scores, in the order of the table.
     """
     queries = {query.query_id: query for query in signals.queries}
-    rows: dict[str, Scores] = {BM25: dict.fromkeys(queries)}
+    rows: dict[str, Scores] = {FIRST_STAGE: dict.fromkeys(queries)}
 
-    def put(row: str, scores: Scores) -> None:
+    def add_row(row: str, scores: Scores) -> None:
         rows[row] = scores
         if row.removesuffix(WITHIN) not in _LEARNED and not row.endswith(FUSED):
             rows[f"{row}{FUSED}"] = {
-                query_id: None if found is None else _fused(found, queries[query_id])
-                for query_id, found in scores.items()
+                query_id: None
+                if values is None
+                else fuse(values, queries[query_id].first_stage, FIRST_STAGE_WEIGHT)
+                for query_id, values in scores.items()
             }
 
-    put(ALL, {query_id: query.averaged for query_id, query in queries.items()})
-    put("layers", _by_heads(signals, middle_third(signals.heads)))
+    add_row(ALL, {query_id: query.averaged for query_id, query in queries.items()})
+    add_row("layers", _by_heads(signals, middle_third(signals.heads)))
     for row, heads in chosen.transferred.items():
-        put(row, _by_heads(signals, heads))
+        add_row(row, _by_heads(signals, heads))
     for row in _CROSS_VALIDATED if chosen.within else ():
         within: dict[str, Tensor | None] = {}
-        for held_out, found in chosen.within:
+        for held_out, heads_by_row in chosen.within:
             part = [query for query in signals.queries if query.query_id in held_out]
-            within |= _by_heads(signals.subset(part), found[row])
+            within |= _by_heads(signals.subset(part), heads_by_row[row])
         base = row.removesuffix(FUSED)
-        put(f"{base}{WITHIN}{FUSED if row != base else ''}", within)
-    put("likelihood", {query_id: likelihoods[query_id] for query_id in queries})
+        add_row(f"{base}{WITHIN}{FUSED if row != base else ''}", within)
+    add_row("likelihood", {query_id: likelihoods[query_id] for query_id in queries})
     return rows
 
 
@@ -162,47 +163,55 @@ def measure_rows(
     """Measure every row on all judged queries of a collection.
 
     Args:
-        collection: With candidates; all its judged queries count.
-        signals: Which candidates the scores are of.
-        rows: As `score_rows` gives them.
+        collection: Collection with candidates; all its judged queries count.
+        signals: Signals that the scores were computed from.
+        rows: Row -> scores, from `score_rows`.
         hits: Candidates per query.
     """
     docids = {query.query_id: query.docids for query in signals.queries}
-    measured = {}
+    evaluations = {}
     for row, scores in rows.items():
         run = {}
         for query_id in collection.topics:
             candidates = collection.candidates(query_id, hits)
-            found = scores.get(query_id)
+            values = scores.get(query_id)
             ranking = [(str(d.id), -float(rank)) for rank, d in enumerate(candidates)]
-            if found is not None:
-                # Blank candidates, of which there are no signals, come last.
-                known = dict(zip(docids[query_id], found.tolist(), strict=True))
+            if values is not None:
+                # Blank candidates, which have no signals, come last.
+                known = dict(zip(docids[query_id], values.tolist(), strict=True))
                 ranking = [(docid, known.get(docid, float("-inf"))) for docid, _ in ranking]
                 ranking.sort(key=lambda pair: -pair[1])
             run[query_id] = ranking
-        measured[row] = evaluate(run, collection.qrels, MEASURES)
-    return measured
+        evaluations[row] = evaluate(run, collection.qrels, MEASURES)
+    return evaluations
 
 
 def middle_third(heads: HeadSet) -> HeadSet:
-    """The heads of the middle third of the layers, as `LayerInterval` has them."""
+    """Return the heads of the middle third of the layers, like `LayerInterval`."""
     layers = heads.last_layer + 1
     inside = range(layers // 3, 2 * layers // 3)
-    return HeadSet([head for head in heads if head.layer in inside], aggregation="mean")
+    return HeadSet(
+        [head for head in heads if head.layer in inside], recipe=Recipe(aggregation="mean")
+    )
 
 
-def folds(queries: Sequence[QuerySignals], seed: int) -> Iterator[frozenset[str]]:
-    """Deal queries into parts, those of the same text into the same; none where there is one text.
+def folds(queries: Sequence[QuerySignals], seed: int) -> list[frozenset[str]]:
+    """Split queries into folds; queries of the same text share a fold.
+
+    Args:
+        queries: The queries.
+        seed: Random seed.
 
     Returns:
-        The query ids of each part.
+        The query ids of each fold; none where all queries have the same text.
     """
-    texts = {query.query for query in queries}
-    dealt = sorted(texts, key=lambda text: hashlib.sha256(f"{seed}:{text}".encode()).digest())
-    for start in range(min(FOLDS, len(dealt)) if len(dealt) > 1 else 0):
-        part = set(dealt[start::FOLDS])
-        yield frozenset(query.query_id for query in queries if query.query in part)
+    if len({query.query for query in queries}) < 2:
+        return []
+    parts = split_folds(queries, FOLDS, seed)
+    return [
+        frozenset(q.query_id for q, part in zip(queries, parts, strict=True) if part == fold)
+        for fold in range(max(parts) + 1)
+    ]
 
 
 def _choose(row: str, train: SignalSet, seed: int) -> HeadSet:
@@ -216,20 +225,8 @@ def _choose(row: str, train: SignalSet, seed: int) -> HeadSet:
 def _by_heads(signals: SignalSet, heads: HeadSet | None) -> dict[str, Tensor | None]:
     if heads is None:
         return {query.query_id: None for query in signals.queries}
-    if heads.weights is not None:
-        return {
-            query.query_id: weighted_scores(query, heads, signals.heads)
-            for query in signals.queries
-        }
-    places = {head: place for place, head in enumerate(signals.heads)}
-    chosen = [places[head] for head in heads]
+    if heads.recipe.aggregation is None:
+        heads = replace(heads, recipe=replace(heads.recipe, aggregation="mean"))
     return {
-        query.query_id: aggregate(
-            heads.aggregation or "mean", query.calibrated[chosen], query.mass[chosen]
-        )
-        for query in signals.queries
+        query.query_id: offline_scores(query, heads, signals.heads) for query in signals.queries
     }
-
-
-def _fused(scores: Tensor, query: QuerySignals) -> Tensor:
-    return fuse(scores, query.first_stage, FIRST_STAGE_WEIGHT)

@@ -1,4 +1,4 @@
-"""What the re-ranker is measured against, each as a person would write it with transformers."""
+"""Baselines of the re-ranker, each as one would write it with transformers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from itertools import chain, pairwise
 from typing import Any
 
 import torch
-from memory import available_bytes
-from subject import Method, Prompt, Subject, UnavailableError, timed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from benchmarks.latency.memory import available_bytes
+from benchmarks.latency.subject import (
+    LONG_QUERY,
+    Method,
+    Prompt,
+    Subject,
+    UnavailableError,
+    timed,
+)
 from routehead_plugins.scoring import document_signals
 
 # Window and stride of RankGPT (arXiv 2304.09542).
@@ -30,9 +37,9 @@ _BATCHES = (1, 4, 16, 64)
 
 
 def shared_twin(model: PreTrainedModel, attention: str) -> PreTrainedModel:
-    """A second tree of modules over the same weights, with an attention implementation of its own.
+    """Make a second tree of modules over the same weights, with another attention implementation.
 
-    Two sets of weights would not fit where one does.
+    Sharing saves memory, which a second set of weights might not fit into.
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     twin: PreTrainedModel = copy.deepcopy(model, shared).eval()
@@ -41,25 +48,33 @@ def shared_twin(model: PreTrainedModel, attention: str) -> PreTrainedModel:
 
 
 def handwritten(subject: Subject, documents: Sequence[str]) -> Method:
-    """ICR as it is written by hand: all attention matrices of two full passes, summed over heads.
+    """ICR written by hand: all attention matrices of two full passes, summed over heads.
 
-    Kind to the baseline in that logits are computed for one token only, and that the first pass is
-    summed up and dropped before the second one begins. Where the matrices of all layers do not fit
-    together, each is summed up and dropped as it comes, which the notes say.
+    Favours the baseline: logits are computed for one token only, and the first pass is summed up
+    and dropped before the second begins. If the matrices of all layers do not fit into memory, each
+    is summed up and dropped at once, and the notes say so.
+
+    Args:
+        subject: The LLM.
+        documents: The documents to rank.
+
+    Raises:
+        UnavailableError: The prompt is longer than the context, or a matrix than the memory.
     """
     limit, tokens = subject.llm.max_tokens, subject.pieces("who", documents).size
     if subject.window(documents) is not None:
         raise UnavailableError(f"its prompt is longer than the context of {limit:,} tokens")
-    there = 0.9 * available_bytes(subject.device)
+    available = 0.9 * available_bytes(subject.device)
     one, needed = attention_bytes(subject, tokens)
-    if one > there:
+    if one > available:
         raise UnavailableError(
             f"its attention matrices take {one / 1e9:.0f} GB in one layer, and "
-            f"{there / 1e9:.0f} GB are free"
+            f"{available / 1e9:.0f} GB are free"
         )
     twin = shared_twin(subject.model, "eager")
-    attend = _summed_attention if needed <= there else _summed_by_layer
-    notes = {"gigabytes": needed / 1e9, "kept": "all layers" if needed <= there else "one layer"}
+    fits = needed <= available
+    attend = _summed_attention if fits else _summed_by_layer
+    notes = {"gigabytes": needed / 1e9, "kept": "all layers" if fits else "one layer"}
 
     def score(query: str) -> list[float]:
         prompt = subject.prompt(query, documents)
@@ -72,11 +87,11 @@ def handwritten(subject: Subject, documents: Sequence[str]) -> Method:
 
 
 def attention_bytes(subject: Subject, tokens: int) -> tuple[int, int]:
-    """What the attention matrices of one layer take, worked on in float32, and those of a pass."""
+    """Return the bytes of one layer's attention matrices during work, and of a whole pass."""
     entries = subject.config.num_attention_heads * tokens**2
-    worked_on = 3 * entries * torch.float32.itemsize
-    kept = entries * subject.config.num_hidden_layers * subject.llm.dtype.itemsize
-    return int(worked_on), int(worked_on + kept)
+    working = 3 * entries * torch.float32.itemsize
+    results = entries * subject.config.num_hidden_layers * subject.llm.dtype.itemsize
+    return int(working), int(working + results)
 
 
 @torch.inference_mode()
@@ -97,7 +112,7 @@ def _summed_attention(
 def _summed_by_layer(
     twin: PreTrainedModel, prompt: Prompt, tail: tuple[int, ...], device: torch.device
 ) -> Tensor:
-    """The same, with every layer's matrix dropped before the next layer runs."""
+    """Like ``_summed_attention``, but drop every layer's matrix before the next layer runs."""
     end = len(prompt.prefix)
     total = torch.zeros(1, end, device=device)
 
@@ -118,10 +133,14 @@ def _summed_by_layer(
 
 
 def likelihood(subject: Subject, documents: Sequence[str]) -> Method:
-    """Query likelihood: the mean log-probability of the query behind each document.
+    """Query likelihood: the mean log-probability of the query after each document.
 
-    One forward per document, several in a batch, logits for the query's tokens alone. Kind to the
-    baseline in that it has no chat template around it, and the best of several batch sizes.
+    One forward per document, several in a batch, logits for the query's tokens alone. Favours the
+    baseline: there is no chat template, and the best of several batch sizes is chosen.
+
+    Args:
+        subject: The LLM.
+        documents: The documents to rank.
     """
     encoder, device = subject.llm.encoder, subject.device
     (instruction,) = encoder.encode([_ASK_FOR_QUERY])
@@ -142,7 +161,7 @@ def likelihood(subject: Subject, documents: Sequence[str]) -> Method:
     def trial(query: str) -> float:
         sizes = sorted({min(size, len(documents)) for size in (*_BATCHES, len(documents))})
         runs = {size: partial(score, query, size) for size in sizes}
-        # The second of two: the first of a size pays for what that size needs to get going.
+        # The second run of two, since the first one of a size includes its warm-up.
         seconds = {size: [timed(run, device) for _ in range(2)][-1] for size, run in runs.items()}
         notes["batch"] = min(sizes, key=lambda size: seconds[size])
         notes["seconds_by_batch"] = seconds
@@ -152,9 +171,9 @@ def likelihood(subject: Subject, documents: Sequence[str]) -> Method:
 
 
 def _chunks(items: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[tuple[int, ...]]]:
-    """Parts of nearly equal size, none above the size given."""
+    """Split items into parts of nearly equal size, none above the size given."""
     parts = -(-len(items) // size)
-    edges = [place * len(items) // parts for place in range(parts + 1)]
+    edges = [part * len(items) // parts for part in range(parts + 1)]
     for start, end in pairwise(edges):
         yield items[start:end]
 
@@ -176,7 +195,7 @@ def _log_probabilities(
             "attention_mask": mask,
             "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
         }
-    # Padding stands on the left, so that the query's logits are the last ones in every row.
+    # Padding is on the left, so that the query's logits are the last ones in every row.
     rows = [(0,) * (width - len(passage)) + passage + tail for passage in passages]
     output: Any = model(
         input_ids=torch.tensor(rows, device=device),
@@ -193,24 +212,31 @@ def _log_probabilities(
 def listwise(subject: Subject, documents: Sequence[str]) -> Method:
     """RankGPT: the LLM writes a permutation of numbers, over sliding windows from the end.
 
-    As many tokens are written as a permutation has, no fewer: a small LLM that stops early would
-    only look fast.
+    Exactly as many tokens are generated as a permutation has, since a small LLM that stops early
+    would only look fast.
+
+    Args:
+        subject: The LLM.
+        documents: The documents to rank.
+
+    Raises:
+        UnavailableError: A window is longer than the context.
     """
     ends = range(len(documents), min(_WINDOW, len(documents)) - 1, -_STRIDE)
     windows = [(max(0, end - _WINDOW), end) for end in ends]
     if windows[-1][0] > 0:
         windows.append((0, min(_WINDOW, len(documents))))
-    numbers = " > ".join(f"[{place}]" for place in range(1, windows[0][1] - windows[0][0] + 1))
+    numbers = " > ".join(f"[{number}]" for number in range(1, windows[0][1] - windows[0][0] + 1))
     new_tokens = len(subject.llm.encoder.encode([numbers])[0])
-    longest = len(_ranking_prompt(subject, "who " * 40, documents[slice(*windows[0])])) + new_tokens
+    longest = len(_ranking_prompt(subject, LONG_QUERY, documents[slice(*windows[0])])) + new_tokens
     limit = subject.llm.max_tokens
     if limit is not None and longest > limit:
         raise UnavailableError(f"a window is longer than the context of {limit:,} tokens")
 
     def rank_window(query: str, order: list[int]) -> list[int]:
-        prompt = _ranking_prompt(subject, query, [documents[place] for place in order])
-        written = _written(subject, prompt, new_tokens)
-        return [order[place] for place in permutation(written, len(order))]
+        prompt = _ranking_prompt(subject, query, [documents[index] for index in order])
+        text = _generated(subject, prompt, new_tokens)
+        return [order[index] for index in permutation(text, len(order))]
 
     def rank(query: str) -> list[int]:
         order = list(range(len(documents)))
@@ -237,8 +263,8 @@ def _ranking_prompt(subject: Subject, query: str, texts: Sequence[str]) -> tuple
 
 
 @torch.inference_mode()
-def _written(subject: Subject, prompt: tuple[int, ...], new_tokens: int) -> str:
-    """Greedy generation with a cache of keys and values."""
+def _generated(subject: Subject, prompt: tuple[int, ...], new_tokens: int) -> str:
+    """Generate greedily, with a cache of keys and values."""
     ids = torch.tensor([prompt], device=subject.device)
     model: Any = subject.model
     output = model.generate(
@@ -253,15 +279,24 @@ def _written(subject: Subject, prompt: tuple[int, ...], new_tokens: int) -> str:
 
 
 def permutation(text: str, count: int) -> list[int]:
-    """Places that a text names, each once, counted from 0; those it leaves out follow in order."""
+    """Read the permutation that a text names; indices that it leaves out follow in order.
+
+    Args:
+        text: Numbers counted from 1, such as ``"[2] > [1]"``.
+        count: Length of the permutation.
+    """
     named = [int(number) - 1 for number in re.findall(r"\d{1,9}", text)]
     return list(dict.fromkeys([*(n for n in named if 0 <= n < count), *range(count)]))
 
 
 def floor(subject: Subject, documents: Sequence[str]) -> Method:
-    """The least any method of this depth can do: a bare forward over prefix and tail.
+    """A bare forward over prefix and tail, the minimum for any method of this depth.
 
     SDPA, no cache, no logits, every layer down to the deepest head; tokenized beforehand.
+
+    Args:
+        subject: The LLM.
+        documents: The documents of the prompt.
     """
     decoder = truncated_decoder(subject)
     inputs: list[Tensor] = []
@@ -281,7 +316,7 @@ def floor(subject: Subject, documents: Sequence[str]) -> Method:
 
 
 def truncated_decoder(subject: Subject) -> PreTrainedModel:
-    """The layers down to the deepest head, without the vocabulary head."""
+    """Return the layers down to the deepest head, without the vocabulary head."""
     sdpa = "sdpa" if subject.model._supports_sdpa else "eager"
     decoder: Any = shared_twin(subject.model, sdpa).get_decoder()
     decoder.layers = decoder.layers[: subject.heads.last_layer + 1]
@@ -289,22 +324,22 @@ def truncated_decoder(subject: Subject) -> PreTrainedModel:
 
 
 def forward_flops(subject: Subject, lengths: Iterable[int]) -> int:
-    """Operations of the floor's forward: two per weight and token, and causal attention.
+    """Count the operations of the floor's forward: two per weight and token, and causal attention.
 
     Args:
-        subject: Names the layers.
-        lengths: Tokens of each sequence.
+        subject: The LLM and its head set.
+        lengths: Length of each sequence, in tokens.
     """
     decoder = truncated_decoder(subject)
     weights = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, nn.Linear))
     width = subject.config.num_attention_heads * subject.head_dim
     layers = subject.heads.last_layer + 1
-    # Scores and mixed values: two operations each per pair of tokens, of which half are masked.
+    # Scores and mixed values: two operations each per pair of tokens, half of which are masked.
     return sum(2 * weights * n + 2 * width * layers * n**2 for n in lengths)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of large square products; the best of several is what there is."""
+    """Measure operations per second of large square products, the best of several."""
     best = 0.0
     for size in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
         left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

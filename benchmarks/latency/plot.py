@@ -1,6 +1,6 @@
-"""Draw what the benchmarks measured.
+"""Draw time per query against number of documents.
 
-python benchmarks/plot.py benchmarks/results/latency-embedded-cpu.json
+python -m benchmarks.latency.plot benchmarks/results/latency-embedded-cpu.json
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-# The colours of Okabe and Ito, which the colour-blind can tell apart; methods of this package are
-# drawn in full lines, what they are compared with in dashes.
+from benchmarks.common import run
+
+# The colours of Okabe and Ito, which colour-blind people can distinguish; solid lines for methods
+# of this package, dashes for baselines.
 STYLES = {
     "ours": ("#0072B2", "-"),
     "parallel-cold": ("#009E73", "-"),
@@ -31,8 +33,8 @@ def plot_latency(results: Mapping[str, Any], path: Path) -> bool:
     """Draw time per query against number of documents, both logarithmic.
 
     Args:
-        results: As ``latency.py`` writes them.
-        path: Where to write; the ending says in which format.
+        results: Results of ``benchmarks.latency.compare``.
+        path: File to write; the suffix decides the format.
 
     Returns:
         Whether a plot was drawn: false without matplotlib, or with fewer than two sizes.
@@ -61,20 +63,20 @@ def plot_latency(results: Mapping[str, Any], path: Path) -> bool:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(_title(results), loc="left", fontsize=10)
     _label(axes, lines)
-    # The same file for the same figures.
+    # Equal figures give equal files.
     with mpl.rc_context({"svg.hashsalt": "routehead"}):
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     return True
 
 
 def _lines(sizes: Mapping[str, Any]) -> dict[str, list[tuple[int, float, float, float]]]:
-    """Points of every method: documents, least, median, most."""
+    """Return the points of every method: documents, minimum, median, maximum."""
     lines: dict[str, list[tuple[int, float, float, float]]] = {}
     for name in STYLES:
         for size, record in sizes.items():
-            found = record["seconds"].get(name)
-            if found is not None:
-                point = (int(size), found["min"], found["median"], found["max"])
+            seconds = record["seconds"].get(name)
+            if seconds is not None:
+                point = (int(size), seconds["min"], seconds["median"], seconds["max"])
                 lines.setdefault(name, []).append(point)
     return lines
 
@@ -89,11 +91,11 @@ def _label(axes: Any, lines: Mapping[str, Sequence[tuple[int, float, float, floa
         across, height = to_axes.transform((count, middle))
         if count == last:
             beside.append((height, name))
-        else:  # other lines go on to the right of it
+        else:  # other lines continue to the right
             _write(axes, name, across, height + _APART)
     beside.sort()
-    for (_, name), place in zip(beside, _spaced([height for height, _ in beside]), strict=True):
-        _write(axes, name, 1.01, place, align="left")
+    for (_, name), height in zip(beside, _spaced([height for height, _ in beside]), strict=True):
+        _write(axes, name, 1.01, height, align="left")
 
 
 def _write(axes: Any, name: str, across: float, height: float, *, align: str = "center") -> None:
@@ -110,29 +112,29 @@ def _write(axes: Any, name: str, across: float, height: float, *, align: str = "
 
 
 def _spaced(heights: Sequence[float]) -> list[float]:
-    """Heights of labels, ascending, moved as little as it takes to keep them apart."""
-    places = list(heights)
+    """Move the heights of labels, ascending, as little as needed to keep them apart."""
+    spaced = list(heights)
     for _ in range(200):
-        for lower in range(len(places) - 1):
-            short = _APART - (places[lower + 1] - places[lower])
-            if short > 1e-6:
-                places[lower] -= short / 2
-                places[lower + 1] += short / 2
-    return places
+        for lower in range(len(spaced) - 1):
+            overlap = _APART - (spaced[lower + 1] - spaced[lower])
+            if overlap > 1e-6:
+                spaced[lower] -= overlap / 2
+                spaced[lower + 1] += overlap / 2
+    return spaced
 
 
 def _title(results: Mapping[str, Any]) -> str:
     settings = results["settings"]
     machine = settings["machine"]
-    place = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+    processor = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
     return (
         f"Time to re-rank documents of {settings['doc_tokens']} tokens\n"
-        f"{settings['model']}, {results['dtype']}, {place}"
+        f"{settings['model']}, {results['dtype']}, {processor}"
     )
 
 
 def main(
-    files: Annotated[list[Path], typer.Argument(help="What latency.py wrote.")],
+    files: Annotated[list[Path], typer.Argument(help="Results of benchmarks.latency.compare.")],
 ) -> None:
     """Draw time per query against number of documents, as SVG beside each file."""
     for file in files:
@@ -142,4 +144,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -1,4 +1,4 @@
-"""Rounds to medians, ratios, targets met or not, and Markdown."""
+"""Medians, ratios and targets of the measured rounds, and their tables in Markdown."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from benchmarks.common import markdown_table
+
 SHARE = "tap and scoring / ours"
-# Name -> what is divided by what.
+# Name -> dividend and divisor.
 RATIOS = {
     f"{above} / {below}": (above, below)
     for above, below in (
@@ -35,13 +37,13 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """A promise about a ratio.
+    """A target for a ratio.
 
     Attributes:
         ratio: A name from ``RATIOS``, ``SHARE``, or ``"memory: a / b"``.
-        sign: How the median must compare with the bound.
+        sign: Required comparison of the median with the bound.
         bound: The bound.
-        sizes: Numbers of documents for which it is promised.
+        sizes: Numbers of documents that the target is for.
     """
 
     ratio: str
@@ -64,36 +66,36 @@ TARGETS = (
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median, least and most."""
-    found = list(values)
-    return {"median": median(found), "min": min(found), "max": max(found)}
+    """Return median, minimum and maximum."""
+    numbers = list(values)
+    return {"median": median(numbers), "min": min(numbers), "max": max(numbers)}
 
 
 def summarise(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Medians and ratios of one size; ``None`` where a method did not run.
+    """Compute medians and ratios of one size; ``None`` where a method did not run.
 
     Args:
-        record: With ``rounds``, one list of seconds per method, and ``flops``.
-        names: All methods that were asked for.
+        record: Record with ``rounds``, a list of seconds per method, and ``flops``.
+        names: All methods that were requested.
     """
     rounds = record["rounds"]
-    turns = max(map(len, rounds.values()), default=0)
-    rounds = {**rounds, "flops": [record["flops"]["seconds"]] * turns}
+    count = max(map(len, rounds.values()), default=0)
+    rounds = {**rounds, "flops": [record["flops"]["seconds"]] * count}
     ratios = {
         # A method that was timed once is compared with the first round of the others.
         name: spread(a / b for a, b in zip(rounds[above], rounds[below], strict=False))
         for name, (above, below) in RATIOS.items()
-        if turns and above in rounds and below in rounds
+        if count and above in rounds and below in rounds
     }
     if {"ours", "tails", "tails-untapped"} <= set(rounds):
-        turn = zip(rounds["tails"], rounds["tails-untapped"], rounds["ours"], strict=True)
-        ratios[SHARE] = spread((tapped - bare) / ours for tapped, bare, ours in turn)
+        triples = zip(rounds["tails"], rounds["tails-untapped"], rounds["ours"], strict=True)
+        ratios[SHARE] = spread((tapped - bare) / ours for tapped, bare, ours in triples)
     seconds = {name: spread(rounds[name]) if name in rounds else None for name in names}
     return {"seconds": seconds, "ratios": ratios}
 
 
 def targets(sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Compare every target with what was measured.
+    """Compare every target with the measured ratio.
 
     Args:
         sizes: Number of documents, as text -> record of that size.
@@ -101,30 +103,32 @@ def targets(sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for target in TARGETS:
         for size in target.sizes:
-            found, reason = _measured(target.ratio, sizes.get(str(size)))
-            row: dict[str, Any] = {
-                "ratio": target.ratio,
-                "documents": size,
-                "target": f"{target.sign} {target.bound:g}",
-                "measured": found,
-            }
-            if found is None:
-                row["verdict"] = f"not measured: {reason}"
+            ratio, reason = _measured(target.ratio, sizes.get(str(size)))
+            if ratio is None:
+                verdict = f"not measured: {reason}"
             else:
-                met = _OPERATORS[target.sign](found["median"], target.bound)
-                row["verdict"] = "met" if met else "not met"
-            rows.append(row)
+                met = _OPERATORS[target.sign](ratio["median"], target.bound)
+                verdict = "met" if met else "not met"
+            rows.append(
+                {
+                    "ratio": target.ratio,
+                    "documents": size,
+                    "target": f"{target.sign} {target.bound:g}",
+                    "measured": ratio,
+                    "verdict": verdict,
+                }
+            )
     return rows
 
 
 def _measured(ratio: str, record: Mapping[str, Any] | None) -> tuple[dict[str, float] | None, str]:
-    """Median and spread of a ratio, or the reason why there is none."""
+    """Return median and spread of a ratio, or the reason why there is none."""
     if record is None:
         return None, "this size was not run"
     above, below = ratio.removeprefix(_MEMORY).split(" / ")
     reasons = record["skipped_memory"] | record["skipped"]
     why = [f"{name}: {reason}" for name, reason in reasons.items() if name in (above, below)]
-    reason = "; ".join(why) or "it was not asked for"
+    reason = "; ".join(why) or "it was not requested"
     if ratio.startswith(_MEMORY):
         bytes_of = record["memory"]
         if above not in bytes_of or not bytes_of.get(below):
@@ -134,7 +138,7 @@ def _measured(ratio: str, record: Mapping[str, Any] | None) -> tuple[dict[str, f
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """All tables, and why anything is missing from them."""
+    """Lay out all tables, and the reasons why figures are missing."""
     sizes = results["sizes"]
     methods = results["settings"]["methods"]
     ratios = dict.fromkeys(name for record in sizes.values() for name in record["ratios"])
@@ -153,7 +157,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{machine['threads']} threads; median (least to most) of {settings['repeats']} rounds; "
         f"{results['date']}"
     )
-    return "\n\n".join([about, *(part for part in parts if part)])
+    return "\n\n".join([about, *(part.rstrip() for part in parts if part)])
 
 
 def _table(
@@ -162,27 +166,21 @@ def _table(
     sizes: Mapping[str, Any],
     cell: Callable[[Mapping[str, Any], str], str],
 ) -> str:
-    lines = [
-        "| " + " | ".join([name, *(cell(record, name) for record in sizes.values())]) + " |"
-        for name in rows
-    ]
-    if not lines:
-        return ""
-    head = "| " + " | ".join([title, *(f"{size} documents" for size in sizes)]) + " |"
-    return "\n".join([head, "| --- |" + " ---: |" * len(sizes), *lines])
+    cells = [[name, *(cell(record, name) for record in sizes.values())] for name in rows]
+    header = [title, *(f"{size} documents" for size in sizes)]
+    return markdown_table([header, *cells]) if cells else ""
 
 
 def _target_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| Target | documents | promised | measured | |", "| --- | ---: | --- | ---: | --- |"]
+    cells = [["Target", "documents", "bound", "measured", "verdict"]]
     for row in rows:
         measured = _spread_text(row["measured"])
-        cells = (row["ratio"], row["documents"], row["target"], measured, row["verdict"])
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        cells.append([row["ratio"], str(row["documents"]), row["target"], measured, row["verdict"]])
+    return markdown_table(cells)
 
 
 def _reasons(sizes: Mapping[str, Any]) -> str:
-    """One line for everything that was left out, and for what was chosen."""
+    """Write a line for every figure that is missing, and for every choice."""
     lines = [
         f"- {name}, {size} documents: not measured, {reason}"
         for size, record in sizes.items()
@@ -197,12 +195,12 @@ def _reasons(sizes: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _spread_text(found: Mapping[str, float] | None) -> str:
-    if found is None:
+def _spread_text(spread: Mapping[str, float] | None) -> str:
+    if spread is None:
         return "-"
-    if found["min"] == found["max"]:
-        return f"{found['median']:.3g}"
-    return f"{found['median']:.3g} ({found['min']:.3g} to {found['max']:.3g})"
+    if spread["min"] == spread["max"]:
+        return f"{spread['median']:.3g}"
+    return f"{spread['median']:.3g} ({spread['min']:.3g} to {spread['max']:.3g})"
 
 
 def _mb(value: int | None) -> str:

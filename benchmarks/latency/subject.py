@@ -1,4 +1,4 @@
-"""What is measured: an LLM with its heads and prompts, and how a method is called."""
+"""The LLM that all methods share, with its heads and prompts, and the interface of a method."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from memory import available_bytes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 
+from benchmarks.latency.memory import available_bytes
+from benchmarks.latency.options import BYTES, Options
+from benchmarks.latency.shapes import SHAPES
 from routehead_plugins import FrozenLM, HeadSet
 from routehead_plugins.backbone import (
     Pieces,
@@ -35,52 +29,9 @@ from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError
 from routehead_plugins.selection import as_selector
 
-BYTES = "bytes"
 _HEADS = 16  # as many as QRHead reads in LLMs below ten billion parameters
-
-_QWEN3: dict[str, Any] = {
-    "vocab_size": 151936,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40960,
-    "tie_word_embeddings": True,
-}
-# Shapes of published LLMs; rotary bases are left out, since time does not depend on them.
-SHAPES: dict[str, PreTrainedConfig] = {
-    "smollm2-135m": LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    ),
-    "qwen3-0.6b": Qwen3Config(
-        **_QWEN3,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-    ),
-    "qwen3-4b": Qwen3Config(
-        **_QWEN3,
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-    ),
-    "llama-3.1-8b": LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=131072,
-    ),
-}
+# Longer than the queries that are used, so that all of them fit the same windows.
+LONG_QUERY = "who " * 40
 
 
 class UnavailableError(Exception):
@@ -88,32 +39,14 @@ class UnavailableError(Exception):
 
 
 @dataclass(frozen=True)
-class SubjectOptions:
-    """What to load, as on the command line; device and dtype as picked."""
-
-    model: str
-    shape: str | None
-    tokenizer: str
-    device: str
-    dtype: str
-    heads: str
-    doc_tokens: int
-
-    @property
-    def label(self) -> str:
-        """A name for files."""
-        return self.shape or Path(self.model).name
-
-
-@dataclass(frozen=True)
 class Prompt:
     """One window of the sequential layout.
 
     Attributes:
-        prefix: Tokens up to the tail.
-        spans: Tokens of the documents in the prefix, in the order of the candidates.
-        tail: Instruction and query.
-        null_tail: The same for the query without content.
+        prefix: Token ids before the tail.
+        spans: Token span of each document in the prefix, in the order of the candidates.
+        tail: Token ids of instruction and query.
+        null_tail: Token ids of instruction and content-free query.
     """
 
     prefix: tuple[int, ...]
@@ -124,14 +57,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded LLM with what all methods share.
+    """A loaded LLM and everything else that all methods share.
 
     Attributes:
-        model: As transformers loads it, with its vocabulary head.
-        tokenizer: Its tokenizer.
-        llm: The same model, wrapped; shares the weights.
-        heads: The head set of all methods that choose heads.
-        doc_tokens: Length of every document.
+        model: The LLM as transformers loads it, with its vocabulary head.
+        tokenizer: Tokenizer of the LLM.
+        llm: The same LLM, wrapped; shares the weights.
+        heads: Head set of all methods that choose heads.
+        doc_tokens: Length of every document, in tokens.
     """
 
     model: PreTrainedModel
@@ -142,12 +75,12 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the LLM."""
         return self.llm.device
 
     @cached_property
     def config(self) -> Any:
-        """Of the decoder."""
+        """Configuration of the decoder."""
         return self.model.config.get_text_config(decoder=True)
 
     @property
@@ -163,14 +96,14 @@ class Subject:
         )
 
     def prompts(self, query: str, texts: Sequence[str]) -> list[Prompt]:
-        """Build the prompts of the sequential layout, several where the context is too short."""
+        """Build the prompts of the sequential layout, several if the context is too short."""
         return [
             self.prompt(query, texts[start:end])
             for start, end in window_ranges(len(texts), self.window(texts))
         ]
 
     def prompt(self, query: str, texts: Sequence[str]) -> Prompt:
-        """Build one prompt, however long."""
+        """Build one prompt, however long it is."""
         pieces = self.pieces(query, texts)
         prefix, spans = list(pieces.prefix), []
         for document in pieces.documents:
@@ -179,17 +112,17 @@ class Subject:
         return Prompt(tuple(prefix), tuple(spans[::-1]), pieces.tail, pieces.null_tail)
 
     def forget_tokens(self) -> None:
-        """Empty the encoder's memory of tokenized documents, for queries that are to be cold."""
+        """Empty the encoder's cache of tokenized documents, so that the next query is cold."""
         encoder = self.llm.encoder
         encoder._documents = TokenCache(encoder.encode)
 
     def window(self, texts: Sequence[str]) -> int | None:
-        """How many documents are read at once; ``None`` where the context holds them all.
+        """Return the number of documents to read at once; ``None`` if the context holds all.
 
         Raises:
-            UnavailableError: It does not hold a single one.
+            UnavailableError: The context does not hold a single document.
         """
-        limit, pieces = self.llm.max_tokens, self.pieces(_LONG_QUERY, texts)
+        limit, pieces = self.llm.max_tokens, self.pieces(LONG_QUERY, texts)
         if limit is None or pieces.size <= limit:
             return None
         longest = max(len(document.ids) for document in pieces.documents)
@@ -200,12 +133,8 @@ class Subject:
         return fitting // 10 * 10 or fitting  # round windows read better in a table
 
 
-# Longer than the queries that are used, so that every one of them fits the same windows.
-_LONG_QUERY = "who " * 40
-
-
 def window_ranges(documents: int, window: int | None) -> Iterator[tuple[int, int]]:
-    """Ranges of documents read at once: full windows, half a window apart."""
+    """Yield the ranges of documents that are read at once: full windows, half a window apart."""
     size = documents if window is None else min(window, documents)
     for start in range(0, documents - size, max(1, size // 2)):
         yield start, start + size
@@ -214,18 +143,18 @@ def window_ranges(documents: int, window: int | None) -> Iterator[tuple[int, int
 
 @dataclass
 class Method:
-    """Something whose time per query is measured.
+    """A way to rank documents whose time per query is measured.
 
     Attributes:
-        run: One query; the only part that is timed.
-        prepare: Called before every run, such as to empty a cache.
-        trial: Called once before the first round; warms up, chooses settings, and returns how many
-            seconds a query will take. By default one run.
-        notes: What was chosen, for the results.
+        run: Ranks the documents for one query; the only part that is timed.
+        prepare: Called before every run, for example to empty a cache.
+        trial: Called once before the first round; warms up, chooses settings, and returns the
+            expected seconds per query. ``None`` for one run.
+        notes: Chosen settings, for the results.
         remembers: Whether the documents' token ids are known from an earlier query.
     """
 
-    run: Callable[[str], object]
+    run: Callable[[str], Any]
     prepare: Callable[[str], object] = lambda _: None
     trial: Callable[[str], float] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
@@ -233,7 +162,7 @@ class Method:
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes, until the device is done."""
+    """Return the seconds that a call takes, until the device is done."""
     backend: Any = getattr(torch, device.type)
     backend.synchronize()
     start = time.perf_counter()
@@ -242,11 +171,14 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def load_subject(options: SubjectOptions) -> Subject:
+def load_subject(options: Options) -> Subject:
     """Load an LLM by name, or make one of random weights in a published shape.
 
+    Args:
+        options: The LLM, its device and dtype, and the heads.
+
     Raises:
-        RouteHeadError: There is no such LLM, shape, device or head, or memory does not suffice.
+        RouteHeadError: The LLM, shape, device or head does not exist, or memory is too small.
     """
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
@@ -261,15 +193,19 @@ def load_subject(options: SubjectOptions) -> Subject:
 
 
 def choose_heads(heads: str, llm: FrozenLM) -> HeadSet:
-    """Read ``--heads``; ``"spread"`` is sixteen heads evenly over the middle third of the layers.
+    """Read ``--heads``; ``"spread"`` is 16 heads evenly over the middle third of the layers.
 
     The last of them lies at two thirds of the depth, as deep as published head sets go.
+
+    Args:
+        heads: A name of heads, or ``"spread"``.
+        llm: The LLM that has them.
     """
     if heads != "spread":
         return as_selector(heads).select("", llm)
     middle = sorted(as_selector("layers").select("", llm))
     count = min(_HEADS, len(middle))
-    return HeadSet([middle[(place + 1) * len(middle) // count - 1] for place in range(count)])
+    return HeadSet([middle[(index + 1) * len(middle) // count - 1] for index in range(count)])
 
 
 def _random_model(shape: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -277,11 +213,11 @@ def _random_model(shape: str, dtype: torch.dtype, device: torch.device) -> PreTr
         raise InputError(f"--shape={shape!r} is unknown; give one of: {', '.join(SHAPES)}.")
     with torch.device("meta"):
         weights = AutoModelForCausalLM.from_config(SHAPES[shape]).num_parameters()
-    needed, there = weights * dtype.itemsize, available_bytes(device)
-    if needed > 0.8 * there:
+    needed, available = weights * dtype.itemsize, available_bytes(device)
+    if needed > 0.8 * available:
         raise InputError(
             f"--shape={shape!r} needs {needed / 1e9:.1f} GB for its weights, but {device.type} has "
-            f"{there / 1e9:.1f} GB; give a smaller shape or another device."
+            f"{available / 1e9:.1f} GB; give a smaller shape or another device."
         )
     # Initialising billions of weights properly takes minutes, and time does not depend on them.
     with no_init_weights(), torch.device(device):
@@ -295,7 +231,7 @@ def _random_model(shape: str, dtype: torch.dtype, device: torch.device) -> PreTr
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, for machines on which no real tokenizer is installed."""
+    """Make a tokenizer of one token per byte, for machines without a real one."""
     alphabet = ["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

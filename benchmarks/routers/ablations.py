@@ -1,4 +1,4 @@
-"""What every choice in the training of a router is worth, each changed alone, with one seed."""
+"""Ablations of the training of routers: every choice changed alone, with one seed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from router_data import JUDGED, KINDS, SYNTHESIZED, Corpora, Task, joined, own_synthesized, unseen
-from router_methods import STRENGTHS, Fit, Trainer, fitted
-from router_report import Row, Variant, measured
-
+from benchmarks.routers.data import (
+    JUDGED,
+    KINDS,
+    SYNTHESIZED,
+    Corpora,
+    Task,
+    join_samples,
+    own_synthesized,
+    unseen,
+)
+from benchmarks.routers.methods import FORCED_STRENGTHS, Fit, Trainer, fitted
+from benchmarks.routers.report import Row, Variant, measure_seeds
 from routehead_plugins.errors import InputError
 from routehead_plugins.training import FitOptions, LabelOptions, label_reliability
 
@@ -21,13 +29,13 @@ _SHALLOW = 2 / 3  # of the layers
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is done differently.
+    """One difference in the training.
 
     Attributes:
-        name: What, for the table; empty for nothing.
-        how: To train with it.
-        kinds: Of queries to train on, where the collection is unseen.
-        teacher: Share of the query likelihood in judgments, likewise.
+        name: Name for the table; empty for the default.
+        how: The training with this difference.
+        kinds: Kinds of queries to train on if the collection is unseen.
+        teacher: Share of the query likelihood in the judgments if the collection is unseen.
     """
 
     name: str
@@ -37,18 +45,21 @@ class Change:
 
     @property
     def data(self) -> tuple[tuple[str, ...], float]:
-        """What is trained on."""
+        """Kinds of queries and share of the teacher, which decide the training data."""
         return tuple(self.kinds), self.teacher
 
 
 def changes(layers: Sequence[int], depth: int) -> Iterator[Change]:
-    """Every change that is tried, wherever it is tried.
+    """Yield every change of the training itself.
 
     Args:
-        layers: After which queries are embedded, the last one by default.
-        depth: Layers of the LLM.
+        layers: Layers after which queries are embedded; the last one is the default.
+        depth: Number of layers of the LLM.
+
+    Yields:
+        The default of each objective, which has no name, and its changes.
     """
-    plain = Fit(FitOptions(layer=layers[-1]), STRENGTHS["listwise"])
+    plain = Fit(FitOptions(layer=layers[-1]), FORCED_STRENGTHS["listwise"])
     yield Change("", plain)
     for strength in (10.0, 3.0, 0.3):
         yield Change(f"strength {strength:g}", replace(plain, strength=strength))
@@ -56,10 +67,10 @@ def changes(layers: Sequence[int], depth: int) -> Iterator[Change]:
         for value in values:
             yield Change(f"{name} {value}", _with(plain, **{name: value}))
     deepest = int(_SHALLOW * depth) - 1
-    # As `routehead train` has it, queries are embedded no deeper than heads are read.
-    layer = max((each for each in layers if each <= deepest), default=layers[0])
+    # Like in `routehead train`, queries are embedded no deeper than heads are read.
+    layer = max((layer for layer in layers if layer <= deepest), default=layers[0])
     yield Change(f"max_layer {deepest}", _with(plain, max_layer=deepest, layer=layer))
-    labels = _with(replace(plain, strength=STRENGTHS["labels"]), objective="labels")
+    labels = _with(replace(plain, strength=FORCED_STRENGTHS["labels"]), objective="labels")
     yield Change("", labels)
     for strength in (1.0, 0.3, 0.0):
         yield Change(f"strength {strength:g}", replace(labels, strength=strength))
@@ -70,25 +81,28 @@ def changes(layers: Sequence[int], depth: int) -> Iterator[Change]:
 
 
 def denoised() -> dict[str, LabelOptions]:
-    """Ways of searching for labels, by their names; the default has none."""
-    found = {"": LabelOptions()}
-    found |= {f"K {count}": LabelOptions(candidates=count) for count in (16, 64)}
-    found |= {f"P {count}": LabelOptions(max_heads=count) for count in (4, 16)}
+    """Return name -> options of the search for labels; the default's name is empty."""
+    choices = {"": LabelOptions()}
+    choices |= {f"K {count}": LabelOptions(candidates=count) for count in (16, 64)}
+    choices |= {f"P {count}": LabelOptions(max_heads=count) for count in (4, 16)}
     for utility in ("ndcg", "correlation", "margin"):
         for shrinkage in (0.0, 0.5):
             names = [utility] * (utility != "ndcg") + [f"shrinkage {shrinkage}"] * (shrinkage > 0)
-            found[", ".join(names)] = LabelOptions(utility=utility, shrinkage=shrinkage)
-    return found | {f"groups {_GROUPS}": LabelOptions(groups=_GROUPS)}
+            choices[", ".join(names)] = LabelOptions(utility=utility, shrinkage=shrinkage)
+    return choices | {f"groups {_GROUPS}": LabelOptions(groups=_GROUPS)}
 
 
 def data_changes(layer: int, *, synthesized: bool) -> Iterator[Change]:
-    """What to train on for unseen collections.
+    """Yield changes of the training data for unseen collections.
 
     Args:
-        layer: After which queries are embedded.
-        synthesized: Whether there are synthesized queries; without, all are judged anyway.
+        layer: Layer after which queries are embedded.
+        synthesized: Whether there are synthesized queries.
+
+    Yields:
+        The changes.
     """
-    plain = Fit(FitOptions(layer=layer), STRENGTHS["listwise"])
+    plain = Fit(FitOptions(layer=layer), FORCED_STRENGTHS["listwise"])
     if synthesized:
         for kind in (JUDGED, SYNTHESIZED):
             yield Change(f"{kind} only", plain, (kind,))
@@ -106,13 +120,13 @@ def ablate(
 
     Args:
         trainer: Fits the routers.
-        corpora: What is trained and tested on.
-        wanted: Questions, and changes.
+        corpora: Samples to train and test on.
+        wanted: Pairs of question and change, from ``questions``.
         hits: Candidates per query.
-        advance: Called after every change.
+        advance: Callback after every change.
 
     Returns:
-        What was measured, and what could not be, and why.
+        The figures, and the reasons why figures are missing.
     """
     tasks: dict[Any, Mapping[str, Task]] = {}
     variants, notes = [], []
@@ -124,11 +138,9 @@ def ablate(
             )
         objective = change.how.options.objective
         try:
-            found = [
-                _rows(trainer, tasks[key], how, hits)
-                for how in (replace(change.how, strength=None, unbiased=False), change.how)
-            ]
-            variants.append(Variant(question, objective, change.name, *found))
+            static = replace(change.how, strength=None, unbiased=False)
+            rows = [_rows(trainer, tasks[key], how, hits) for how in (static, change.how)]
+            variants.append(Variant(question, objective, change.name, *rows))
         except InputError as error:  # such as groups of fewer queries
             notes.append(f"{question}, {objective}, {change.name}: {error}")
         advance()
@@ -136,14 +148,19 @@ def ablate(
 
 
 def questions(corpora: Corpora, layers: Sequence[int], depth: int) -> list[tuple[str, Change]]:
-    """All that can be asked of the collections there are."""
-    synthesized = all(SYNTHESIZED in found for found in corpora.values())
-    several = len(corpora) > 1
-    found = [(OWN, change) for change in changes(layers, depth) if synthesized]
-    if several:
-        found += [(UNSEEN, change) for change in changes(layers, depth)]
-        found += [(UNSEEN, each) for each in data_changes(layers[-1], synthesized=synthesized)]
-    return found
+    """List the pairs of question and change that these collections allow.
+
+    Args:
+        corpora: Samples to train and test on.
+        layers: Layers after which queries are embedded.
+        depth: Number of layers of the LLM.
+    """
+    synthesized = all(SYNTHESIZED in samples for samples in corpora.values())
+    pairs = [(OWN, change) for change in changes(layers, depth) if synthesized]
+    if len(corpora) > 1:
+        pairs += [(UNSEEN, change) for change in changes(layers, depth)]
+        pairs += [(UNSEEN, change) for change in data_changes(layers[-1], synthesized=synthesized)]
+    return pairs
 
 
 def label_reliabilities(
@@ -151,14 +168,19 @@ def label_reliabilities(
 ) -> dict[str, dict[str, Any]]:
     """Measure labels of judged queries on documents that they were not searched on.
 
-    Those of synthesized queries cannot be: there is one relevant document, which cannot be halved.
+    Synthesized queries have one relevant document, which cannot be on both halves.
+
+    Args:
+        trainer: Holds the cache.
+        corpora: Samples with judged queries.
+        layer: Layer after which queries are embedded.
 
     Returns:
-        Way of searching -> figures; none where no query can be halved.
+        Name of the options -> figures; none where no query can be halved.
     """
-    judged = joined([found[JUDGED] for found in corpora.values()])
+    judged = join_samples([samples[JUDGED] for samples in corpora.values()])
     embeddings = judged.embeddings[layer][[query.has_contrast for query in judged.signals.queries]]
-    found = {}
+    reliability = {}
     for name, options in denoised().items():
 
         def measure(options: LabelOptions = options) -> dict[str, Any]:
@@ -167,16 +189,15 @@ def label_reliabilities(
             except InputError:
                 return {}
 
-        what = ["reliability", asdict(options), layer, judged.digest]
-        figures = trainer.shelf.kept(what, measure)
+        figures = trainer.cache.get(["reliability", asdict(options), layer, judged.digest], measure)
         if figures:
-            found[name] = figures
-    return found
+            reliability[name] = figures
+    return reliability
 
 
 def _rows(trainer: Trainer, tasks: Mapping[str, Task], how: Fit, hits: int) -> dict[str, Row]:
     return {
-        name: measured(task.sample, {"": fitted(trainer, task, how)}, hits)[""]
+        name: measure_seeds(task.sample, {"": fitted(trainer, task, how)}, hits)[""]
         for name, task in tasks.items()
     }
 

@@ -1,9 +1,7 @@
-"""What routers measured, compared and laid out: JSON for the results, Markdown for the reader."""
+"""Comparisons of routers as JSON for the results and as Markdown for the reader."""
 
 from __future__ import annotations
 
-import json
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,39 +9,39 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from compare_methods import ALL, BM25, FUSED, measure_rows
-from compare_report import MACRO, macro_average
-from router_data import JUDGED, Sample
-from router_methods import LEARNED, ROUTED, Found
 
-from routehead_plugins.evaluation import Comparison, Evaluation, ResultTable, compare
+from benchmarks.common import markdown_table
+from benchmarks.heads.methods import measure_rows
+from benchmarks.heads.report import MACRO, macro_average
+from benchmarks.routers.data import JUDGED, Sample
+from benchmarks.routers.methods import LEARNED, ROUTED, RowScores
+from routehead_plugins.evaluation import Comparison, Evaluation, compare
+from routehead_plugins.selection import ALL, FIRST_STAGE, FUSED
 from routehead_plugins.signals import reciprocal_rank
 
 MICRO = "micro-average"
 LIKELIHOOD = f"likelihood{FUSED}"
 MEASURES = {"unseen": "nDCG@10", "own, judged": "nDCG@10", "own, synthesized": "RR"}
 
-# Baseline -> rows that are compared with it.
+# Baseline -> rows to compare with it.
 _AGAINST = {
-    **{row: LEARNED for row in (BM25, ALL, "weights", LIKELIHOOD)},
+    **{row: LEARNED for row in (FIRST_STAGE, ALL, "weights", LIKELIHOOD)},
     **{
         static: tuple(row for row, floor in ROUTED.items() if floor == static)
         for static in ROUTED.values()
         if static != "weights"
     },
 }
-# The innermost lists and objects of indented JSON.
-_INNERMOST = re.compile(r"[\[{]\n[^\[\]{}]*?[\]}]")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row on one sample.
+    """Figures of one row on one sample.
 
     Attributes:
-        evaluation: What each query measures, a mean over seeds.
+        evaluation: Value of each query, a mean over seeds.
         seeds: Mean over queries for each seed.
-        strengths: See `Found`.
+        strengths: Chosen strengths; see `RowScores`.
     """
 
     evaluation: Evaluation
@@ -52,18 +50,18 @@ class Row:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds; ``None`` where there is one."""
+        """Standard deviation over seeds; ``None`` if there is only one."""
         return statistics.stdev(self.seeds) if len(self.seeds) > 1 else None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One question, asked of several collections.
+    """Figures of one question on several collections.
 
     Attributes:
-        name: One of ``MEASURES``.
-        trained: Collection -> how many queries routers were trained on; a mean over splits.
-        collections: Collection -> row -> what was measured.
+        name: A key of ``MEASURES``.
+        trained: Collection -> number of training queries; a mean over splits.
+        collections: Collection -> row -> its figures.
     """
 
     name: str
@@ -72,46 +70,46 @@ class Outcome:
 
     @property
     def measure(self) -> str:
-        """What is measured."""
+        """Name of the measure."""
         return MEASURES[self.name]
 
     @cached_property
     def evaluations(self) -> dict[str, dict[str, Evaluation]]:
-        """Where -> row -> values: each collection, all queries alike, and all collections alike."""
-        found = {
-            name: {row: each.evaluation for row, each in rows.items()}
+        """Collection, micro-average or macro-average -> row -> values."""
+        single = {
+            name: {row: figures.evaluation for row, figures in rows.items()}
             for name, rows in self.collections.items()
         }
-        return {**found, MICRO: micro_average(found, self.measure), MACRO: macro_average(found)}
+        return {**single, MICRO: micro_average(single, self.measure), MACRO: macro_average(single)}
 
     @cached_property
     def comparisons(self) -> dict[str, dict[tuple[str, str], Comparison]]:
-        """Where -> (row, baseline) -> comparison; Holm's correction is over a baseline's rows."""
-        found: dict[str, dict[tuple[str, str], Comparison]] = {}
+        """As ``evaluations`` -> (row, baseline) -> comparison; Holm's correction is by baseline."""
+        comparisons: dict[str, dict[tuple[str, str], Comparison]] = {}
         for where, rows in self.evaluations.items():
-            found[where] = {}
+            comparisons[where] = {}
             for baseline in _AGAINST.keys() & rows.keys():
-                wanted = {baseline, *_AGAINST[baseline]}
-                compared = {row: each for row, each in rows.items() if row in wanted}
-                for one in compare(compared, baseline, self.measure):
-                    found[where][one.method, baseline] = one
-        return found
+                names = {baseline, *_AGAINST[baseline]}
+                compared = {row: evaluation for row, evaluation in rows.items() if row in names}
+                for comparison in compare(compared, baseline, self.measure):
+                    comparisons[where][comparison.method, baseline] = comparison
+        return comparisons
 
     def spread(self, row: str) -> float | None:
-        """Standard deviation over seeds of the mean of collections; ``None`` for one seed."""
+        """Return the standard deviation over seeds of the macro-average; ``None`` for one seed."""
         seeds = zip(*(rows[row].seeds for rows in self.collections.values()), strict=True)
         means = [statistics.fmean(seed) for seed in seeds]
         return statistics.stdev(means) if len(means) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything as JSON can hold it, values per query in the order of the queries."""
+        """Return everything as JSON can hold it, values per query in the order of the queries."""
         content: dict[str, Any] = {"measure": self.measure, "collections": {}}
         for name, rows in self.collections.items():
             first = next(iter(rows.values())).evaluation.per_query(self.measure)
             content["collections"][name] = {
                 "training_queries": self.trained[name],
                 "queries": list(first),
-                "rows": {row: _row(each, self.measure) for row, each in rows.items()},
+                "rows": {row: _row_json(figures, self.measure) for row, figures in rows.items()},
                 "comparisons": self._compared(name),
             }
         for where in (MICRO, MACRO):
@@ -120,20 +118,20 @@ class Outcome:
         return content
 
     def _compared(self, where: str) -> list[dict[str, Any]]:
-        found = self.comparisons[where]
-        return [asdict(found[pair]) for pair in sorted(found, key=lambda pair: pair[::-1])]
+        pairs = self.comparisons[where]
+        return [asdict(pairs[pair]) for pair in sorted(pairs, key=lambda pair: pair[::-1])]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One change of how routers are trained, and what it does.
+    """Figures of one change of the training.
 
     Attributes:
-        question: See ``MEASURES``.
-        objective: What is trained.
-        change: What differs from the default; empty for the default itself.
-        static: Collection -> what the static bias measures.
-        routed: Collection -> what the router measures.
+        question: A key of ``MEASURES``.
+        objective: Objective of the training.
+        change: Difference from the default; empty for the default itself.
+        static: Collection -> figures of the static bias.
+        routed: Collection -> figures of the router.
     """
 
     question: str
@@ -153,13 +151,13 @@ class Variant:
         return compare(micro_average(rows, measure), "static", measure)[0]
 
     def mean(self, rows: Mapping[str, Row]) -> float:
-        """Mean of the collections' means."""
+        """Return the mean of the collections' means."""
         return statistics.fmean(
             row.evaluation.mean(MEASURES[self.question]) for row in rows.values()
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything but the collections' rows as JSON can hold it."""
+        """Return everything but the collections' rows as JSON can hold it."""
         return {
             "question": self.question,
             "objective": self.objective,
@@ -171,52 +169,60 @@ class Variant:
 
 
 def variants_json(variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """Give everything as JSON can hold it; of equal static rows the first alone has all values."""
+    """Return everything as JSON can hold it; only the first of equal static rows has all values."""
     seen: dict[tuple[str, str, str], dict[str, Any]] = {}
-    found = []
+    contents = []
     for variant in variants:
         measure, content = MEASURES[variant.question], variant.to_dict()
         content["collections"] = {}
         for name, routed in variant.routed.items():
-            static = _row(variant.static[name], measure, places=4)
+            static = _row_json(variant.static[name], measure, digits=4)
             key = (variant.question, variant.objective, name)
             if seen.setdefault(key, static) is not static and seen[key] == static:
                 del static["per_query"]
-            rows = {"static": static, "routed": _row(routed, measure, places=4)}
+            rows = {"static": static, "routed": _row_json(routed, measure, digits=4)}
             content["collections"][name] = rows
-        found.append(content)
-    return found
+        contents.append(content)
+    return contents
 
 
-def measured(sample: Sample, found: Mapping[str, Found], hits: int) -> dict[str, Row]:
+def measure_seeds(sample: Sample, scores: Mapping[str, RowScores], hits: int) -> dict[str, Row]:
     """Measure every row of a sample, seed by seed.
 
     Args:
-        sample: What was tested: nDCG@10 of judged queries, of synthesized ones the reciprocal rank
-            of the passage they were written from.
-        found: Row -> scores.
+        sample: The sample that was tested. The measure is nDCG@10 for judged queries, and for
+            synthesized ones the reciprocal rank of the passage they were synthesized from.
+        scores: Row -> scores.
         hits: Candidates per query.
     """
     rows = {}
-    for name, each in found.items():
+    for name, row in scores.items():
         if sample.kind == JUDGED:
-            seeds = {str(seed): scores for seed, scores in enumerate(each.scores)}
+            seeds = {str(seed): values for seed, values in enumerate(row.scores)}
             signals = sample.examples.signals
             evaluations = list(measure_rows(sample.collection, signals, seeds, hits).values())
             values = [evaluation.per_query("nDCG@10") for evaluation in evaluations]
             measure = "nDCG@10"
         else:
-            values, measure = [_reciprocal_ranks(sample, scores) for scores in each.scores], "RR"
+            values, measure = [_reciprocal_ranks(sample, seed) for seed in row.scores], "RR"
         mean = {query: statistics.fmean(one[query] for one in values) for query in values[0]}
         means = [statistics.fmean(one.values()) for one in values]
-        rows[name] = Row(Evaluation({measure: mean}), means, each.strengths)
+        rows[name] = Row(Evaluation({measure: mean}), means, row.strengths)
     return rows
 
 
 def micro_average(
     collections: Mapping[str, Mapping[str, Evaluation]], measure: str
 ) -> dict[str, Evaluation]:
-    """Put collections together so that each query counts the same: row -> evaluation."""
+    """Join collections so that each query counts the same.
+
+    Args:
+        collections: Collection -> row -> evaluation.
+        measure: Name of the measure.
+
+    Returns:
+        Row -> evaluation.
+    """
     rows = next(iter(collections.values()))
     return {
         row: Evaluation(
@@ -232,30 +238,8 @@ def micro_average(
     }
 
 
-def results_json(settings: Mapping[str, Any], command: str, parts: Mapping[str, Any]) -> str:
-    """Write down everything that was measured.
-
-    Args:
-        settings: What the figures depend on.
-        command: That gives them.
-        parts: Of the report; must be JSON.
-    """
-    # Date and versions as all other results have them.
-    about = ResultTable({}, BM25).to_dict()
-    content = {
-        "command": command,
-        "date": about["date"],
-        "versions": about["versions"],
-        "settings": dict(settings),
-        **parts,
-    }
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    # A line for each figure would be ten thousands of lines. Line breaks stand between values only.
-    return _INNERMOST.sub(lambda found: re.sub(r"\n *", " ", found[0]), text) + "\n"
-
-
 def overview(outcome: Outcome) -> str:
-    """Lay out every row on every collection, and how far seeds are apart."""
+    """Lay out every row on every collection, and the spread of the seeds."""
     rows = [["method", *outcome.collections, "macro", "seeds +-"]]
     for row in next(iter(outcome.collections.values())):
         figures = [
@@ -263,80 +247,75 @@ def overview(outcome: Outcome) -> str:
         ]
         figures.append(outcome.evaluations[MACRO][row].mean(outcome.measure))
         rows.append([row, *(f"{figure:.4f}" for figure in figures), _spread(outcome.spread(row))])
-    return f"### {outcome.name}: {outcome.measure}\n\n{markdown(rows)}"
+    return f"### {outcome.name}: {outcome.measure}\n\n{markdown_table(rows)}"
 
 
 def differences(outcome: Outcome) -> str:
-    """Lay out each router's differences: to its static bias everywhere, to the others on all."""
+    """Lay out each router's differences: to its static bias by collection, to others on all."""
     by_collection = [["- static (p by Holm)", *outcome.collections]]
     together = [["all collections", "on", "- static [95% CI] p"]]
-    others = [each for each in (ALL, BM25) if each in outcome.evaluations[MICRO]]
+    others = [row for row in (ALL, FIRST_STAGE) if row in outcome.evaluations[MICRO]]
     together[0] += [cell for other in others for cell in (f"- {other}", "p")]
     for row, static in ROUTED.items():
-        found = [outcome.comparisons[name][row, static] for name in outcome.collections]
-        by_collection.append([row, *(f"{one.difference:+.3f} ({one.p_holm:.3f})" for one in found)])
+        single = [outcome.comparisons[name][row, static] for name in outcome.collections]
+        by_collection.append([row, *(f"{c.difference:+.3f} ({c.p_holm:.3f})" for c in single)])
         for where in (MICRO, MACRO):
             pairs = outcome.comparisons[where]
             cells = [f"{interval(pairs[row, static])} {pairs[row, static].p_holm:.3f}"]
             for other in others:
                 cells += [f"{pairs[row, other].difference:+.3f}", f"{pairs[row, other].p_holm:.3f}"]
             together.append([row, where.removesuffix("-average"), *cells])
-    return f"{markdown(by_collection)}\n{markdown(together)}"
+    return f"{markdown_table(by_collection)}\n{markdown_table(together)}"
 
 
 def ablations(variants: Sequence[Variant], notes: Sequence[str]) -> str:
-    """Lay out what every change of the training does."""
+    """Lay out the effect of every change of the training."""
     rows = [["question", "objective", "change", "static", "routed", "difference [95% CI] p"]]
-    for each in variants:
-        found = each.comparison
-        figures = [f"{each.mean(kind):.4f}" for kind in (each.static, each.routed)]
-        about = [each.question.partition(",")[0], each.objective, each.change or "-"]
-        rows.append([*about, *figures, f"{interval(found)} {found.p:.3f}"])
-    said = "".join(f"\nNot measured: {note}\n" for note in notes)
+    for variant in variants:
+        comparison = variant.comparison
+        figures = [f"{variant.mean(kind):.4f}" for kind in (variant.static, variant.routed)]
+        about = [variant.question.partition(",")[0], variant.objective, variant.change or "-"]
+        rows.append([*about, *figures, f"{interval(comparison)} {comparison.p:.3f}"])
+    lines = "".join(f"\nNot measured: {note}\n" for note in notes)
     title = "Ablations: means of collections, differences over all queries"
-    return f"### {title}\n\n{markdown(rows)}{said}"
+    return f"### {title}\n\n{markdown_table(rows)}{lines}"
 
 
-def reliabilities(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay out what labels are worth on documents they were not searched on."""
-    names = ("queries", "found", "kept", "static", "chance")
-    rows = [["labels", *names]]
-    for change, figures in found.items():
-        shown = [f"{figures[name]:.4f}" for name in names[1:]]
-        rows.append([change or "-", f"{figures['queries']:.0f}", *shown])
-    return f"### Labels on the other half of the documents: nDCG@10\n\n{markdown(rows)}"
+def reliabilities(labels: Mapping[str, Mapping[str, float]]) -> str:
+    """Lay out the quality of labels on documents that they were not searched on."""
+    names = [name for name in next(iter(labels.values())) if name != "queries"]
+    rows = [["labels", "queries", *names]]
+    for change, figures in labels.items():
+        cells = [f"{figures[name]:.4f}" for name in names]
+        rows.append([change or "-", f"{figures['queries']:.0f}", *cells])
+    return f"### Labels on the other half of the documents: nDCG@10\n\n{markdown_table(rows)}"
 
 
-def interval(found: Comparison) -> str:
-    """A difference with its confidence interval."""
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out cells, the header first."""
-    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], rule, *rows[1:]))
+def interval(comparison: Comparison) -> str:
+    """Write a difference with its confidence interval."""
+    return f"{comparison.difference:+.3f} [{comparison.low:+.3f}, {comparison.high:+.3f}]"
 
 
 def _reciprocal_ranks(
     sample: Sample, scores: Mapping[str, torch.Tensor | None]
 ) -> dict[str, float]:
-    found = {}
+    ranks = {}
     for query in sample.queries:
-        given = scores[query.query_id]
-        shown = torch.zeros(len(query.gains)) if given is None else given  # ties keep the order
-        found[query.query_id] = float(reciprocal_rank(shown[None], query.gains))
-    return found
+        values = scores[query.query_id]
+        if values is None:
+            values = torch.zeros(len(query.gains))  # ties keep the order
+        ranks[query.query_id] = float(reciprocal_rank(values[None], query.gains))
+    return ranks
 
 
-def _row(row: Row, measure: str, places: int = 6) -> dict[str, Any]:
+def _row_json(row: Row, measure: str, digits: int = 6) -> dict[str, Any]:
     content: dict[str, Any] = {"mean": row.evaluation.mean(measure)}
     if len(row.seeds) > 1:
         content |= {"seeds": list(row.seeds), "spread": row.spread}
     if row.strengths:
         content["strengths"] = [list(split) for split in row.strengths]
     values = row.evaluation.per_query(measure).values()
-    return {**content, "per_query": [round(value, places) for value in values]}
+    return {**content, "per_query": [round(value, digits) for value in values]}
 
 
 def _spread(spread: float | None) -> str:

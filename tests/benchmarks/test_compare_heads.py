@@ -7,11 +7,11 @@ import io
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import families
 import pytest
@@ -19,21 +19,23 @@ import torch
 from tables import query_signals, signal_set, table
 from torch import Tensor
 
-from routehead_plugins import Document, FrozenLM, HeadRoutedAttentionReranker, HeadSet
+from benchmarks.common import Cache
+from benchmarks.heads import collect, compare, heatmap, methods, reliability, report
+from benchmarks.heads.collect import Collector, ComparisonOptions
+from routehead_plugins import Document, FrozenLM, HeadRoutedAttentionReranker, HeadSet, Recipe
 from routehead_plugins.backbone import QueryLikelihood
-from routehead_plugins.cli import detect as detect_command
-from routehead_plugins.cli.runtime import ModelOptions
+from routehead_plugins.cli.runtime import sample_queries
 from routehead_plugins.errors import InputError
 from routehead_plugins.evaluation import Evaluation, significance
+from routehead_plugins.heads import Head
 from routehead_plugins.io import Collection, load_collection, write_run
 from routehead_plugins.scoring import fuse
 from routehead_plugins.signals import SignalSet, ndcg
 from routehead_plugins.training import fit_weights
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WORDS = ["wolf", "rain", "stone", "river", "snow", "hill"]
+T = TypeVar("T")
 VARIANTS = ["sequential", "sequential-shuffled", "parallel"]
-Module = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def setting(module: Module, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     root = tmp_path_factory.mktemp("compare")
     families.tiny_model("llama").save_pretrained(root / "tiny")
     families.tiny_tokenizer().save_pretrained(root / "tiny")
@@ -61,18 +63,23 @@ def setting(module: Module, tmp_path_factory: pytest.TempPathFactory) -> Setting
         "signals": root / "signals",
         "output": root / "results",
     }
-    return Setting(folders, options, compared(module, folders, options))
+    return Setting(folders, options, compared(folders, options))
 
 
-def compared(module: Module, folders: list[Path], options: dict[str, Any]) -> str:
+def compared(folders: list[Path], options: dict[str, Any]) -> str:
     """Compare, and give what is printed."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         # Choosing a penalty takes its time where five queries can be told apart by anything.
-        patch.setattr(module("compare_methods"), "fit_weights", partial(fit_weights, l1=0.05))
+        patch.setattr(methods, "fit_weights", partial(fit_weights, l1=0.05))
         patch.setattr(significance, "RESAMPLES", 1000)
-        module("compare").main(folders, **options)
+        compare.main(compare.Options(collections=folders, **options))
     return printed.getvalue()
+
+
+def present(value: T | None) -> T:
+    assert value is not None
+    return value
 
 
 def write_collection(folder: Path, queries: int, place: str) -> Path:
@@ -154,8 +161,8 @@ def test_plain_rows_are_what_the_reranker_gives(setting: Setting) -> None:
 def test_results_say_how_they_came_about_and_not_where_anything_lies(setting: Setting) -> None:
     content = setting.results("here")
     assert content["command"] == (
-        "python benchmarks/compare.py here there --queries=100 --hits=5 --max-doc-tokens=120 "
-        "--model=tiny --dtype=float32 --seed=0"
+        "python -m benchmarks.heads.compare here there --queries=100 --hits=5 "
+        "--max-doc-tokens=120 --model=tiny --dtype=float32 --seed=0"
     )
     assert content["settings"]["collections"] == ["here", "there"]
     assert {"torch", "routehead-plugins"} <= content["versions"].keys()
@@ -185,7 +192,7 @@ def test_tables_hold_every_row_and_the_mean_of_the_collections(setting: Setting)
     assert "| all together | parallel | 11 |" in setting.printed
 
 
-def test_heads_are_drawn_as_a_map(setting: Setting, module: Module, tmp_path: Path) -> None:
+def test_heads_are_drawn_as_a_map(setting: Setting, tmp_path: Path) -> None:
     drawn = (setting.options["output"] / "heatmap-here.svg").read_text()
     layouts = setting.results("here")["single_heads"]
     assert list(layouts) == ["sequential", "parallel"]
@@ -199,35 +206,34 @@ def test_heads_are_drawn_as_a_map(setting: Setting, module: Module, tmp_path: Pa
         "nDCG@10",
     ):
         assert words in drawn
-    heatmap = module("heatmap")
     assert heatmap.plot_heads("here", layouts, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == drawn
     assert not heatmap.plot_heads("here", {}, tmp_path / "none.svg")
 
 
-def test_a_map_has_a_column_per_layer_and_a_row_per_head(module: Module) -> None:
+def test_a_map_has_a_column_per_layer_and_a_row_per_head() -> None:
     figures = {"0-0": 0.1, "0-1": 0.2, "2-1": 0.7, "2-0": 0.3}
-    cells = module("heatmap").grid(figures)
+    cells = heatmap.grid(figures)
     assert [[cell for cell in row if cell == cell] for row in cells] == [[0.1, 0.3], [0.2, 0.7]]
     assert [len(row) for row in cells] == [3, 3]
-    assert str(module("heatmap").best_heads(figures, 2)) == "2-1,2-0"
+    assert str(heatmap.best_heads(figures, 2)) == "2-1,2-0"
 
 
 def test_what_was_collected_is_not_collected_again(
-    setting: Setting, module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FrozenLM, "read", None)
     monkeypatch.setattr(FrozenLM, "log_likelihoods", None)
-    monkeypatch.setattr(module("compare_methods"), "_choose", None)
-    compared(module, setting.folders, setting.options | {"output": tmp_path})
+    monkeypatch.setattr(methods, "_choose", lambda *_: pytest.fail("chosen again"))
+    compared(setting.folders, setting.options | {"output": tmp_path})
     again = json.loads((tmp_path / "compare-here.json").read_text())
     assert again["variants"] == setting.results("here")["variants"]
 
 
 def test_a_single_collection_has_rows_from_within_and_no_mean(
-    setting: Setting, module: Module, tmp_path: Path
+    setting: Setting, tmp_path: Path
 ) -> None:
-    compared(module, setting.folders[:1], setting.options | {"output": tmp_path})
+    compared(setting.folders[:1], setting.options | {"output": tmp_path})
     rows = json.loads((tmp_path / "compare-here.json").read_text())["variants"]["parallel"]
     assert {"all", "ndcg-within", "likelihood"} <= rows["methods"].keys()
     assert not {"ndcg", "weights"} & rows["methods"].keys()
@@ -238,11 +244,14 @@ def test_a_single_collection_has_rows_from_within_and_no_mean(
 
 
 def test_parts_are_collected_one_by_one_and_go_on_where_they_stopped(
-    setting: Setting, module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = setting.options | {"signals": tmp_path / "signals", "output": tmp_path / "results"}
-    compare = module("compare")
-    compare.main(setting.folders, part=["here:parallel", "here:sequential-shuffled"], **options)
+
+    def run(**more: Any) -> None:
+        compare.main(compare.Options(collections=setting.folders, **options, **more))
+
+    run(part=["here:parallel", "here:sequential-shuffled"])
     assert len(list((tmp_path / "signals").glob("*/*.safetensors"))) == 2 * 5
     score, asked = QueryLikelihood.score, []
 
@@ -254,8 +263,8 @@ def test_parts_are_collected_one_by_one_and_go_on_where_they_stopped(
 
     monkeypatch.setattr(QueryLikelihood, "score", stopping)
     with pytest.raises(KeyboardInterrupt):
-        compare.main(setting.folders, part=["here:likelihood"], **options)
-    compare.main(setting.folders, collect_only=True, **options)
+        run(part=["here:likelihood"])
+    run(collect_only=True)
     assert len(asked) == 3 + 3 + 6  # two of five were done
     assert len(list((tmp_path / "signals").glob("*/*.safetensors"))) == 3 * (5 + 6)
     assert not (tmp_path / "results").exists()
@@ -269,38 +278,42 @@ def test_parts_are_collected_one_by_one_and_go_on_where_they_stopped(
         ("nowhere:parallel", "one of here, there and one of sequential, sequential-shuffled"),
     ],
 )
-def test_parts_that_do_not_exist_are_refused(
-    setting: Setting, module: Module, part: str, message: str
-) -> None:
+def test_parts_that_do_not_exist_are_refused(setting: Setting, part: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        module("compare").main(setting.folders, part=[part], **setting.options)
+        compare.main(compare.Options(collections=setting.folders, part=[part], **setting.options))
 
 
-def test_bad_numbers_and_the_same_collection_twice_are_refused(
-    setting: Setting, module: Module
-) -> None:
+def test_bad_numbers_and_the_same_collection_twice_are_refused(setting: Setting) -> None:
     with pytest.raises(InputError, match="the same folder name"):
-        module("compare").main([setting.folders[0]] * 2, **setting.options)
+        compare.Options(collections=[setting.folders[0]] * 2, **setting.options)
     with pytest.raises(InputError, match="--queries=0 is too few; give 1 or more"):
-        module("compare").main(setting.folders, queries=0, **setting.options)
+        compare.Options(collections=setting.folders, queries=0, **setting.options)
 
 
 @pytest.fixture
-def collector(setting: Setting, module: Module, tmp_path: Path) -> Any:
-    collect = module("compare_collect")
-    llm = ModelOptions(setting.options["model"], None, "float32", 120)
-    return collect.Collector(collect.CollectJob(3, 4, tmp_path / "signals", 7, llm))
+def collector(setting: Setting, tmp_path: Path) -> Collector:
+    return Collector(
+        ComparisonOptions(
+            collections=setting.folders,
+            queries=3,
+            hits=4,
+            signals=tmp_path / "signals",
+            model=setting.options["model"],
+            dtype="float32",
+            seed=7,
+        )
+    )
 
 
-def test_the_sample_is_the_one_that_detection_draws(setting: Setting, collector: Any) -> None:
+def test_the_sample_is_the_one_that_detection_draws(setting: Setting, collector: Collector) -> None:
     found = collector.load(setting.folders[1])
     whole = load_collection(setting.folders[1])
-    assert list(found.topics) == list(found.qrels) == detect_command.sample_queries(whole, 3, 7)
+    assert list(found.topics) == list(found.qrels) == sample_queries(whole, 3, 7)
     assert len(found.topics) == 3
 
 
 def test_candidates_from_bm25_are_kept(
-    module: Module, collector: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_collection(tmp_path / "bare", 6, "")
     (folder / "run.bm25.trec").unlink()
@@ -310,11 +323,11 @@ def test_candidates_from_bm25_are_kept(
         calls.append(hits)
         return replace(collection, run={key: {"d1": 2.5, "d0": 1.0} for key in topics})
 
-    monkeypatch.setattr(module("compare_collect"), "with_candidates", retrieve)
+    monkeypatch.setattr(collect, "with_candidates", retrieve)
     first, second = collector.load(folder), collector.load(folder)
     assert calls == [4]
     assert first.run == second.run
-    assert list(second.run) == list(second.topics)
+    assert list(present(second.run)) == list(second.topics)
     assert [(d.id, d.score) for d in second.candidates(next(iter(second.topics)), 4)] == [
         ("d1", 2.5),
         ("d0", 1.0),
@@ -329,30 +342,29 @@ def planted(seed: int, name: str, head: tuple[int, int]) -> SignalSet:
     return signal_set(seed, queries=12, planted=[head], noise=0.0, data=[name])
 
 
-def test_the_tested_collection_has_no_say(module: Module) -> None:
+def test_the_tested_collection_has_no_say() -> None:
     signals = {
         "own": planted(1, "own", (0, 0)),
         "other": planted(2, "other", (3, 2)),
         "third": planted(3, "third", (3, 2)),
     }
-    chosen = module("compare_methods").choose("own", signals)
+    chosen = methods.choose("own", signals)
     assert chosen.notes == []
     for row in ("ndcg", "qr", "core", "discriminability"):
-        assert chosen.transferred[row][0] == (3, 2), row
+        assert present(chosen.transferred[row])[0] == (3, 2), row
     for row in ("weights", "weights-log+bm25", "weights-pairs"):
-        weights = dict(zip(chosen.transferred[row], chosen.transferred[row].weights, strict=True))
+        learned = present(chosen.transferred[row])
+        weights = dict(zip(learned, present(learned.recipe.weights), strict=True))
         assert max(weights, key=lambda head: weights[head]) == (3, 2)
-        assert abs(weights.get((0, 0), 0.0)) < 0.2 * weights[3, 2]
+        assert abs(weights.get(Head(0, 0), 0.0)) < 0.2 * weights[Head(3, 2)]
     for _, heads in chosen.within:
-        assert heads["ndcg"][0] == (0, 0)
-    swapped = module("compare_methods").choose("other", signals)
-    assert swapped.transferred["ndcg"].data == "own, third, 24 queries"
+        assert present(heads["ndcg"])[0] == (0, 0)
+    swapped = methods.choose("other", signals)
+    assert present(swapped.transferred["ndcg"]).data == "own, third, 24 queries"
 
 
-def test_nothing_is_chosen_on_what_it_is_tested_on(
-    module: Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    methods, trained = module("compare_methods"), []
+def test_nothing_is_chosen_on_what_it_is_tested_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[str, tuple[str, ...], set[str]]] = []
 
     def record(row: str, train: SignalSet, _: int) -> HeadSet:
         trained.append((row, train.data, {query.query_id for query in train.queries}))
@@ -377,41 +389,43 @@ def test_nothing_is_chosen_on_what_it_is_tested_on(
 
 
 def test_heads_are_chosen_once_for_the_same_signals(
-    module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    methods, calls = module("compare_methods"), []
+    calls: list[str] = []
 
     def record(row: str, train: SignalSet, _: int) -> HeadSet:
         calls.append(row)
-        return HeadSet([(0, len(train.queries))], weights=[0.1 + 0.2], aggregation="log")
+        return HeadSet(
+            [(0, len(train.queries))], recipe=Recipe(weights=[0.1 + 0.2], aggregation="log")
+        )
 
     monkeypatch.setattr(methods, "_choose", record)
     signals = {name: replace(signal_set(queries=7), data=(name,)) for name in "ab"}
-    first = methods.choose("a", signals, kept=tmp_path)
+    cache = Cache(tmp_path)
+    first = methods.choose("a", signals, cache=cache)
     files = sorted(tmp_path.iterdir())
     assert len(calls) == len(files) == methods.steps(signals)
-    assert methods.choose("a", signals, kept=tmp_path) == first
+    assert methods.choose("a", signals, cache=cache) == first
     assert len(calls) == len(files)
     files[0].write_text(files[0].read_text()[:20])
-    assert methods.choose("a", signals, kept=tmp_path) == first
+    assert methods.choose("a", signals, cache=cache) == first
     assert len(calls) == len(files) + 1
     other = replace(signals["b"].queries[0], gains=1 - signals["b"].queries[0].gains)
     signals["b"] = signals["b"].subset([other, *signals["b"].queries[1:]])
-    methods.choose("a", signals, kept=tmp_path)
+    methods.choose("a", signals, cache=cache)
     assert len(calls) == len(files) + 1 + len(first.transferred)
 
 
-def test_queries_of_the_same_text_share_a_fold(module: Module) -> None:
+def test_queries_of_the_same_text_share_a_fold() -> None:
     queries = list(signal_set(queries=6).queries)
     queries.append(replace(queries[0], query_id="again"))
-    found = list(module("compare_methods").folds(queries, 0))
+    found = list(methods.folds(queries, 0))
     assert sum("again" in part and "q0" in part for part in found) == 1
     assert sum(map(len, found)) == 7
-    assert list(module("compare_methods").folds(queries[:1], 0)) == []
+    assert list(methods.folds(queries[:1], 0)) == []
 
 
-def test_where_nothing_can_be_chosen_the_order_stays_and_is_said(module: Module) -> None:
-    methods = module("compare_methods")
+def test_where_nothing_can_be_chosen_the_order_stays_and_is_said() -> None:
     queries = [query_signals([[0.1, 0.2]] * 9, [0, 0], query_id=f"q{n}") for n in range(3)]
     flat = table([replace(query, averaged=query.calibrated[0]) for query in queries])
     chosen = methods.choose("flat", {"flat": flat, "other": flat})
@@ -424,9 +438,7 @@ def test_where_nothing_can_be_chosen_the_order_stays_and_is_said(module: Module)
 # rows
 
 
-def test_scores_become_rankings_with_ties_in_order_and_blank_documents_last(
-    module: Module,
-) -> None:
+def test_scores_become_rankings_with_ties_in_order_and_blank_documents_last() -> None:
     texts = {"a": "one", "b": " ", "c": "three", "d": "four"}
     collection = Collection(
         "written",
@@ -437,7 +449,7 @@ def test_scores_become_rankings_with_ties_in_order_and_blank_documents_last(
         {"q": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}},
     )
     query = replace(query_signals([[0.0] * 3], [0, 0, 1], query_id="q"), docids=("a", "c", "d"))
-    found = module("compare_methods").measure_rows(
+    found = methods.measure_rows(
         collection,
         table([query]),
         {
@@ -453,19 +465,19 @@ def test_scores_become_rankings_with_ties_in_order_and_blank_documents_last(
     assert reciprocal["right"] == {"q": 1.0, "empty": 0.0}
 
 
-def test_the_middle_third_is_that_of_the_package(module: Module) -> None:
+def test_the_middle_third_is_that_of_the_package() -> None:
     heads = HeadSet([(layer, 0) for layer in range(30)])
-    assert [layer for layer, _ in module("compare_methods").middle_third(heads)] == [*range(10, 20)]
+    assert [layer for layer, _ in methods.middle_third(heads)] == [*range(10, 20)]
 
 
-def test_collections_count_the_same_however_many_queries_they_have(module: Module) -> None:
+def test_collections_count_the_same_however_many_queries_they_have() -> None:
     def evaluations(**methods: Sequence[float]) -> dict[str, Evaluation]:
         return {
             row: Evaluation({"nDCG@10": {f"q{n}": value for n, value in enumerate(values)}})
             for row, values in methods.items()
         }
 
-    found = module("compare_report").macro_average(
+    found = report.macro_average(
         {"small": evaluations(a=[1.0], b=[0.5]), "large": evaluations(a=[0.2] * 3, b=[0.3] * 3)}
     )
     assert found["a"].mean("nDCG@10") == pytest.approx((1.0 + 0.2) / 2)
@@ -496,8 +508,7 @@ def halves_of(seed: int, queries: int = 6, heads: int = 5) -> tuple[Tensor, Tens
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_reliabilities_equal_loops_over_everysample_queries(module: Module, seed: int) -> None:
-    reliability = module("reliability")
+def test_reliabilities_equal_loops_over_everysample_queries(seed: int) -> None:
     first, second = halves_of(seed)
     counts = reliability.bootstrap_counts(6, 4, seed)
     assert counts[0].tolist() == [1] * 6
@@ -518,8 +529,7 @@ def test_reliabilities_equal_loops_over_everysample_queries(module: Module, seed
         assert float(specific[sample]) == pytest.approx(slow_correlation(*left))
 
 
-def test_nothing_correlates_with_nothing(module: Module) -> None:
-    reliability = module("reliability")
+def test_nothing_correlates_with_nothing() -> None:
     counts = reliability.bootstrap_counts(3, 2, 0)
     same = torch.full((3, 4), 0.1, dtype=torch.float64)
     assert reliability.static_reliability(same, same, counts).tolist() == [0.0] * 3
@@ -527,13 +537,11 @@ def test_nothing_correlates_with_nothing(module: Module) -> None:
 
 
 @pytest.mark.parametrize("gains", [[0, 0, 1, 1], [0, 1, 2, 0, 0, 0, 0], [2, 2, 2, 0, 1]])
-def test_both_halves_have_documents_of_different_relevance(
-    module: Module, gains: list[int]
-) -> None:
+def test_both_halves_have_documents_of_different_relevance(gains: list[int]) -> None:
     lot = random.Random(0)
     seen = set()
     for _ in range(20):
-        first, second = module("reliability").halves(torch.tensor(gains), lot)
+        first, second = present(reliability.halves(torch.tensor(gains), lot))
         assert sorted(first + second) == list(range(len(gains)))
         assert len(second) - len(first) in (0, 1)
         assert all(len({gains[place] for place in half}) > 1 for half in (first, second))
@@ -542,25 +550,23 @@ def test_both_halves_have_documents_of_different_relevance(
 
 
 @pytest.mark.parametrize("gains", [[0, 0, 0, 0, 1], [1, 1, 1, 1], [0, 1, 2], []])
-def test_queries_with_one_relevant_document_cannot_be_halved(
-    module: Module, gains: list[int]
-) -> None:
-    assert module("reliability").halves(torch.tensor(gains), random.Random(0)) is None
+def test_queries_with_one_relevant_document_cannot_be_halved(gains: list[int]) -> None:
+    assert reliability.halves(torch.tensor(gains), random.Random(0)) is None
     queries = [query_signals([[0.5] * len(gains)], gains, query_id=f"q{n}") for n in range(3)]
-    assert module("reliability").split_half(queries) is None
+    assert reliability.split_half(queries) is None
 
 
-def test_utility_is_the_correlation_on_either_half(module: Module) -> None:
+def test_utility_is_the_correlation_on_either_half() -> None:
     query = signal_set(queries=1, documents=(12, 12), grades=3).queries[0]
-    found = module("reliability").half_utilities(query, 3, 5)
+    utilities = present(reliability.half_utilities(query, 3, 5))
     lot = random.Random("5 q0")
     for split in range(3):
-        for number, half in enumerate(module("reliability").halves(query.gains, lot)):
+        for number, half in enumerate(present(reliability.halves(query.gains, lot))):
             gains = [float(query.gains[place]) for place in half]
             for head in range(12):
                 signal = [float(query.calibrated[head, place]) for place in half]
                 expected = slow_correlation(signal, gains)
-                assert float(found[split, number, head]) == pytest.approx(expected, abs=1e-6)
+                assert float(utilities[split, number, head]) == pytest.approx(expected, abs=1e-6)
 
 
 def routed(queries: int, *, by_query: bool) -> SignalSet:
@@ -577,18 +583,17 @@ def routed(queries: int, *, by_query: bool) -> SignalSet:
     return table(found)
 
 
-def test_what_differs_by_query_is_told_from_what_does_not(module: Module) -> None:
-    split_half = module("reliability").split_half
-    static = split_half(routed(30, by_query=False).queries)
+def test_what_differs_by_query_is_told_from_what_does_not() -> None:
+    static = present(reliability.split_half(routed(30, by_query=False).queries))
     assert static.queries == 30
     assert static.static.value > 0.95
     assert abs(static.specific.value) < 0.1
-    specific = split_half(routed(30, by_query=True).queries)
+    specific = present(reliability.split_half(routed(30, by_query=True).queries))
     assert specific.specific.value > 0.5
     assert specific.specific.low < specific.specific.value < specific.specific.high
 
 
-def test_easy_queries_alone_leave_nothing_to_route(module: Module) -> None:
+def test_easy_queries_alone_leave_nothing_to_route() -> None:
     generator = torch.Generator().manual_seed(4)
     queries = []
     for number in range(40):
@@ -596,14 +601,14 @@ def test_easy_queries_alone_leave_nothing_to_route(module: Module) -> None:
         knows = 3.0 * (number % 2)  # all heads alike, for every other query
         signal = torch.randn(10, 20, generator=generator) + knows * gains
         queries.append(query_signals(signal, gains.tolist(), query_id=f"q{number}"))
-    found = module("reliability").split_half(queries)
+    found = present(reliability.split_half(queries))
     assert found.specific.value > 0.5
     assert abs(found.routable.value) < 0.15
 
 
-def test_the_oracle_is_the_best_head_beside_the_best_random_ranking(module: Module) -> None:
+def test_the_oracle_is_the_best_head_beside_the_best_random_ranking() -> None:
     signals = signal_set(queries=5, documents=(10, 14), grades=2)
-    found = module("reliability").oracle(signals.queries, draws=200)
+    found = present(reliability.oracle(signals.queries, draws=200))
     heads = [
         [float(ndcg(q.calibrated[h][None], q.gains, q.ideal_gains)) for h in range(12)]
         for q in signals.queries
@@ -626,14 +631,14 @@ def test_the_oracle_is_the_best_head_beside_the_best_random_ranking(module: Modu
     assert found.random == pytest.approx(sum(single) / len(single), abs=0.02)
     assert found.difference.value == pytest.approx(found.best_head - found.best_random)
     assert found.difference.low <= found.difference.value <= found.difference.high
-    assert module("reliability").oracle([]) is None
+    assert reliability.oracle([]) is None
 
 
-def test_heads_that_know_nothing_are_no_better_than_chance(module: Module) -> None:
-    found = module("reliability").oracle(signal_set(queries=40, planted=[]).queries)
+def test_heads_that_know_nothing_are_no_better_than_chance() -> None:
+    found = present(reliability.oracle(signal_set(queries=40, planted=[]).queries))
     assert found.difference.low < 0 < found.difference.high
     assert found.best_head > found.random + 0.2  # and yet look as if they were
 
 
-def test_a_figure_is_shown_with_its_interval(module: Module) -> None:
-    assert str(module("reliability").Estimate(0.25, 0.2, 0.3)) == "0.250 [0.200, 0.300]"
+def test_a_figure_is_shown_with_its_interval() -> None:
+    assert str(reliability.Estimate(0.25, 0.2, 0.3)) == "0.250 [0.200, 0.300]"

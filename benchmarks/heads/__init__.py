@@ -1,0 +1,1 @@
+"""Ranking quality of every way to choose heads."""

@@ -1,0 +1,1 @@
+"""Gain in ranking quality from choosing heads per query."""
