@@ -69,14 +69,7 @@ def _rankings(
     topics: Topics, hits: int, options: RerankerOptions
 ) -> dict[str, dict[str, list[tuple[str, float]]]]:
     """Rank the candidates of every query by every method; the first method is BM25."""
-    from routehead_plugins.selection import (
-        ALL,
-        FIRST_STAGE,
-        FUSED,
-        ROUTED,
-        Router,
-        choose_selector,
-    )
+    from routehead_plugins.selection import ALL, FIRST_STAGE, FUSED, ROUTED, Router, choose_selector
 
     selector = choose_selector(options)
     name = options.heads or (ROUTED if isinstance(selector, Router) else ALL)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -38,6 +38,9 @@ from routehead_plugins.options import RerankerOptions
 if TYPE_CHECKING:
     from routehead_plugins.backbone import FrozenLM
     from routehead_plugins.evaluation import Evaluation, ResultTable
+
+# Documents by query id.
+_Candidates: TypeAlias = Mapping[str, Sequence[Document]]
 
 
 @dataclass(frozen=True)
@@ -95,27 +98,26 @@ def compare_methods(arguments: EvaluateArguments, options: RerankerOptions) -> R
     methods = split_methods(arguments.methods)
     measures = [name.strip() for name in arguments.measures.split(",")]
     parse_measures(measures)
+    # The content of head-set files, not their names.
     selectors = _selectors(methods, options)
     _check(arguments, methods)
     collections = [load_collection(path) for path in arguments.collection]
+    files = (CORPUS_FILE, TOPICS_FILE, QRELS_FILE, RUN_FILE)
+    stamps = [[stamp(collection.path / file) for file in files] for collection in collections]
     shared = {
         "methods": methods,
         "hits": arguments.hits,
         "first_stage_weight": arguments.first_stage_weight,
         **settings(options),
     }
-    state = {
-        **shared,
-        "collections": [_stamps(collection) for collection in collections],
-        # The content of head-set files, not their names.
-        "selectors": selectors,
-    }
+    state = {**shared, "collections": stamps, "selectors": selectors}
     # Without an output, no later call would look for the journal.
     with (
         tempfile.TemporaryDirectory() as folder,
         Journal(arguments.output or Path(folder) / "evaluation", state) as journal,
     ):
-        score = _scorer(options, journal)
+        llm = cache(partial(load_llm, options))  # loaded once, if at all
+        score = partial(_score, llm, options, journal)
         evaluations = {
             collection.name: _evaluate(collection, methods, measures, arguments, score)
             for collection in collections
@@ -162,53 +164,12 @@ def _check(arguments: EvaluateArguments, methods: Sequence[str]) -> None:
         raise InputError(f"two collections have the same folder name: {', '.join(names)}.")
 
 
-def _stamps(collection: Collection) -> list[Any]:
-    files = (CORPUS_FILE, TOPICS_FILE, QRELS_FILE, RUN_FILE)
-    return [stamp(collection.path / name) for name in files]
-
-
-# Takes a name, heads, queries and candidates by query id; returns scores by query id.
-_Scorer = Callable[
-    [str, str, Mapping[str, str], Mapping[str, Sequence[Document]]], Mapping[str, Sequence[float]]
-]
-
-
-def _scorer(options: RerankerOptions, journal: Journal) -> _Scorer:
-    """Return a function that scores candidates; the LLM runs for what the journal lacks."""
-    from routehead_plugins.reranker import HeadRoutedAttentionReranker
-
-    @cache
-    def llm() -> FrozenLM:
-        return load_llm(options)
-
-    def score(
-        collection: str,
-        heads: str,
-        topics: Mapping[str, str],
-        candidates: Mapping[str, Sequence[Document]],
-    ) -> dict[str, list[float]]:
-        keys = {query_id: f"{collection}/{heads}/{query_id}" for query_id in topics}
-        missing = [query_id for query_id, key in keys.items() if key not in journal.done]
-        if missing:
-            reranker = HeadRoutedAttentionReranker.from_options(
-                replace(options, heads=heads), llm()
-            )
-            with progress(f"{collection}: {heads}", len(missing)) as advance:
-                for query_id in missing:
-                    scores = reranker.score(topics[query_id], candidates[query_id])
-                    journal.append(keys[query_id], scores)
-                    advance()
-        return {query_id: journal.done[key] for query_id, key in keys.items()}
-
-    return score
-
-
 def _evaluate(
     collection: Collection,
     methods: Sequence[str],
     measures: Sequence[str],
     arguments: EvaluateArguments,
-    score: _Scorer,
+    score: Callable[[Collection, str, _Candidates], Mapping[str, Sequence[float]]],
 ) -> dict[str, Evaluation]:
     """Measure every method on one collection."""
     from routehead_plugins.evaluation import evaluate
@@ -225,8 +186,32 @@ def _evaluate(
                 for key, documents in candidates.items()
             }
         else:
-            scores = score(collection.name, method.removesuffix(FUSED), topics, candidates)
+            scores = score(collection, method.removesuffix(FUSED), candidates)
             weight = arguments.first_stage_weight if method.endswith(FUSED) else 0.0
             run = {key: ranked(candidates[key], scores[key], weight) for key in topics}
         evaluations[method] = evaluate(run, collection.qrels, measures)
     return evaluations
+
+
+def _score(
+    llm: Callable[[], FrozenLM],
+    options: RerankerOptions,
+    journal: Journal,
+    collection: Collection,
+    heads: str,
+    candidates: _Candidates,
+) -> dict[str, list[float]]:
+    """Score the candidates of every query; the LLM runs for the queries the journal lacks."""
+    from routehead_plugins.reranker import HeadRoutedAttentionReranker
+
+    keys = {query_id: f"{collection.name}/{heads}/{query_id}" for query_id in candidates}
+    missing = [query_id for query_id, key in keys.items() if key not in journal.done]
+    if missing:
+        options = replace(options, heads=heads)
+        reranker = HeadRoutedAttentionReranker.from_options(options, llm())
+        with progress(f"{collection.name}: {heads}", len(missing)) as advance:
+            for query_id in missing:
+                scores = reranker.score(collection.topics[query_id], candidates[query_id])
+                journal.append(keys[query_id], scores)
+                advance()
+    return {query_id: journal.done[key] for query_id, key in keys.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -115,14 +115,11 @@ def _check(arguments: InspectArguments) -> None:
         raise InputError(
             f"two collections are called {repeated[0]!r}; give each once, or rename one."
         )
-    if arguments.plot is not None:
-        _check_plot(arguments.plot, arguments.queries)
-
-
-def _check_plot(path: Path, queries: int | None) -> None:
-    if path.suffix.lower() not in _PLOT_SUFFIXES:
-        raise InputError(f"--plot={path} has an unsupported format; use .svg or .png.")
-    if queries == 0:
+    if arguments.plot is None:
+        return
+    if arguments.plot.suffix.lower() not in _PLOT_SUFFIXES:
+        raise InputError(f"--plot={arguments.plot} has an unsupported format; use .svg or .png.")
+    if arguments.queries == 0:
         raise InputError("--queries=0 leaves nothing to draw; give more, or leave out --plot.")
     try:
         import matplotlib  # noqa: F401  fails now, not after minutes of work
@@ -165,32 +162,31 @@ def _uses(
 
 
 def render(inspection: Inspection) -> Group:
-    """Lay an inspection out for the terminal.
-
-    Args:
-        inspection: The inspection, from ``inspect_router``.
-    """
+    """Lay an inspection out for the terminal."""
     tables = {}
     if inspection.uses:
         tables["Heads that are read most"] = _used_heads(inspection)
         tables["Queries"] = _collections(inspection)
     else:
-        tables["Heads with the largest static bias"] = _static_heads(inspection)
+        heads = inspection.static_heads(_MAX_ROWS)
+        rows = [[head, f"{bias:+.4f}"] for head, bias in heads]
+        tables["Heads with the largest static bias"] = _table(["head", "bias"], rows)
     titles = {"jaccard": "sets of heads (Jaccard)", "cosine": "weights (cosine)"}
-    for measure, rows in inspection.distances.items():
-        names = [use.name for use in inspection.uses]
+    for measure, distances in inspection.distances.items():
         title = f"Mean distance of queries' {titles[measure]}"
-        tables[title] = _distances(names, rows)
+        tables[title] = _distances([use.name for use in inspection.uses], distances)
     # Separate texts, since a table breaks its title at the table's width.
     parts = [part for title, table in tables.items() for part in (Text(title), table)]
     return Group(_facts(inspection), Text(), *parts, Text(inspection.verdict() or ""))
 
 
-def _table(*columns: str) -> Table:
-    """Return a table with a first column of text and further columns of numbers."""
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table; all columns but the first hold numbers. Names are not read as markup."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -224,53 +220,44 @@ def _facts(inspection: Inspection) -> Table:
     return table
 
 
-def _static_heads(inspection: Inspection) -> Table:
-    table = _table("head", "bias")
-    for head, bias in inspection.static_heads(_MAX_ROWS):
-        table.add_row(head, f"{bias:+.4f}")
-    return table
-
-
 def _used_heads(inspection: Inspection) -> Table:
     names = [use.name for use in inspection.uses]
     several = names if len(names) > 1 else []
     signed = inspection.router.reading == "weights"
-    table = _table("head", "queries", *several, *["mean weight"] * signed, "static bias")
-    for row in inspection.used_heads(_MAX_ROWS):
-        shares = [row["share"], *(row["collections"][name] for name in several)]
-        weights = [f"{row['mean_weight']:+.4f}"] if signed else []
-        cells = [*(f"{share:.1%}" for share in shares), *weights, f"{row['bias']:+.4f}"]
-        table.add_row(row["head"], *cells)
-    return table
+    rows = []
+    for head in inspection.used_heads(_MAX_ROWS):
+        shares = [head["share"], *(head["collections"][name] for name in several)]
+        weights = [head["mean_weight"], head["bias"]] if signed else [head["bias"]]
+        shares, weights = [f"{share:.1%}" for share in shares], [f"{w:+.4f}" for w in weights]
+        rows.append([head["head"], *shares, *weights])
+    columns = ["head", "queries", *several, *["mean weight"] * signed, "static bias"]
+    return _table(columns, rows)
 
 
 def _collections(inspection: Inspection) -> Table:
-    formats = {
-        "queries": "d",
-        "head_sets": "d",
-        "heads_mean": ".1f",
-        "heads_min": "d",
-        "heads_max": "d",
-        "layers_mean": ".1f",
-        "familiarity": ".3f",
-        "wholly_static": ".1%",
+    columns = {
+        "queries": ("queries", "d"),
+        "head sets": ("head_sets", "d"),
+        "heads: mean": ("heads_mean", ".1f"),
+        "min": ("heads_min", "d"),
+        "max": ("heads_max", "d"),
+        "layers": ("layers_mean", ".1f"),
+        "familiarity": ("familiarity", ".3f"),
+        "wholly static": ("wholly_static", ".1%"),
     }
-    table = _table(
-        *("collection", "queries", "head sets", "heads: mean", "min", "max", "layers"),
-        *("familiarity", "wholly static"),
-    )
+    rows = []
     for use in inspection.uses:
         figures = use.figures()
-        cells = [format(figures[name], form) for name, form in formats.items()]
-        table.add_row(Text(use.name), *cells)
-    return table
+        rows.append([use.name, *(f"{figures[name]:{form}}" for name, form in columns.values())])
+    return _table(["collection", *columns], rows)
 
 
-def _distances(names: Sequence[str], rows: Sequence[Sequence[float | None]]) -> Table:
-    table = _table("", *(names if len(names) > 1 else ["within"]))
-    for name, row in zip(names, rows, strict=True):
-        table.add_row(Text(name), *("-" if mean is None else f"{mean:.4f}" for mean in row))
-    return table
+def _distances(names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> Table:
+    rows = [
+        [name, *("-" if mean is None else f"{mean:.4f}" for mean in means)]
+        for name, means in zip(names, matrix, strict=True)
+    ]
+    return _table(["", *(names if len(names) > 1 else ["within"])], rows)
 
 
 def _draw(inspection: Inspection, path: Path) -> None:

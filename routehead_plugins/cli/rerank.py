@@ -190,9 +190,7 @@ def _rerank(
 
 
 def _write(
-    arguments: RerankArguments,
-    inputs: _Inputs,
-    results: Mapping[str, Sequence[tuple[str, float]]],
+    arguments: RerankArguments, inputs: _Inputs, results: Mapping[str, Sequence[tuple[str, float]]]
 ) -> None:
     """Write the re-ranked candidates of every query in the format of the output's suffix."""
     if arguments.output.suffix != ".jsonl":

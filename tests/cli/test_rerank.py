@@ -1,58 +1,23 @@
-"""The command, called as a user calls it, on a tiny LLM in a local directory."""
+"""`routehead rerank`, from a run or a corpus to a run."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
+from wolves import QUERIES, RUN
 
-from routehead_plugins import HeadSet, __version__
+from routehead_plugins import HeadSet
 from routehead_plugins.adapters.pyserini import HeadRoutedStage
+from routehead_plugins.cli import app
 from routehead_plugins.cli import rerank as rerank_command
-from routehead_plugins.cli.main import app
-from routehead_plugins.errors import InputError, RouteHeadError
+from routehead_plugins.errors import RouteHeadError
 from routehead_plugins.io import read_requests, read_run, write_run
-from routehead_plugins.selection import split_methods
-
-CORPUS = {
-    "d1": "Wolves hunt in packs.",
-    "d2": "Rain falls on the hill.",
-    "d3": "A wolf ran over the hill in the rain.",
-    "d4": "Grey stones lie by a river.",
-}
-QUERIES = {"1": "where did the wolf run", "2": "stones in the rain"}
-RUN = {"1": {"d1": 3.0, "d3": 2.0, "d2": 1.0}, "2": {"d4": 2.0, "d2": 1.0}}
 
 Invoke = Callable[..., Result]
-
-
-@pytest.fixture
-def collection(tmp_path: Path) -> Path:
-    folder = tmp_path / "wolves"
-    (folder / "qrels").mkdir(parents=True)
-    rows = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in CORPUS.items()]
-    (folder / "corpus.jsonl").write_text("\n".join(rows))
-    rows = [json.dumps({"_id": int(key), "text": text}) for key, text in QUERIES.items()]
-    (folder / "queries.jsonl").write_text("\n".join(rows))
-    (folder / "qrels" / "test.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n1\td3\t2\n1\td1\t1\n2\td4\t1\n"
-    )
-    write_run(folder / "run.bm25.trec", RUN, "bm25")
-    return folder
-
-
-@pytest.fixture
-def invoke(model: str) -> Invoke:
-    def call(*arguments: object) -> Result:
-        return CliRunner().invoke(app, [*map(str, arguments), "--model", model], color=False)
-
-    return call
 
 
 @pytest.fixture
@@ -62,32 +27,6 @@ def inputs(collection: Path) -> list[object]:
         *("--topics", collection / "queries.jsonl"),
         *("--run", collection / "run.bm25.trec"),
     ]
-
-
-def test_help_comes_at_once_and_loads_no_torch() -> None:
-    script = (
-        "import sys; from routehead_plugins.cli import app\n"
-        "try: app(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'torch', 'transformers', 'jnius', 'scipy'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip().endswith("[]")
-    for name in ("demo", "rerank", "evaluate", "detect", "train", "inspect"):
-        assert name in done.stdout
-
-
-@pytest.mark.parametrize("name", ["demo", "rerank", "evaluate", "detect", "train", "inspect"])
-def test_every_command_explains_itself(name: str) -> None:
-    result = CliRunner().invoke(app, [name, "--help"], terminal_width=200, color=False)
-    assert result.exit_code == 0
-    assert "--model" in result.output
-
-
-def test_the_version_is_printed() -> None:
-    assert CliRunner().invoke(app, ["--version"]).output == f"routehead {__version__}\n"
 
 
 def test_a_run_is_reranked_into_a_run(invoke: Invoke, inputs: list[object], tmp_path: Path) -> None:
@@ -186,63 +125,6 @@ def test_a_job_whose_files_have_changed_starts_afresh(
     assert "Resuming" not in result.output
 
 
-def test_evaluation_prints_a_table_and_writes_it(
-    invoke: Invoke, collection: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "table.json"
-    result = invoke(
-        *("evaluate", "--collection", collection, "--output", output),
-        *("--methods", "bm25,all,0-1,2-3,layers:1-2,all+bm25", "--hits", 3),
-    )
-    assert result.exit_code == 0, result.output
-    table = json.loads(output.read_text())
-    methods = table["collections"]["wolves"]["methods"]
-    assert list(methods) == ["bm25", "all", "0-1,2-3", "layers:1-2", "all+bm25"]
-    # Query 1 has d1 (grade 1) before d3 (grade 2); query 2 has its only answer on top.
-    assert methods["bm25"]["means"]["RR@10"] == 1
-    assert methods["bm25"]["means"]["nDCG@10"] == pytest.approx((0.85972 + 1) / 2, abs=1e-4)
-    assert table["settings"]["hits"] == 3
-    assert list(tmp_path.glob("*.partial.jsonl")) == []
-
-
-def test_a_heavy_first_stage_weight_gives_the_first_stage_order(
-    invoke: Invoke, collection: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "table.json"
-    invoke(
-        *("evaluate", "--collection", collection, "--output", output),
-        *("--methods", "bm25,all+bm25", "--first-stage-weight", 1000),
-    )
-    methods = json.loads(output.read_text())["collections"]["wolves"]["methods"]
-    assert methods["bm25"]["per_query"] == methods["all+bm25"]["per_query"]
-
-
-@pytest.mark.parametrize(
-    ("text", "methods"),
-    [
-        ("bm25,all", ["bm25", "all"]),
-        ("bm25, 13-18,13-1 ,all", ["bm25", "13-18,13-1", "all"]),
-        ("13-18,all,13-1", ["13-18", "all", "13-1"]),
-        ("1-1,2-2+bm25", ["1-1,2-2+bm25"]),
-    ],
-)
-def test_neighbouring_heads_are_one_method(text: str, methods: list[str]) -> None:
-    assert split_methods(text) == methods
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (" ,", '--methods names no method; give some, such as "bm25,all,layers".'),
-        ("all,bm25,all", "method 'all' is named twice; name each method once."),
-    ],
-)
-def test_unclear_methods_are_refused(text: str, message: str) -> None:
-    with pytest.raises(InputError) as error:
-        split_methods(text)
-    assert str(error.value) == message
-
-
 # Bad input: one line, and nothing is left looking complete.
 
 
@@ -305,19 +187,3 @@ def test_malformed_json_is_named_with_file_and_line(
         stream.write("\n{not json}\n")
     result = invoke("rerank", *inputs, "--output", tmp_path / "out.trec")
     assert "corpus.jsonl:5: " in str(result.exception)
-
-
-def test_an_unknown_baseline_is_refused(invoke: Invoke, collection: Path) -> None:
-    result = invoke("evaluate", "--collection", collection, "--methods", "all")
-    assert str(result.exception).startswith("baseline 'bm25' is not among the methods all; add it")
-
-
-def test_the_program_prints_one_line_and_ends_with_status_two(tmp_path: Path) -> None:
-    script = (
-        "import sys; from routehead_plugins.cli.main import main; sys.argv[0] = 'routehead'; main()"
-    )
-    command_line = [sys.executable, "-c", script, "rerank", "--output", str(tmp_path / "x.trec")]
-    done = subprocess.run(command_line, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == "routehead: there are no queries; give --topics, or --requests.\n"
