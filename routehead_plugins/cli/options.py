@@ -42,7 +42,9 @@ LLM: Mapping[str, Any] = {
     "dtype": Annotated[str, "auto (the faster on the device), float32, bfloat16 or float16."],
 }
 PROMPT: Mapping[str, Any] = {
-    "max_doc_tokens": Annotated[int | None, "Truncate longer documents.  [default: no limit]"],
+    "max_doc_tokens": Annotated[
+        int | None, "Truncate documents after this many tokens.  [default: no limit]"
+    ],
     "layout": Annotated[
         str | None,
         "**sequential**: all documents in one prompt; **parallel**: a prompt for each, any number "
@@ -62,7 +64,7 @@ SINGLE: Mapping[str, Any] = {
         float | None,
         typer.Option(
             min=0,
-            help="Weight of the candidates' own scores, both sides standardised.  [default: the "
+            help="Weight of the candidates' own scores, standardised per query.  [default: the "
             "one fitted with the heads, or 0]",
         ),
     ],

@@ -52,7 +52,9 @@ class TrainArguments:
         "with --synthesize, corpus.jsonl is enough. Can be repeated.",
     ]
     output: Annotated[Path, "Output folder of the router."]
-    synthesize: Annotated[int | None, "Number of queries the LLM writes from each corpus."] = None
+    synthesize: Annotated[
+        int | None, "Number of queries that the LLM writes from each corpus, without judgments."
+    ] = None
     judged: Annotated[bool, "Learn from the collections' own judged queries, if any."] = True
     teacher: Annotated[
         float, "Share of query likelihood in the labels, 0 to 1: one forward pass per candidate."
@@ -64,18 +66,26 @@ class TrainArguments:
         "**listwise**: signed weights of heads, corrected per query; **labels**: as RouteHead; "
         "**neighbours**: the vote of similar training queries.",
     ] = "listwise"
-    layer: Annotated[int | None, "Embed queries after this layer.  [default: four fifths]"] = None
-    pooling: Annotated[str, "Embed queries by the **mean** or **last** of their tokens."] = "mean"
+    layer: Annotated[
+        int | None, "Embed queries after this layer.  [default: at four fifths of the depth]"
+    ] = None
+    pooling: Annotated[
+        str, "Embed queries by the **mean** of their tokens, or by the **last** token."
+    ] = "mean"
     max_layer: Annotated[int | None, "Deepest layer to read heads of.  [default: the last]"] = None
     candidates: Annotated[int, "For labels: K, number of heads to choose from."] = 32
     max_heads: Annotated[int, "For labels: P, maximum number of heads read for a query."] = 8
     utility: Annotated[
         str | None,
         "For labels: ndcg, reciprocal_rank, correlation or margin.  [default: with the shrinkage, "
-        "the best on documents that were not searched on]",
+        "the best on documents held out of the search]",
     ] = None
-    shrinkage: Annotated[float | None, "For labels: share of the mean over all queries."] = None
-    groups: Annotated[int | None, "For labels: groups of queries, each with one label."] = None
+    shrinkage: Annotated[
+        float | None, "For labels: weight of the heads' mean utility over all queries, 0 to 1."
+    ] = None
+    groups: Annotated[
+        int | None, "For labels: number of groups of similar queries that share a label."
+    ] = None
     signals: Signals = None
     seed: Seed = 0
 
