@@ -15,7 +15,7 @@ from ._lazy import LOADING, OPTION_NAMES, LazyReranker
 
 
 class _LazyModel(BaseModel):
-    """A model that loads the re-ranker of its fields at first use.
+    """A pydantic model that loads the re-ranker of its fields at first use.
 
     Copies share the re-ranker unless their options differ. Pickles hold no weights.
     """
@@ -40,7 +40,7 @@ class _LazyModel(BaseModel):
         if not self._lazy.provides(options):
             with LOADING:
                 if not self._lazy.provides(options):
-                    # Not the loader itself is changed: copies with the old options share it.
+                    # A new loader, because copies with the old options share this one.
                     self._lazy = LazyReranker(options)
         return self._lazy.get()
 
@@ -60,7 +60,7 @@ def _descriptions() -> dict[str, str]:
 
 
 def _option_fields() -> dict[str, Any]:
-    # Importing torch for the names of its types would take seconds.
+    # Stands in for torch, which takes seconds to import, in the names of types.
     torch = SimpleNamespace(device=Any, dtype=Any)
     types = get_type_hints(RerankerOptions, localns={"torch": torch})
     descriptions, defaults = _descriptions(), RerankerOptions()

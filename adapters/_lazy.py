@@ -46,7 +46,7 @@ class LazyReranker:
         self._reranker = ready
 
     def provides(self, options: RerankerOptions) -> bool:
-        """Tell whether this is the re-ranker of the options; a ready one is that of any."""
+        """Tell whether the options are those of this loader; a ready re-ranker fits any."""
         return self._is_ready or self.options == options
 
     def get(self) -> Any:

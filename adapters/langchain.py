@@ -40,9 +40,9 @@ __all__ = ["HeadRoutedCompressor"]
 class HeadRoutedCompressor(OptionFields, BaseDocumentCompressor):
     """Document compressor that ranks by the attention of a frozen LLM's heads.
 
-    The fields from ``model`` to ``local_files_only`` are those of ``RerankerOptions``. The LLM is
-    loaded at the first query; copies share it, pickles leave it out. Scores are comparable within
-    one query.
+    All options of ``RerankerOptions`` are fields; ``None`` takes the default. The LLM is loaded at
+    the first query, and again when an option changes; copies share it, pickles hold no weights.
+    Scores are comparable within one query.
     """
 
     reranker: Any = Field(

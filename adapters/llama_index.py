@@ -61,8 +61,8 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
         relevant_spans: Whether to say in the metadata where in the text a score came from.
         reranker: A ready re-ranker, used instead of loading one.
         callback_manager: Receives the events of re-ranking.
-        **options: The other options of ``RerankerOptions``; pairs of heads, paths and torch's
-            objects are stored as JSON can hold them.
+        **options: The other options of ``RerankerOptions``. Pairs of heads become a ``HeadSet``;
+            paths and torch's objects become strings.
 
     Raises:
         InputError: A value cannot be used, such as ``top_n=0``.
