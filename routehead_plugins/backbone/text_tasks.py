@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -287,7 +286,7 @@ def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
     if pooling == "last":
         mask = mask & (positions == lengths[:, None] - 1)
     sums = (states.float() * mask.float()[..., None]).sum(dim=1)
-    return cast(Tensor, sums / mask.float().sum(dim=1, keepdim=True).clamp(min=1))
+    return sums / mask.float().sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def check_pooling(pooling: str) -> None:
@@ -321,6 +320,6 @@ def _log_likelihoods(
         use_cache=False,
         logits_to_keep=len(target),
     )
-    logs = output.logits[:, -len(target) :].float().log_softmax(dim=-1)
+    logs: Tensor = output.logits[:, -len(target) :].float().log_softmax(dim=-1)
     wanted = torch.tensor(target, device=model.device)[None, :, None].expand(len(rows), -1, -1)
     return logs.gather(2, wanted).sum(dim=(1, 2)).cpu()

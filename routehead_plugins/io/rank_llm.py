@@ -95,8 +95,9 @@ def _document(candidate: Any, location: str) -> Document:
 
 def _is_finite(score: object) -> bool:
     # An integer may be beyond every float, where math.isfinite raises.
-    is_number = isinstance(score, int | float) and not isinstance(score, bool)
-    return is_number and abs(score) <= sys.float_info.max
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        return False
+    return abs(score) <= sys.float_info.max
 
 
 def write_requests(path: StrPath, requests: Iterable[Request]) -> None:
