@@ -1,4 +1,4 @@
-"""From token attention to one score per document: pure functions of tensors."""
+"""Scoring: pure functions of tensors, from token attention to one score per document."""
 
 from routehead_plugins.scoring.aggregation import aggregate, features, get_aggregation
 from routehead_plugins.scoring.evidence import evidence_spans
@@ -8,7 +8,6 @@ from routehead_plugins.scoring.token_scores import (
     TokenAttention,
     document_signals,
     fuse,
-    mean_over_heads,
     residuals,
     standardise,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "features",
     "fuse",
     "get_aggregation",
-    "mean_over_heads",
     "residuals",
     "standardise",
 ]

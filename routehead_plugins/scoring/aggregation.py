@@ -1,17 +1,17 @@
-"""Signals of many heads to one score per document: pure functions of tensors.
+"""Combination of the signals of several heads into one score per document.
+
+The three ways, under their names in head-set files:
 
 ``mean``
-    Average of the calibrated signals. With equal weights the order is that of ICR's sum (Eq. 1 of
-    arXiv 2410.02642); heads that receive much attention have the larger say.
-``sum``
-    The same without dividing by the number of heads: the same order, another scale.
+    Average of the calibrated signals. With equal weights, documents are in the order of ICR's sum
+    (Eq. 1 of arXiv 2410.02642). Heads that receive more attention count more.
 ``standardised``
-    Each head's calibrated signals at mean 0 and standard deviation 1 over the query's documents:
-    heads become comparable, and so do queries.
+    Average of the calibrated signals after each head is z-scored over the query's documents, which
+    makes heads and queries comparable.
 ``log``
-    The same of the logarithm of the uncalibrated attention: what counts is by which factor one
-    document draws more attention than another. A head's constant factors, such as the attention
-    that its first tokens swallow, cancel.
+    Average of the logarithms of the uncalibrated attention, z-scored in the same way. They compare
+    documents by ratios of attention, so constant factors of a head cancel, such as the share that
+    its attention sinks absorb.
 """
 
 from __future__ import annotations
@@ -23,71 +23,49 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.errors import InputError
+from routehead_plugins.scoring.token_scores import standardise
 
-# Below this attention is as good as none, and its logarithm would only spread noise.
+# Attention below this is treated as this: the logarithms of smaller values are mostly noise.
 _LEAST_MASS = 1e-9
 
 
 @dataclass(frozen=True)
 class Aggregation:
-    """One way of making scores of signals.
+    """One way to combine signals.
 
     Attributes:
-        features: From calibrated signals and attention mass, each (heads, documents), to a table
-            of the same shape, of which scores are weighted sums over the heads.
-        divided: Whether equal weights are 1 / heads, rather than 1.
-        comparable: Whether every head's row has the same spread, so that weights can be compared.
+        features: Maps calibrated signals and attention mass, both of shape (heads, documents), to
+            the features, of the same shape, of which scores are weighted sums over the heads.
+        comparable: Whether the features of all heads have the same spread, so that their weights
+            can be compared.
     """
 
     features: Callable[[Tensor, Tensor], Tensor]
-    divided: bool
     comparable: bool
 
 
-def standardise_heads(signals: Tensor) -> Tensor:
-    """Apply ``scoring.standardise`` to every head at once.
-
-    Args:
-        signals: Shape (heads, documents).
-
-    Returns:
-        The same shape; each row has mean 0 and standard deviation 1, or is zero where the head
-        gives all documents the same.
-    """
-    constant = (signals == signals[:, :1]).all(dim=1, keepdim=True)
-    centred = signals - signals.mean(dim=1, keepdim=True)
-    deviation = centred.square().mean(dim=1, keepdim=True).sqrt()
-    # Rounding would make something of nothing; and squares of the very small are 0.
-    nothing = constant | (deviation == 0)
-    return torch.where(nothing, 0.0, centred / torch.where(nothing, 1.0, deviation))
+def _z_scores(signals: Tensor) -> Tensor:
+    # `standardise` would hide a broken head behind zeros; callers must be able to notice it.
+    return standardise(signals).where(signals.isfinite().all(dim=-1, keepdim=True), torch.nan)
 
 
-def _calibrated(calibrated: Tensor, mass: Tensor) -> Tensor:  # noqa: ARG001
-    return calibrated
-
-
-def _standardised(calibrated: Tensor, mass: Tensor) -> Tensor:  # noqa: ARG001
-    return standardise_heads(calibrated)
-
-
-def _log(calibrated: Tensor, mass: Tensor) -> Tensor:  # noqa: ARG001
-    return standardise_heads(mass.clamp(min=_LEAST_MASS).log())
-
-
-# All but `sum` can be recorded in a head set: `heads.AGGREGATIONS` holds their names.
 _AGGREGATIONS = {
-    "mean": Aggregation(_calibrated, divided=True, comparable=False),
-    "sum": Aggregation(_calibrated, divided=False, comparable=False),
-    "standardised": Aggregation(_standardised, divided=True, comparable=True),
-    "log": Aggregation(_log, divided=True, comparable=True),
+    "mean": Aggregation(lambda calibrated, _: calibrated, comparable=False),
+    "standardised": Aggregation(lambda calibrated, _: _z_scores(calibrated), comparable=True),
+    "log": Aggregation(
+        lambda _, mass: _z_scores(mass.clamp(min=_LEAST_MASS).log()), comparable=True
+    ),
 }
 
 
 def get_aggregation(how: str) -> Aggregation:
-    """Look an aggregation up by its name.
+    """Return an aggregation by its name.
+
+    Args:
+        how: ``"mean"``, ``"standardised"`` or ``"log"``.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: The name is unknown.
     """
     if how not in _AGGREGATIONS:
         raise InputError(
@@ -97,19 +75,19 @@ def get_aggregation(how: str) -> Aggregation:
 
 
 def features(how: str, calibrated: Tensor, mass: Tensor) -> Tensor:
-    """Prepare the table of which scores are weighted sums: what weights are learned on.
+    """Compute the features of which scores are weighted sums, and on which weights are learned.
 
     Args:
         how: Name of the aggregation.
-        calibrated: Attention that each document receives, less that from the query without
-            content, shape (heads, documents).
-        mass: The same before calibration.
+        calibrated: Attention that each document receives, minus that from the null query, shape
+            (heads, documents).
+        mass: Attention before calibration, shape (heads, documents).
 
     Returns:
-        Shape (heads, documents).
+        Shape (heads, documents). A row is NaN where a head's signals are not finite.
 
     Raises:
-        InputError: There is no such aggregation, or the shapes differ.
+        InputError: The aggregation is unknown, or the shapes differ.
     """
     aggregation = get_aggregation(how)
     if calibrated.ndim != 2 or calibrated.shape != mass.shape:
@@ -126,25 +104,25 @@ def aggregate(
     mass: Tensor,
     weights: Sequence[float] | Tensor | None = None,
 ) -> Tensor:
-    """Make one score per document of the signals of many heads.
+    """Combine the signals of several heads into one score per document.
 
     Args:
-        how: ``"mean"``, ``"sum"``, ``"standardised"`` or ``"log"``; see the top of this module.
-        calibrated: Attention that each document receives, less that from the query without
-            content, shape (heads, documents).
-        mass: The same before calibration.
-        weights: Signed weight of each head, shape (heads,); scores are the weighted sum, divided by
-            nothing. ``None`` for equal weights.
+        how: ``"mean"``, ``"standardised"`` or ``"log"``; see the top of this module.
+        calibrated: Attention that each document receives, minus that from the null query, shape
+            (heads, documents).
+        mass: Attention before calibration, shape (heads, documents).
+        weights: Signed weight of each head, shape (heads,); scores are the weighted sum. ``None``
+            takes the mean over the heads.
 
     Returns:
         Shape (documents,); higher is more relevant.
 
     Raises:
-        InputError: There is no such aggregation, or the shapes do not go together.
+        InputError: The aggregation is unknown, or the shapes do not match.
     """
     table = features(how, calibrated, mass)
     if weights is None:
-        return table.mean(dim=0) if get_aggregation(how).divided else table.sum(dim=0)
+        return table.mean(dim=0)
     signed = torch.as_tensor(weights, dtype=table.dtype, device=table.device)
     if signed.shape != table.shape[:1]:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Where in a document the answer is: attention by token to spans of characters."""
+"""Evidence: the passages of a document that carried its score, from attention by token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from routehead_plugins.data import Span, TextSpan
 
-# Runs of anything but space; where a script writes none, every character is a word.
+# Runs without spaces; in scripts that write no spaces, every character is a word.
 _NO_SPACES = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_NO_SPACES}]|[^\s{_NO_SPACES}]+")
 
@@ -17,26 +17,26 @@ def evidence_spans(
 ) -> tuple[TextSpan, ...]:
     """Find the passages that carried a document's score.
 
-    Tokens are summed into words, every word is averaged with its two neighbours, and of what lies
-    above the document's mean all maximal scoring segments are taken: runs that no word before or
-    after would improve.
+    Token scores are summed into words, smoothed over each word and its two neighbours, and reduced
+    by the document's mean. The passages are all maximal scoring segments of the result: runs of
+    words that no extension on either side would improve.
 
     Args:
         text: The document.
         offsets: Characters ``[start, end)`` of every token read; later text was cut off.
-        scores: Score of every token, in the same order.
+        scores: Score of every token, in the order of the offsets.
 
     Returns:
-        Spans that begin and end with a word, most telling first; none overlap. A span's score is
-        how far its words stand above the document's mean, summed.
+        Spans that start and end at words and do not overlap, highest score first. A span's score is
+        the sum of its words' scores above the document's mean.
     """
     words = [Span(*match.span()) for match in _WORD.finditer(text)]
     sums = _word_scores(words, offsets, scores)
-    read = max((end for _, end in offsets), default=0)
-    words = [word for word in words if word.start < read]
+    read_end = max((end for _, end in offsets), default=0)
+    words = [word for word in words if word.start < read_end]
     if not words:
         return ()
-    smooth = _averaged(sums[: len(words)])
+    smooth = _smoothed(sums[: len(words)])
     mean = sum(smooth) / len(smooth)
     above = [score - mean for score in smooth]
     spans = [
@@ -49,20 +49,21 @@ def evidence_spans(
 def _word_scores(
     words: Sequence[Span], offsets: Sequence[tuple[int, int]], scores: Sequence[float]
 ) -> list[float]:
-    """Sum tokens into the word in which they begin; a token may begin with the space before it."""
+    """Sum token scores by word; a token belongs to the first word that reaches to its end."""
+    # Tokens may start with the space before a word, so their ends are compared.
     sums = [0.0] * len(words)
-    place = 0
+    index = 0
     for (_, end), score in zip(offsets, scores, strict=True):
-        while place < len(words) - 1 and words[place].end < end:
-            place += 1
+        while index < len(words) - 1 and words[index].end < end:
+            index += 1
         if words:
-            sums[place] += score
+            sums[index] += score
     return sums
 
 
-def _averaged(scores: Sequence[float]) -> list[float]:
-    """Average every place with its neighbours: words answer together, not alone."""
-    windows = (scores[max(0, place - 1) : place + 2] for place in range(len(scores)))
+def _smoothed(scores: Sequence[float]) -> list[float]:
+    """Average every score with its neighbours."""
+    windows = (scores[max(0, index - 1) : index + 2] for index in range(len(scores)))
     return [sum(window) / len(window) for window in windows]
 
 
@@ -70,21 +71,21 @@ def maximal_segments(scores: Sequence[float]) -> list[tuple[int, int]]:
     """Find all maximal scoring segments (Ruzzo and Tompa, ISMB 1999).
 
     Args:
-        scores: Positive where a place speaks for itself, negative where it does not.
+        scores: Positive where an item adds to a segment, negative where it takes away.
 
     Returns:
-        Half-open ranges, ascending, each with a positive sum.
+        Half-open index ranges, ascending, each with a positive sum.
     """
     # (start, end, sum before the start, sum up to the end)
     segments: list[tuple[int, int, float, float]] = []
     total = 0.0
-    for place, score in enumerate(scores):
+    for index, score in enumerate(scores):
         before, total = total, total + score
         if score <= 0:
             continue
-        start, low, high = place, before, total
+        start, low, high = index, before, total
         while True:
-            # The nearest segment that begins lower: it may be worth joining.
+            # Joining may help with the nearest earlier segment that starts from a lower sum.
             joined = next(
                 (i for i in range(len(segments) - 1, -1, -1) if segments[i][2] < low), None
             )
@@ -92,5 +93,5 @@ def maximal_segments(scores: Sequence[float]) -> list[tuple[int, int]]:
                 break
             start, low = segments[joined][0], segments[joined][2]
             del segments[joined:]
-        segments.append((start, place + 1, low, high))
+        segments.append((start, index + 1, low, high))
     return [(start, end) for start, end, _, _ in segments]

@@ -1,10 +1,10 @@
-"""From what was read of the heads to one score per document."""
+"""Readout: from the attention of the heads to one score per document."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from routehead_plugins.scoring.token_scores import (
     TokenAttention,
     document_signals,
     fuse,
-    mean_over_heads,
     membership,
     standardise,
     token_scores,
@@ -26,16 +25,16 @@ from routehead_plugins.scoring.token_scores import (
 
 @dataclass(frozen=True)
 class Readout:
-    """How attention becomes scores.
+    """Options for turning attention into scores.
 
     Attributes:
-        drop_outliers: Leave out tokens that the query without content stares at.
-        reweighting: Weights on tokens and documents (ReAttn); ``None`` for none.
-        first_stage_weight: Weight of the candidates' own scores, both sides standardised per query;
-            ``None`` for the one that was fitted together with the heads, or 0.
+        drop_outliers: Whether to drop tokens that draw the attention of the null query.
+        reweighting: Weights of tokens and documents (ReAttn); ``None`` for no weights.
+        first_stage_weight: Weight of the candidates' own scores, both sides z-scored per query;
+            ``None`` takes the weight fitted together with the heads, or 0.
 
     Raises:
-        InputError: The weight is negative or no number.
+        InputError: The weight is negative or not finite.
     """
 
     drop_outliers: bool = True
@@ -48,59 +47,61 @@ class Readout:
             raise InputError(f"first_stage_weight={weight!r} is not a weight; give 0 or more.")
 
     def scores(
-        self, read: TokenAttention, recipe: Recipe, first_stage: Sequence[float | None]
+        self, attention: TokenAttention, recipe: Recipe, first_stage: Sequence[float | None]
     ) -> Tensor:
         """Score documents.
 
         Args:
-            read: What the heads look at.
-            recipe: How the heads' signals are combined.
-            first_stage: Retrieval score of each document; left out unless all have one.
+            attention: Attention of the heads to the prompt's tokens.
+            recipe: How to combine the heads' signals.
+            first_stage: Retrieval score of each document; ignored unless all have one.
 
         Returns:
             Shape (documents,), on the CPU.
         """
         if recipe.aggregation is None and recipe.weights is None:
-            # Heads are averaged before outliers are looked for: an outlier of one is none of all.
-            null = None if read.null is None else mean_over_heads(read.null)[None]
-            found = self._summed(mean_over_heads(read.query)[None], null, read)[0]
+            # ICR averages first: a token is dropped only if it is an outlier of the average head.
+            query = attention.query.mean(dim=0)[None]
+            null = None if attention.null is None else attention.null.mean(dim=0)[None]
+            average = replace(attention, query=query, null=null)
+            scores = self._summed(average, drop_outliers=self.drop_outliers)[0]
         else:
-            calibrated = self._summed(read.query, read.null, read)
-            mass = self._summed(read.query, None, read, drop_outliers=False)
-            found = aggregate(recipe.aggregation or "mean", calibrated, mass, recipe.weights)
-        return self._fused(found.cpu(), recipe, first_stage)
+            calibrated = self._summed(attention, drop_outliers=self.drop_outliers)
+            mass = self._summed(replace(attention, null=None), drop_outliers=False)
+            scores = aggregate(recipe.aggregation or "mean", calibrated, mass, recipe.weights)
+        return self._fused(scores.cpu(), recipe, first_stage)
 
-    def _summed(
-        self,
-        attention: Tensor,
-        null: Tensor | None,
-        read: TokenAttention,
-        *,
-        drop_outliers: bool | None = None,
-    ) -> Tensor:
-        """Signals of each head, shape (heads, documents)."""
-        drop = self.drop_outliers if drop_outliers is None else drop_outliers
-        tokens = token_scores(attention, null, read.spans, drop_outliers=drop)
-        if self.reweighting is None:
-            return tokens @ membership(read.spans, tokens)
-        return reweighted_signals(
-            tokens, read.spans, read.query_ids, read.document_ids, self.reweighting
-        )
+    def signals(self, attention: TokenAttention) -> Tensor:
+        """Compute the signals of each head alone, without ReAttn's weights.
 
-    def signals(self, read: TokenAttention) -> Tensor:
-        """What each head says on its own, without weights on tokens; shape (heads, documents)."""
+        Args:
+            attention: Attention of the heads to the prompt's tokens.
+
+        Returns:
+            Shape (heads, documents), on the CPU.
+        """
         return document_signals(
-            read.query, read.null, read.spans, drop_outliers=self.drop_outliers
+            attention.query, attention.null, attention.spans, drop_outliers=self.drop_outliers
         ).cpu()
 
+    def _summed(self, attention: TokenAttention, *, drop_outliers: bool) -> Tensor:
+        """Sum the token scores of each document, with ReAttn's weights: (heads, documents)."""
+        spans = attention.spans
+        tokens = token_scores(attention.query, attention.null, spans, drop_outliers=drop_outliers)
+        if self.reweighting is None:
+            return tokens @ membership(spans, tokens)
+        return reweighted_signals(
+            tokens, spans, attention.query_ids, attention.document_ids, self.reweighting
+        )
+
     def _fused(self, scores: Tensor, recipe: Recipe, first_stage: Sequence[float | None]) -> Tensor:
-        carried = [score for score in first_stage if score is not None and math.isfinite(score)]
-        if len(carried) < len(first_stage):
+        finite = [score for score in first_stage if score is not None and math.isfinite(score)]
+        if len(finite) < len(first_stage):
             return scores
-        retrieval = torch.tensor(carried, dtype=scores.dtype)
-        asked, fitted = self.first_stage_weight, recipe.first_stage_weight
-        if asked is None and fitted is not None and recipe.weights is not None:
-            # Fitted together: the weighted sum keeps its scale, which tells how sure heads are.
+        retrieval = torch.tensor(finite, dtype=scores.dtype)
+        own, fitted = self.first_stage_weight, recipe.first_stage_weight
+        if own is None and fitted is not None and recipe.weights is not None:
+            # Fitted to the weighted sum in its own scale, which tells how certain the heads are.
             return scores + fitted * standardise(retrieval)
-        weight = fitted if asked is None else asked
+        weight = fitted if own is None else own
         return fuse(scores, retrieval, weight) if weight else scores

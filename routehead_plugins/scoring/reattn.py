@@ -1,19 +1,19 @@
-"""Token scores, weighted before they are summed per document: pure functions of tensors.
+"""Reweighting of token scores before they are summed per document.
 
-After ReAttn (arXiv 2602.19969), which counts attention less on the query's own words where many
-candidates hold them, and more in documents that it is spread over. The abstract says that much;
-the paper's formulas were not at hand. These are ours, and may differ from the paper's. With s_ij
-the score of token j in document i, n_i tokens in document i, N documents, and df(t) the number of
-documents that hold token t:
+Follows ReAttn (arXiv 2602.19969), which reduces attention to words of the query that many
+candidates contain, and raises documents whose attention is spread over many tokens. Only the
+abstract was available, so the formulas are ours and may differ from the paper's. With s_ij the
+score of token j in document i, n_i tokens in document i, N documents, and df(t) the number of
+documents that contain token t:
 
 * w(t) = log((N + 1) / (df(t) + 1)) / log(N + 1) for tokens of the query, 1 for all others;
 * s'_ij = w(t_ij) s_ij and B_i = sum_j s'_ij;
 * p_ij = max(s'_ij, 0) / sum_j max(s'_ij, 0) and E_i = - sum_j p_ij log p_ij / log n_i;
 * W_i = 1 + alpha E_i where B_i > 0, else 1; the document scores W_i B_i.
 
-Scores that are calibrated can be negative, and negative shares have no entropy: p leaves them out,
-B does not. No score falls below the sum of the document's negative tokens, since w is at most 1
-and W is 1 for negative sums: calibrated attention stays above -1, at most 1 + alpha.
+Calibrated scores can be negative; p ignores negative tokens, B includes them. No document scores
+below the sum of its negative tokens, since w is at most 1 and W is 1 for negative sums: calibrated
+attention stays above -1, and at most 1 + alpha.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from routehead_plugins.scoring.token_scores import document_signals, membership
 
 @dataclass(frozen=True, kw_only=True)
 class Reweighting:
-    """Which weights are put on; by default both halves of ReAttn.
+    """Which weights to apply; by default both halves of ReAttn.
 
     Attributes:
-        idf: Whether tokens of the query count less, the more candidates hold them.
-        entropy: By how much a document gains whose attention is spread evenly; alpha in the
-            formulas. 0 leaves this half out.
+        idf: Whether tokens of the query count less, the more candidates contain them.
+        entropy: Bonus of a document whose attention is spread evenly, alpha in the formulas;
+            0 turns this half off.
 
     Raises:
-        InputError: ``entropy`` is negative or no number.
+        InputError: ``entropy`` is negative or not finite.
     """
 
     idf: bool = True
@@ -61,14 +61,14 @@ def reweighted_signals(
 ) -> Tensor:
     """Sum the weighted scores of each document's tokens.
 
-    With ``Reweighting(idf=False, entropy=0)`` the same as ``scoring.document_signals``.
+    ``Reweighting(idf=False, entropy=0)`` gives the same as ``scoring.document_signals``.
 
     Args:
         token_scores: Calibrated, zero where outliers were dropped, shape (heads, tokens).
         spans: Tokens of each document, one span per document; they do not overlap.
-        query_ids: Tokens of the query alone; see ``idf_weights``.
-        document_ids: Tokens of each document as they were read, in the order of the spans.
-        reweighting: Which weights are put on.
+        query_ids: Token ids of the query alone; see ``idf_weights``.
+        document_ids: Token ids of each document as they were read, in the order of the spans.
+        reweighting: Which weights to apply.
 
     Returns:
         Shape (heads, documents).
@@ -78,60 +78,59 @@ def reweighted_signals(
     """
     if reweighting.idf:
         weights = idf_weights(query_ids, document_ids)
-        token_scores = token_scores * _placed(weights, spans, document_ids, token_scores)
+        token_scores = token_scores * _prompt_weights(weights, spans, document_ids, token_scores)
     sums = document_signals(token_scores, None, spans, drop_outliers=False)
     return sums * entropy_factors(token_scores, spans, reweighting.entropy)
 
 
 def idf_weights(query_ids: Sequence[int], document_ids: Sequence[Sequence[int]]) -> Tensor:
-    """Weigh tokens that occur in query and documents by how few documents hold them.
+    """Weight tokens that query and documents share by how few documents contain them.
 
-    A token that every document holds weighs 0: it tells no document from another. So a single
-    document loses every token it shares with the query. Tokens that are not the query's weigh 1,
-    more than any that are: one in a single document weighs 1 - log 2 / log(N + 1).
+    A token that every document contains weighs 0, as it does not tell documents apart; a single
+    document therefore loses every token that it shares with the query. Tokens that are not in the
+    query weigh 1, more than any that are: one in a single document weighs 1 - log 2 / log(N + 1).
 
-    Token ids are compared as they are. A word has the same id in query and document only in the
-    same case and with the same space before it; query and documents both begin behind a space.
+    Tokens are compared by id. A word has the same id in query and document only in the same case
+    and with the same space before it; query and documents both start behind a space.
 
     Args:
-        query_ids: Tokens of the query alone, as they stand in the prompt: the instruction around
-            it says nothing of what is looked for. How often one occurs does not matter.
-        document_ids: Tokens of each document.
+        query_ids: Token ids of the query as it stands in the prompt, without the instruction
+            around it. Repetitions make no difference.
+        document_ids: Token ids of each document.
 
     Returns:
-        Between 0 and 1, float32, shape (tokens,): those of the first document, then of the second,
-        and so on.
+        Between 0 and 1, float32, shape (tokens,), document by document.
     """
     count = len(document_ids)
     ids = torch.tensor(list(chain.from_iterable(document_ids)), dtype=torch.long)
     sizes = torch.tensor([len(document) for document in document_ids], dtype=torch.long)
     owners = torch.arange(count).repeat_interleave(sizes)
-    vocabulary, places = ids.unique(return_inverse=True)
-    holds = torch.zeros(len(vocabulary), count, dtype=torch.bool)
-    holds[places, owners] = True
+    vocabulary, rows = ids.unique(return_inverse=True)
+    contains = torch.zeros(len(vocabulary), count, dtype=torch.bool)
+    contains[rows, owners] = True
     # log((N + 1) / (df + 1)) / log(N + 1), in a form that is exactly 0 where df is N.
     logs = torch.arange(1, count + 2).log()  # of df + 1, for every df
-    idf = 1 - logs[holds.sum(dim=1)] / logs[count]
-    asked = torch.isin(vocabulary, torch.tensor(query_ids, dtype=torch.long))
-    return idf.where(asked, 1.0)[places]
+    idf = 1 - logs[contains.sum(dim=1)] / logs[count]
+    in_query = torch.isin(vocabulary, torch.tensor(query_ids, dtype=torch.long))
+    return idf.where(in_query, 1.0)[rows]
 
 
 def entropy_factors(token_scores: Tensor, spans: Sequence[Span], alpha: float) -> Tensor:
-    """Say how much more each document counts because its score is spread over its tokens.
+    """Compute the factor of each document from how evenly its score is spread over its tokens.
 
-    A document whose sum is not positive gets 1. Multiplied by more, it would rank the lower the
-    more evenly it was read, the reverse of what is meant. As the product is 0 where the sum is,
-    nothing jumps there, and no document changes its sign.
+    A document whose sum is not positive gets 1: a larger factor would lower it the more, the more
+    evenly it was read. Since the product is 0 where the sum is, scores change continuously there,
+    and no document changes its sign.
 
     Args:
-        token_scores: Shape (heads, tokens), already weighted where that is wanted. Tokens that
-            were dropped, as zeros, still count as tokens of their document.
+        token_scores: Shape (heads, tokens), already weighted if weights apply. Dropped tokens, as
+            zeros, still count as tokens of their document.
         spans: Tokens of each document, one span per document; they do not overlap.
-        alpha: What a document gains whose tokens all have the same score.
+        alpha: Bonus of a document whose tokens all have the same score.
 
     Returns:
-        Between 1, all on one token, and 1 + alpha, shape (heads, documents). A document of one
-        token has nothing to spread, and gets 1.
+        From 1, all on one token, to 1 + alpha, shape (heads, documents). A document of one token
+        gets 1.
     """
     members = membership(spans, token_scores)
     positive = token_scores.clamp(min=0)
@@ -142,17 +141,17 @@ def entropy_factors(token_scores: Tensor, spans: Sequence[Span], alpha: float) -
     return (1 + alpha * entropies).where(token_scores @ members > 0, 1)
 
 
-def _placed(
+def _prompt_weights(
     weights: Tensor, spans: Sequence[Span], document_ids: Sequence[Sequence[int]], like: Tensor
 ) -> Tensor:
-    """Put weights where their documents stand, and 1 between them, shape (tokens,)."""
+    """Put the documents' token weights into their spans, and 1 between them, shape (tokens,)."""
     for index, (span, ids) in enumerate(zip(spans, document_ids, strict=True)):
         if span.size != len(ids):
             raise InputError(
                 f"document_ids[{index}] has {len(ids)} tokens, but its span has {span.size}; "
                 "give the tokens that were read, after any cut."
             )
-    placed = torch.ones(like.shape[-1])
+    all_weights = torch.ones(like.shape[-1])
     # Spans may stand in any order: layouts read the best candidate last.
-    placed[torch.cat([torch.arange(*span) for span in spans])] = weights
-    return placed.to(like)
+    all_weights[torch.cat([torch.arange(*span) for span in spans])] = weights
+    return all_weights.to(like)

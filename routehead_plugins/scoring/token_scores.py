@@ -1,4 +1,4 @@
-"""Token attention to document scores: pure functions of tensors.
+"""Token scores, document signals and z-scores.
 
 Equation numbers are those of ICR (arXiv 2410.02642).
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from routehead_plugins.data import Span
 
 _OUTLIER_DEVIATIONS = 2.0
-# Attention below 1e-10 is as good as none; its root keeps residuals finite.
+# The root of 1e-10, below which attention is negligible; keeps residuals finite.
 _LEAST_DEVIATION = 1e-5
 
 
@@ -24,7 +24,8 @@ class TokenAttention:
 
     Attributes:
         query: Attention of the query's tokens, averaged over them, shape (heads, tokens).
-        null: The same for the query without content, or ``None`` where it was not asked for.
+        null: Attention of the null query's tokens, averaged over them, shape (heads, tokens);
+            ``None`` without calibration.
         spans: Tokens of each document's text, in the caller's order.
         query_ids: Token ids of the query itself.
         document_ids: Token ids of each document's text, in the caller's order.
@@ -48,11 +49,11 @@ def document_signals(
 
     Args:
         attention: Mean over the query's tokens, shape (heads, tokens).
-        null_attention: The same for a query without content, subtracted token by token (Eq. 2);
-            ``None`` leaves the attention uncalibrated.
+        null_attention: Mean over the null query's tokens, shape (heads, tokens), subtracted token
+            by token (Eq. 2); ``None`` leaves the attention uncalibrated.
         spans: Tokens of each document, one span per document; an empty one gets 0.
-        drop_outliers: Leave out tokens at or below their document's mean minus two standard
-            deviations (Eq. 3): punctuation and the like that the null query stares at.
+        drop_outliers: Whether to drop tokens at or below their document's mean minus two standard
+            deviations (Eq. 3), such as punctuation that draws the attention of the null query.
 
     Returns:
         Shape (heads, documents). Calibrated signals lie between -1 and 1, others between 0 and 1.
@@ -68,7 +69,13 @@ def token_scores(
     *,
     drop_outliers: bool = True,
 ) -> Tensor:
-    """Calibrate every token (Eq. 2) and set outliers to zero (Eq. 3); see ``document_signals``.
+    """Calibrate every token (Eq. 2) and set outliers to zero (Eq. 3).
+
+    Args:
+        attention: See ``document_signals``, as for the other arguments.
+        null_attention: Attention of the null query.
+        spans: Tokens of each document.
+        drop_outliers: Whether to set outliers to zero.
 
     Returns:
         Shape (heads, tokens).
@@ -76,30 +83,20 @@ def token_scores(
     tokens = attention if null_attention is None else attention - null_attention
     if not drop_outliers:
         return tokens
-    return tokens * _kept(tokens, membership(spans, tokens))
-
-
-def mean_over_heads(signals: Tensor) -> Tensor:
-    """Give every head the same say (Eq. 1, divided by the number of heads).
-
-    Args:
-        signals: Shape (heads, anything).
-
-    Returns:
-        Shape (anything,).
-    """
-    return signals.mean(dim=0)
+    return tokens * _inliers(tokens, membership(spans, tokens))
 
 
 def residuals(attention: Tensor, null_attention: Tensor | None) -> Tensor:
-    """How far each token's attention stands out from what the null query would make expect.
+    """Measure how far each token's attention exceeds what the null query predicts.
 
-    Pearson residuals, as if attention were counted: a difference that is small beside a title or a
-    full stop, at which every query stares, is large at a word that only this query looks at.
+    Computes Pearson residuals, as if attention were counted: the same difference is small at a
+    title or a full stop, which every query attends to, and large at a word that only this query
+    attends to.
 
     Args:
         attention: Mean over the query's tokens, shape (heads, tokens).
-        null_attention: The same for a query without content; ``None`` leaves attention as it is.
+        null_attention: Mean over the null query's tokens, shape (heads, tokens); ``None`` returns
+            the attention itself.
 
     Returns:
         Mean over the heads, shape (tokens,).
@@ -111,53 +108,60 @@ def residuals(attention: Tensor, null_attention: Tensor | None) -> Tensor:
 
 
 def standardise(scores: Tensor) -> Tensor:
-    """Shift and scale scores of one query to mean 0 and standard deviation 1.
+    """Compute z-scores: shift and scale scores to mean 0 and standard deviation 1.
 
     Args:
-        scores: Shape (documents,). All equal, they become zeros.
+        scores: Floating point, shape (..., documents); each row is one query or head.
+
+    Returns:
+        The same shape and dtype. A row is zero where its scores are all equal, and where one of
+        them is not finite.
     """
-    if bool((scores == scores[0]).all()):  # rounding would make something of nothing
-        return torch.zeros_like(scores)
-    centred = scores - scores.mean()
-    deviation = centred.square().mean().sqrt()
-    return centred / deviation if deviation > 0 else torch.zeros_like(scores)
+    centred = scores - scores.mean(dim=-1, keepdim=True)
+    deviation = centred.square().mean(dim=-1, keepdim=True).sqrt()
+    # Equal scores can have a deviation above 0 by rounding, and tiny ones a deviation of 0.
+    differ = (scores != scores[..., :1]).any(dim=-1, keepdim=True) & (deviation > 0)
+    return torch.where(differ, centred / deviation, 0.0)
 
 
 def fuse(scores: Tensor, first_stage: Tensor, weight: float) -> Tensor:
-    """Add the retrieval scores, both sides standardised per query.
+    """Add the z-scored retrieval scores to the z-scored attention scores.
 
     Args:
         scores: Attention scores, shape (documents,).
         first_stage: Retrieval scores, shape (documents,).
-        weight: How much a standard deviation of the retrieval score counts.
+        weight: Weight of the retrieval scores.
+
+    Returns:
+        Shape (documents,).
     """
     return standardise(scores) + weight * standardise(first_stage)
 
 
 def membership(spans: Sequence[Span], like: Tensor) -> Tensor:
-    """Mark with 1 where a token belongs to a document.
+    """Mark which token belongs to which document.
+
+    As a matrix, it makes sums over documents one product: without a loop, and the same on every
+    run, which scattered additions on an accelerator are not.
 
     Args:
         spans: Tokens of each document.
-        like: Its last dimension are the tokens; its device and number format are taken.
+        like: Tensor with the tokens in its last dimension; gives device and dtype.
 
     Returns:
-        Shape (tokens, documents).
-
-    As a matrix, sums over documents are one product: no loop, and the same sum on every run, which
-    scattered additions on an accelerator do not promise.
+        1 where a token belongs to a document, else 0, shape (tokens, documents).
     """
     tokens = torch.arange(like.shape[-1], device=like.device)[:, None]
     edges = torch.tensor(spans, device=like.device)  # (documents, 2)
     return ((tokens >= edges[:, 0]) & (tokens < edges[:, 1])).to(like.dtype)
 
 
-def _kept(tokens: Tensor, members: Tensor) -> Tensor:
-    """One where a token is no outlier of its document, shape (heads, tokens)."""
+def _inliers(tokens: Tensor, members: Tensor) -> Tensor:
+    """Return 1 for tokens that are not outliers of their document, else 0: (heads, tokens)."""
     sizes = members.sum(dim=0).clamp(min=1)
     means = (tokens @ members) / sizes  # (heads, documents)
     centred = tokens - means @ members.T
-    # Unbiased, as in the paper's code; a document of one token has nothing to deviate from.
+    # Unbiased, as in the paper's code; a document of one token has no deviation.
     deviations = ((centred.square() @ members) / (sizes - 1).clamp(min=1)).sqrt()
     floor = -_OUTLIER_DEVIATIONS * (deviations @ members.T)  # (heads, tokens)
     return ((centred > floor) | (floor == 0)).to(tokens.dtype)

@@ -13,23 +13,19 @@ from torch import Tensor
 
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import AGGREGATIONS
-from routehead_plugins.scoring.aggregation import (
-    aggregate,
-    features,
-    get_aggregation,
-    standardise_heads,
-)
+from routehead_plugins.scoring.aggregation import aggregate, features, get_aggregation
 from routehead_plugins.scoring.token_scores import standardise
 
 CALIBRATED = torch.tensor([[0.1, -0.2, 0.4], [0.3, 0.3, 0.3], [-0.5, 0.0, 0.5]])
 MASS = torch.tensor([[0.2, 0.1, 0.5], [0.3, 0.3, 0.3], [0.0, 1e-12, 0.6]])
-HOWS = ("mean", "sum", "standardised", "log")
+HOWS = ("mean", "standardised", "log")
+HOWS_COMPARABLE = ["standardised", "log"]
 
 
 def random_signals(seed: int, heads: int = 4, documents: int = 5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     mass = torch.rand(heads, documents, generator=generator, dtype=torch.float64)
-    mass[1] = 0.25  # a head that does not tell documents apart
+    mass[1] = 0.25  # a head that gives all documents the same
     null = torch.rand(heads, documents, generator=generator, dtype=torch.float64)
     null[1] = 0.125
     return mass - null, mass
@@ -38,7 +34,7 @@ def random_signals(seed: int, heads: int = 4, documents: int = 5) -> tuple[Tenso
 def looped(how: str, calibrated: Tensor, mass: Tensor, weights: list[float] | None) -> list[float]:
     heads, documents = calibrated.shape
     if weights is None:
-        weights = [1.0 if how == "sum" else 1 / heads] * heads
+        weights = [1 / heads] * heads
     scores = [0.0] * documents
     for head in range(heads):
         row = calibrated[head].tolist()
@@ -59,8 +55,8 @@ def test_scores_equal_a_loop_over_heads_and_documents(
     how: str, weights: list[float] | None, seed: int
 ) -> None:
     calibrated, mass = random_signals(seed)
-    found = aggregate(how, calibrated, mass, weights)
-    assert found.tolist() == pytest.approx(looped(how, calibrated, mass, weights), abs=1e-12)
+    scores = aggregate(how, calibrated, mass, weights)
+    assert scores.tolist() == pytest.approx(looped(how, calibrated, mass, weights), abs=1e-12)
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -74,13 +70,12 @@ def test_scores_are_weighted_sums_of_the_features(how: str) -> None:
 
 def test_the_mean_of_calibrated_signals_by_hand() -> None:
     assert aggregate("mean", CALIBRATED, MASS).tolist() == pytest.approx([-0.1 / 3, 0.1 / 3, 0.4])
-    assert aggregate("sum", CALIBRATED, MASS).tolist() == pytest.approx([-0.1, 0.1, 1.2])
     assert aggregate("mean", CALIBRATED, MASS, [1, 0, -1]).tolist() == pytest.approx(
         [0.6, -0.2, -0.1]
     )
 
 
-def test_a_head_that_gives_all_documents_the_same_says_nothing() -> None:
+def test_a_head_that_gives_all_documents_the_same_has_no_effect() -> None:
     for how in ("standardised", "log"):
         assert features(how, CALIBRATED, MASS)[1].tolist() == [0.0, 0.0, 0.0]
 
@@ -103,17 +98,27 @@ def test_constant_factors_of_a_head_cancel_in_the_logarithm() -> None:
     st.lists(st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3), min_size=1, max_size=4)
 )
 @settings(deadline=None)
-def test_every_head_is_standardised_as_scoring_does(rows: list[list[float]]) -> None:
+def test_every_head_is_standardised_on_its_own(rows: list[list[float]]) -> None:
     signals = torch.tensor(rows)
     expected = torch.stack([standardise(row) for row in signals])
-    torch.testing.assert_close(standardise_heads(signals), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features("standardised", signals, signals), expected)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_head_whose_signals_are_not_finite_stays_visible(broken: float) -> None:
+    signals = MASS.clone()
+    signals[0, 1] = broken
+    for how in ("standardised", "log"):
+        table = features(how, signals, signals)
+        assert table.isnan().all(dim=1).tolist() == [True, False, False]
+        assert aggregate(how, signals, signals).isnan().all()
 
 
 @pytest.mark.parametrize("how", HOWS)
 def test_no_documents_have_no_scores_and_one_document_has_one(how: str) -> None:
     assert aggregate(how, torch.empty(2, 0), torch.empty(2, 0)).shape == (0,)
     one = aggregate(how, torch.tensor([[0.25]]), torch.tensor([[0.5]]))
-    assert one.tolist() == [0.25 if how in ("mean", "sum") else 0.0]
+    assert one.tolist() == [0.25 if how == "mean" else 0.0]
 
 
 def test_signals_are_left_as_they_are() -> None:
@@ -124,16 +129,16 @@ def test_signals_are_left_as_they_are() -> None:
     assert mass.equal(MASS)
 
 
-def test_head_sets_record_every_aggregation_but_the_sum() -> None:
-    assert set(HOWS) - set(AGGREGATIONS) == {"sum"}
-    assert all(get_aggregation(how) for how in AGGREGATIONS)
+def test_head_sets_record_every_aggregation() -> None:
+    assert set(HOWS) == set(AGGREGATIONS)
+    assert [how for how in AGGREGATIONS if get_aggregation(how).comparable] == HOWS_COMPARABLE
 
 
 def test_an_unknown_aggregation_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError) as error:
         aggregate("median", CALIBRATED, MASS)
     assert str(error.value) == (
-        "aggregation='median' does not exist; choose one of mean, sum, standardised, log."
+        "aggregation='median' does not exist; choose one of mean, standardised, log."
     )
 
 

@@ -32,8 +32,8 @@ def test_the_example_of_the_paper_is_solved_as_in_the_paper() -> None:
 
 @given(st.lists(st.integers(-20, 20).filter(bool), max_size=12))
 def test_segments_equal_their_definition_where_sums_are_distinct(values: list[int]) -> None:
-    # Powers make every segment's sum distinct, so that ties have no say.
-    scores = [float(value * 1000 + 0.001 * 2**place) for place, value in enumerate(values)]
+    # Powers make every segment's sum distinct, so that there are no ties.
+    scores = [float(value * 1000 + 0.001 * 2**index) for index, value in enumerate(values)]
     assert maximal_segments(scores) == slow_maximal_segments(scores)
 
 
@@ -78,7 +78,7 @@ def test_scripts_without_spaces_are_split_into_characters() -> None:
 
 @given(st.text(max_size=40), st.lists(st.floats(-1, 1), max_size=40))
 def test_spans_never_overlap_and_begin_and_end_with_a_word(text: str, values: list[float]) -> None:
-    offsets = [(place, place + 1) for place in range(len(text))]
+    offsets = [(index, index + 1) for index in range(len(text))]
     scores = (values + [0.0] * len(text))[: len(text)]
     spans = sorted(evidence_spans(text, offsets, scores))
     for span in spans:

@@ -1,4 +1,4 @@
-"""Attention to scores: which steps are taken for which head set, and fusion as it was fitted."""
+"""Attention to scores: which steps are taken for which recipe, and fusion as it was fitted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routehead_plugins import HeadSet
+from routehead_plugins import Recipe
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError
 from routehead_plugins.scoring import TokenAttention
@@ -18,7 +18,7 @@ from routehead_plugins.scoring.readout import Readout
 from routehead_plugins.scoring.reattn import Reweighting, reweighted_signals
 from routehead_plugins.scoring.token_scores import document_signals, standardise, token_scores
 
-HEADS = HeadSet.parse("0-0,1-1,2-0")
+PLAIN = Recipe()
 SPANS = (Span(1, 5), Span(6, 9), Span(9, 12))
 IDS = ((1, 2, 3, 4), (5, 2, 6), (7, 8, 9))
 
@@ -37,11 +37,13 @@ NONE = (None, None, None)
 def test_plain_heads_are_averaged_before_outliers_are_dropped(
     seed: int, null: bool, drop: bool
 ) -> None:
-    read = token_attention(seed, null=null)
-    mean_null = None if read.null is None else read.null.mean(dim=0)[None]
-    expected = document_signals(read.query.mean(dim=0)[None], mean_null, SPANS, drop_outliers=drop)
-    found = Readout(drop_outliers=drop).scores(read, HEADS, NONE)
-    torch.testing.assert_close(found, expected[0], atol=1e-7, rtol=0)
+    attention = token_attention(seed, null=null)
+    mean_null = None if attention.null is None else attention.null.mean(dim=0)[None]
+    expected = document_signals(
+        attention.query.mean(dim=0)[None], mean_null, SPANS, drop_outliers=drop
+    )
+    scores = Readout(drop_outliers=drop).scores(attention, PLAIN, NONE)
+    torch.testing.assert_close(scores, expected[0], atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "standardised", "log"])
@@ -49,40 +51,42 @@ def test_plain_heads_are_averaged_before_outliers_are_dropped(
 def test_heads_with_an_aggregation_are_aggregated_signal_by_signal(
     aggregation: str, weights: tuple[float, ...] | None
 ) -> None:
-    read = token_attention(1)
-    heads = HeadSet(HEADS, aggregation=aggregation, weights=weights)
-    calibrated = document_signals(read.query, read.null, SPANS)
-    mass = document_signals(read.query, None, SPANS, drop_outliers=False)
+    attention = token_attention(1)
+    recipe = Recipe(aggregation=aggregation, weights=weights)
+    calibrated = document_signals(attention.query, attention.null, SPANS)
+    mass = document_signals(attention.query, None, SPANS, drop_outliers=False)
     expected = aggregate(aggregation, calibrated, mass, weights)
-    torch.testing.assert_close(Readout().scores(read, heads, NONE), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        Readout().scores(attention, recipe, NONE), expected, atol=1e-6, rtol=0
+    )
 
 
 def test_weights_without_an_aggregation_weigh_the_signals_themselves() -> None:
-    read = token_attention(2)
-    heads = HeadSet(HEADS, weights=(1.0, 0.0, -1.0))
-    calibrated = document_signals(read.query, read.null, SPANS)
-    torch.testing.assert_close(Readout().scores(read, heads, NONE), calibrated[0] - calibrated[2])
-
-
-def test_a_fitted_first_stage_is_added_to_the_weighted_sum_as_that_stands() -> None:
-    read, retrieval = token_attention(3), (3.0, 1.0, 7.0)
-    heads = HeadSet(
-        HEADS, weights=(1.0, 2.0, 3.0), aggregation="standardised", first_stage_weight=0.5
+    attention = token_attention(2)
+    recipe = Recipe(weights=(1.0, 0.0, -1.0))
+    calibrated = document_signals(attention.query, attention.null, SPANS)
+    torch.testing.assert_close(
+        Readout().scores(attention, recipe, NONE), calibrated[0] - calibrated[2]
     )
-    bare = Readout(first_stage_weight=0.0).scores(read, heads, retrieval)
+
+
+def test_a_fitted_first_stage_is_added_to_the_weighted_sum_in_its_own_scale() -> None:
+    attention, retrieval = token_attention(3), (3.0, 1.0, 7.0)
+    recipe = Recipe(weights=(1.0, 2.0, 3.0), aggregation="standardised", first_stage_weight=0.5)
+    bare = Readout(first_stage_weight=0.0).scores(attention, recipe, retrieval)
     z = standardise(torch.tensor(retrieval))
-    torch.testing.assert_close(Readout().scores(read, heads, retrieval), bare + 0.5 * z)
-    # A weight of one's own is between two standardised sides.
-    own = Readout(first_stage_weight=2.0).scores(read, heads, retrieval)
+    torch.testing.assert_close(Readout().scores(attention, recipe, retrieval), bare + 0.5 * z)
+    # A weight given by the caller adds two standardised sides.
+    own = Readout(first_stage_weight=2.0).scores(attention, recipe, retrieval)
     torch.testing.assert_close(own, standardise(bare) + 2.0 * z)
 
 
 def test_a_fitted_first_stage_of_plain_heads_is_between_two_standardised_sides() -> None:
-    read, retrieval = token_attention(4), (3.0, 1.0, 7.0)
-    fitted = HeadSet(HEADS, first_stage_weight=0.5)
-    expected = Readout(first_stage_weight=0.5).scores(read, HEADS, retrieval)
-    torch.testing.assert_close(Readout().scores(read, fitted, retrieval), expected)
-    plain = Readout().scores(read, HEADS, NONE)
+    attention, retrieval = token_attention(4), (3.0, 1.0, 7.0)
+    fitted = Recipe(first_stage_weight=0.5)
+    expected = Readout(first_stage_weight=0.5).scores(attention, PLAIN, retrieval)
+    torch.testing.assert_close(Readout().scores(attention, fitted, retrieval), expected)
+    plain = Readout().scores(attention, PLAIN, NONE)
     torch.testing.assert_close(
         expected, standardise(plain) + 0.5 * standardise(torch.tensor(retrieval))
     )
@@ -92,27 +96,27 @@ def test_a_fitted_first_stage_of_plain_heads_is_between_two_standardised_sides()
 def test_without_a_score_on_every_document_the_first_stage_is_left_out(
     missing: float | None,
 ) -> None:
-    read = token_attention(5)
-    plain = Readout().scores(read, HEADS, NONE)
+    attention = token_attention(5)
+    plain = Readout().scores(attention, PLAIN, NONE)
     assert torch.equal(
-        Readout(first_stage_weight=1.0).scores(read, HEADS, (1.0, missing, 2.0)), plain
+        Readout(first_stage_weight=1.0).scores(attention, PLAIN, (1.0, missing, 2.0)), plain
     )
 
 
-@pytest.mark.parametrize("heads", [HEADS, HeadSet(HEADS, aggregation="log")], ids=["plain", "log"])
-def test_token_weights_compose_with_any_head_set(heads: HeadSet) -> None:
-    read, weights = token_attention(6), Reweighting(entropy=0.7)
-    found = Readout(reweighting=weights).scores(read, heads, NONE)
-    assert not torch.allclose(found, Readout().scores(read, heads, NONE))
-    if heads.aggregation is None:
-        assert read.null is not None
-        tokens = token_scores(read.query.mean(0)[None], read.null.mean(0)[None], SPANS)
+@pytest.mark.parametrize("recipe", [PLAIN, Recipe(aggregation="log")], ids=["plain", "log"])
+def test_token_weights_compose_with_any_recipe(recipe: Recipe) -> None:
+    attention, weights = token_attention(6), Reweighting(entropy=0.7)
+    scores = Readout(reweighting=weights).scores(attention, recipe, NONE)
+    assert not torch.allclose(scores, Readout().scores(attention, recipe, NONE))
+    if recipe.aggregation is None:
+        assert attention.null is not None
+        tokens = token_scores(attention.query.mean(0)[None], attention.null.mean(0)[None], SPANS)
         expected = reweighted_signals(tokens, SPANS, (2, 3), IDS, weights)[0]
-        torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
+        torch.testing.assert_close(scores, expected, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
-def test_a_weight_that_is_none_is_refused(weight: float) -> None:
+def test_an_invalid_weight_is_refused(weight: float) -> None:
     with pytest.raises(InputError) as error:
         Readout(first_stage_weight=weight)
     assert str(error.value) == f"first_stage_weight={weight!r} is not a weight; give 0 or more."

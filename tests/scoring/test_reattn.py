@@ -55,14 +55,14 @@ def looped_signals(
 ) -> list[list[float]]:
     table = []
     for row in token_scores.tolist():
-        found = []
+        signals = []
         for span, text in zip(spans, texts, strict=True):
             scores = row[span.start : span.end]
             if reweighting.idf:
                 weights = [looped_weight(token, query, texts) for token in text]
                 scores = [w * s for w, s in zip(weights, scores, strict=True)]
-            found.append(looped_factor(scores, reweighting.entropy) * sum(scores))
-        table.append(found)
+            signals.append(looped_factor(scores, reweighting.entropy) * sum(scores))
+        table.append(signals)
     return table
 
 
@@ -71,17 +71,17 @@ def prompts(draw: st.DrawFn) -> tuple[list[list[int]], list[Span], Tensor]:
     """Documents, where they stand in any order and with gaps, and scores of two heads."""
     texts = draw(documents)
     spans, end = {}, draw(st.integers(0, 3))
-    for place in draw(st.permutations(range(len(texts)))):
-        spans[place] = Span(end, end + len(texts[place]))
-        end += len(texts[place]) + draw(st.integers(0, 2))
+    for index in draw(st.permutations(range(len(texts)))):
+        spans[index] = Span(end, end + len(texts[index]))
+        end += len(texts[index]) + draw(st.integers(0, 2))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     scores = torch.randn(2, end, generator=generator, dtype=torch.float64).exp() / 100
     scores[torch.rand(2, end, generator=generator) < draw(st.sampled_from([0, 0.3, 0.9]))] *= -1
     scores[torch.rand(2, end, generator=generator) < 0.1] = 0  # outliers that were dropped
-    return texts, [spans[place] for place in range(len(texts))], scores
+    return texts, [spans[index] for index in range(len(texts))], scores
 
 
-# Tokens 7 and 8 are the query's; three documents hold 7, one holds 8, and 1 is not asked for.
+# Tokens 7 and 8 are the query's; three documents hold 7, one holds 8, and 1 is not in the query.
 QUERY = [7, 8, 9]
 TEXTS = [[7, 8, 1, 8], [1, 7], [7]]
 
@@ -269,11 +269,11 @@ def test_a_query_that_shares_no_token_makes_idf_change_nothing(
     drawn: tuple[list[list[int]], list[Span], Tensor], alpha: float
 ) -> None:
     texts, spans, scores = drawn
-    found = [
+    signals = [
         reweighted_signals(scores, spans, [99], texts, Reweighting(idf=idf, entropy=alpha))
         for idf in (True, False)
     ]
-    assert torch.equal(*found)
+    assert torch.equal(*signals)
 
 
 @given(prompts(), ids, alphas)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import reference
 import torch
@@ -10,13 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from routehead_plugins import Head, Span
-from routehead_plugins.scoring import token_scores as scoring
-from routehead_plugins.scoring.token_scores import (
-    document_signals,
-    fuse,
-    mean_over_heads,
-    standardise,
-)
+from routehead_plugins.scoring.token_scores import document_signals, fuse, residuals, standardise
 
 HEADS = 3
 
@@ -24,11 +20,11 @@ HEADS = 3
 @st.composite
 def spans(draw: st.DrawFn) -> tuple[list[Span], int]:
     """Spans that do not overlap, in any order, with or without gaps; and the number of tokens."""
-    found, end = [], draw(st.integers(0, 3))
+    drawn, end = [], draw(st.integers(0, 3))
     for size in draw(st.lists(st.integers(1, 12), min_size=1, max_size=5)):
-        found.append(Span(end, end + size))
+        drawn.append(Span(end, end + size))
         end += size + draw(st.integers(0, 2))
-    return draw(st.permutations(found)), end
+    return draw(st.permutations(drawn)), end
 
 
 def random_attention(seed: int, tokens: int) -> Tensor:
@@ -39,20 +35,20 @@ def random_attention(seed: int, tokens: int) -> Tensor:
     return scores.softmax(dim=-1)
 
 
-def looped(attention: Tensor, null: Tensor | None, found: list[Span], *, drop: bool) -> Tensor:
+def looped(attention: Tensor, null: Tensor | None, documents: list[Span], *, drop: bool) -> Tensor:
     table = reference.signals(
         attention[None],
         None if null is None else null[None],
-        list(found),
+        list(documents),
         [Head(0, index) for index in range(len(attention))],
         drop_outliers=drop,
     )
     return torch.tensor(table, dtype=attention.dtype)
 
 
-def assert_no_near_ties(tokens: Tensor, found: list[Span]) -> None:
+def assert_no_near_ties(tokens: Tensor, documents: list[Span]) -> None:
     """Two sums in another order may disagree about a token that lies on the very threshold."""
-    for start, end in found:
+    for start, end in documents:
         inside = tokens[:, start:end]
         if end - start > 1:
             floor = inside.mean(dim=1, keepdim=True) - 2 * inside.std(dim=1, keepdim=True)
@@ -64,12 +60,12 @@ def assert_no_near_ties(tokens: Tensor, found: list[Span]) -> None:
 def test_signals_equal_a_loop_over_tokens(
     drawn: tuple[list[Span], int], seed: int, calibrate: bool, drop: bool
 ) -> None:
-    found, tokens = drawn
+    documents, tokens = drawn
     attention = random_attention(seed, tokens)
     null = random_attention(seed + 1, tokens) if calibrate else None
-    assert_no_near_ties(attention if null is None else attention - null, found)
-    signals = document_signals(attention, null, found, drop_outliers=drop)
-    expected = looped(attention, null, found, drop=drop)
+    assert_no_near_ties(attention if null is None else attention - null, documents)
+    signals = document_signals(attention, null, documents, drop_outliers=drop)
+    expected = looped(attention, null, documents, drop=drop)
     torch.testing.assert_close(signals, expected, atol=1e-12, rtol=0)
 
 
@@ -78,9 +74,9 @@ def test_signals_equal_a_loop_over_tokens(
 def test_documents_whose_tokens_are_all_equal_keep_every_token(
     drawn: tuple[list[Span], int], value: float
 ) -> None:
-    found, tokens = drawn
-    signals = document_signals(torch.full((HEADS, tokens), value), None, found)
-    sums = torch.tensor([value * span.size for span in found]).expand(HEADS, -1)
+    documents, tokens = drawn
+    signals = document_signals(torch.full((HEADS, tokens), value), None, documents)
+    sums = torch.tensor([value * span.size for span in documents]).expand(HEADS, -1)
     torch.testing.assert_close(signals, sums)
 
 
@@ -131,11 +127,6 @@ def test_the_attention_given_is_left_as_it_was() -> None:
     assert torch.equal(null, copies[1])
 
 
-def test_every_head_has_the_same_say() -> None:
-    signals = torch.tensor([[1.0, 2.0, 3.0], [3.0, 0.0, 6.0]])
-    assert mean_over_heads(signals).tolist() == [2.0, 1.0, 4.5]
-
-
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [([1.0, 3.0], [-1.0, 1.0]), ([0.0, 0.0, 3.0, 3.0], [-1.0, -1.0, 1.0, 1.0]), ([5.0], [0.0])],
@@ -152,13 +143,58 @@ def test_equal_scores_become_zeros(value: float, size: int) -> None:
     assert standardise(torch.full((size,), value)).tolist() == [0.0] * size
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_row_with_a_score_that_is_not_finite_becomes_zeros(broken: float) -> None:
+    scores = torch.tensor([[1.0, broken, 3.0], [1.0, 1.0, 4.0]])
+    assert standardise(scores[0]).tolist() == [0.0] * 3
+    assert standardise(scores)[0].tolist() == [0.0] * 3
+    assert torch.equal(standardise(scores)[1], standardise(scores[1]))
+
+
+@pytest.mark.parametrize("tiny", [[0.0, 1e-30], [1e-25, 3e-25, 2e-25]])
+def test_scores_whose_deviation_underflows_become_zeros(tiny: list[float]) -> None:
+    assert standardise(torch.tensor(tiny)).tolist() == [0.0] * len(tiny)
+
+
+def one_row(scores: Tensor) -> Tensor:
+    """The formula for one row, with the whole row reduced at once."""
+    if bool((scores == scores[0]).all()):
+        return torch.zeros_like(scores)
+    centred = scores - scores.mean()
+    deviation = centred.square().mean().sqrt()
+    return centred / deviation if deviation > 0 else torch.zeros_like(scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("documents", [1, 2, 7, 20, 100])
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_standardised_alike_in_any_shape(
+    dtype: torch.dtype, documents: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(2, 3, documents, generator=generator).to(dtype)
+    scores[0, 1] = scores[0, 1, 0]
+    expected = torch.stack([one_row(row) for row in scores.flatten(0, 1)])
+    for shaped in (scores, scores.flatten(0, 1)):
+        batch = standardise(shaped)
+        assert (batch.shape, batch.dtype) == (shaped.shape, dtype)
+        assert torch.equal(batch.flatten(0, -2), expected)
+    alone = torch.stack([standardise(row) for row in scores.flatten(0, 1)])
+    assert torch.equal(alone, expected)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3), (2, 0, 4)])
+def test_no_scores_stay_no_scores(shape: tuple[int, ...]) -> None:
+    assert standardise(torch.empty(shape)).shape == shape
+
+
 @given(
     st.lists(st.integers(-99, 99), min_size=2, max_size=30, unique=True),
     st.integers(-50, 50),
     st.integers(1, 50),
 )
 @settings(deadline=None)
-def test_standardised_scores_know_neither_shift_nor_scale(
+def test_standardised_scores_depend_on_neither_shift_nor_scale(
     values: list[int], shift: int, scale: int
 ) -> None:
     scores = torch.tensor(values, dtype=torch.float64)
@@ -177,7 +213,7 @@ def test_the_first_stage_is_added_by_its_weight(weight: float, expected: list[fl
     torch.testing.assert_close(fuse(scores, first_stage, weight), torch.tensor(expected))
 
 
-def test_a_first_stage_without_opinion_changes_nothing() -> None:
+def test_an_all_equal_first_stage_changes_nothing() -> None:
     scores = torch.tensor([0.5, 0.25, 0.75])
     assert torch.equal(fuse(scores, torch.full((3,), 7.0), 3.0), standardise(scores))
 
@@ -186,8 +222,8 @@ def test_residuals_are_large_where_little_was_expected() -> None:
     attention = torch.tensor([[0.26, 0.02, 0.0]])
     null = torch.tensor([[0.25, 0.01, 0.0]])
     expected = [0.01 / (0.5 + 1e-5), 0.01 / (0.1 + 1e-5), 0.0]
-    assert scoring.residuals(attention, null).tolist() == pytest.approx(expected)
-    assert scoring.residuals(attention, None).tolist() == pytest.approx([0.26, 0.02, 0.0])
+    assert residuals(attention, null).tolist() == pytest.approx(expected)
+    assert residuals(attention, None).tolist() == pytest.approx([0.26, 0.02, 0.0])
 
 
 @pytest.mark.parametrize("drop_outliers", [True, False])
