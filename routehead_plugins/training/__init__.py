@@ -1,4 +1,4 @@
-"""Learn head sets and routers from kept signals; the LLM is never run here."""
+"""Learn head sets and routers from stored signals, without running the LLM."""
 
 from routehead_plugins.training.detection import METHODS, detect, single_head_ndcg
 from routehead_plugins.training.fit import (
@@ -13,12 +13,16 @@ from routehead_plugins.training.fit import (
     static_l1,
     usable,
 )
+from routehead_plugins.training.head_search import LabelOptions
 from routehead_plugins.training.inspection import Inspection, Use, sampled
 from routehead_plugins.training.model_card import router_card
 from routehead_plugins.training.offline import each_ndcg, offline_scores, routed_scores
-from routehead_plugins.training.pseudo_labels import LabelOptions, label_reliability
-from routehead_plugins.training.reliability import choose_labels, label_choices
-from routehead_plugins.training.weights import fit_weights, split_folds, weighted_scores
+from routehead_plugins.training.pseudo_labels import (
+    choose_labels,
+    label_choices,
+    label_reliability,
+)
+from routehead_plugins.training.weights import fit_weights, split_folds
 
 __all__ = [
     "METHODS",
@@ -47,5 +51,4 @@ __all__ = [
     "static_base",
     "static_l1",
     "usable",
-    "weighted_scores",
 ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from routehead_plugins.errors import InputError
 from routehead_plugins.scoring import features
 from routehead_plugins.signals import (
     Judgments,
@@ -38,6 +39,48 @@ _MOST_SWAPS = 20  # after each addition; a handful is common
 _GRID = 2.0**-36
 _TABLE = 2**22  # numbers in a batch, 32 MiB
 _SCORES = 2**17  # scores that are measured together; more would not stay in the processor's cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """Options of the search for labels.
+
+    Attributes:
+        candidates: K, number of heads that may be chosen, the best by their own utility; fewer if
+            there are fewer heads.
+        max_heads: P, most heads of a set.
+        utility: Measure of a set on a query: ``"ndcg"`` (at 10), ``"reciprocal_rank"``,
+            ``"correlation"`` or ``"margin"``; see ``signals.measures``. The last two are smooth.
+        shrinkage: s, from 0 to 1. The objective is (1 - s) * utility of the set + s * mean over the
+            set's heads of the utility of each head alone, on average over all queries. The second
+            part favours small sets: at 1 every set is the best head alone.
+        groups: Number of groups into which k-means puts the queries by their embeddings; the
+            queries of a group share the set that is best for them on average. ``None`` for a set
+            per query.
+        seed: Random seed of groups, halves and random sets. The search itself is deterministic.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    candidates: int = 32
+    max_heads: int = 8
+    utility: str = "ndcg"
+    shrinkage: float = 0.0
+    groups: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "max_heads", "groups"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}={value!r} must be 1 or more.")
+        if self.utility not in UTILITIES:
+            raise InputError(
+                f"utility={self.utility!r} does not exist; choose one of {', '.join(UTILITIES)}."
+            )
+        if not 0 <= self.shrinkage <= 1:
+            raise InputError(f"shrinkage={self.shrinkage!r} must be from 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -109,12 +152,9 @@ def measure(
 def search(
     queries: Sequence[QuerySignals],
     heads: Sequence[int],
-    static: Tensor,
+    static: Sequence[float],
     groups: Tensor | None,
-    *,
-    utility: str,
-    max_heads: int,
-    shrinkage: float,
+    options: LabelOptions,
 ) -> Tensor:
     """Search for each query's set by forward selection with swaps (RouteHead, arXiv 2604.24608).
 
@@ -125,12 +165,10 @@ def search(
     Args:
         queries: The signals.
         heads: Indices of the candidate heads among those of the signals.
-        static: Utility of each candidate alone, shape (candidates,), in float64.
+        static: Utility of each candidate alone.
         groups: Group of each query, counted from 0 without gaps, shape (queries,); the queries of a
             group share the set with the best mean objective. ``None`` for a set per query.
-        utility: One of ``UTILITIES``.
-        max_heads: Most heads of a set.
-        shrinkage: Share of the objective that is the mean of ``static`` over the set's heads.
+        options: Utility, most heads of a set, and shrinkage to ``static``.
 
     Returns:
         Mask of shape (queries, candidates), true for 1 to ``max_heads`` candidates of each query.
@@ -143,8 +181,8 @@ def search(
     gates = []
     for batches in parts:
         group_of = torch.arange(sum(map(len, batches))) if groups is None else groups
-        state = _State(batches, group_of, static, utility, shrinkage)
-        state.run(max_heads)
+        state = _State(batches, group_of, static, options)
+        state.run(options.max_heads)
         gates.append(state.gates[group_of])
     return torch.cat(gates)
 
@@ -156,16 +194,15 @@ class _State:
         self,
         batches: Sequence[Batch],
         groups: Tensor,
-        static: Tensor,
-        utility: str,
-        shrinkage: float,
+        static: Sequence[float],
+        options: LabelOptions,
     ) -> None:
         self._batches = batches
         self._group_of = groups.split([len(batch) for batch in batches])
         self._sizes = groups.bincount()
-        self._static = static
-        self._utility = UTILITIES[utility]
-        self._shrinkage = shrinkage
+        self._static = torch.tensor(static, dtype=torch.float64)
+        self._utility = UTILITIES[options.utility]
+        self._shrinkage = options.shrinkage
         self.gates = torch.zeros(len(self._sizes), len(static), dtype=torch.bool)
         self._objective = torch.full((len(self._sizes),), -torch.inf, dtype=torch.float64)
 

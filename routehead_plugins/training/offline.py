@@ -1,4 +1,4 @@
-"""Score candidates from kept signals, as the re-ranker would by reading the same heads."""
+"""Scores computed from stored signals, equal to those of the re-ranker for the same heads."""
 
 from __future__ import annotations
 
@@ -9,42 +9,45 @@ from torch import Tensor
 
 from routehead_plugins.errors import HeadError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.scoring import aggregate, fuse
+from routehead_plugins.scoring import aggregate, fuse, standardise
 from routehead_plugins.selection import Router
 from routehead_plugins.signals import QuerySignals, ndcg
-from routehead_plugins.training.weights import weighted_scores
 
 
 def offline_scores(query: QuerySignals, heads: HeadSet, available: HeadSet) -> Tensor:
     """Score a query's candidates by a head set.
 
+    With weights, the score is ``sum_h w_h z_h + w_fs z_fs``, and the sum over heads is not
+    standardised.
+
     Args:
         query: The signals.
-        heads: The heads to read, with an aggregation.
-        available: The heads that the signals are of, in their order.
+        heads: The heads to read, with weights or an aggregation.
+        available: The heads of the signals, in their order.
 
     Returns:
         Shape (documents,).
 
     Raises:
-        HeadError: There are no signals of a head, or no aggregation.
+        HeadError: The signals are of other heads, or the heads have no aggregation.
     """
-    if heads.recipe.weights is not None:
-        return weighted_scores(query, heads, available)
-    places = {head: place for place, head in enumerate(available)}
-    missing = [str(head) for head in heads if head not in places]
-    if missing:
+    if len(available) != len(query.mass):
         raise HeadError(
-            f"there are no signals of head {', '.join(missing[:5])}; compute them for these heads."
+            f"the signals of query {query.query_id!r} have {len(query.mass)} heads, but "
+            f"{len(available)} are given as available; give the heads of the signals."
         )
-    if heads.recipe.aggregation is None:
+    rows, recipe = available.indices_of(heads), heads.recipe
+    calibrated, mass = query.calibrated[rows], query.mass[rows]
+    weight = recipe.first_stage_weight or 0.0
+    if recipe.weights is not None:
+        scores = aggregate(recipe.aggregation or "mean", calibrated, mass, recipe.weights)
+        return scores + weight * standardise(query.first_stage)
+    if recipe.aggregation is None:
         raise HeadError(
-            f"heads {heads} have no aggregation, and signals do not tell what they then say "
-            'together; give one, such as "mean".'
+            f"heads {heads} have no aggregation, so signals cannot be combined into scores; give "
+            'one, such as "mean".'
         )
-    rows = [places[head] for head in heads]
-    scores = aggregate(heads.recipe.aggregation, query.calibrated[rows], query.mass[rows])
-    weight = heads.recipe.first_stage_weight
+    scores = aggregate(recipe.aggregation, calibrated, mass)
     return fuse(scores, query.first_stage, weight) if weight else scores
 
 
@@ -56,17 +59,20 @@ def routed_scores(
     Args:
         router: The router.
         queries: The signals.
-        embeddings: Of the queries, after the router's layer, shape (queries, width).
-        available: The heads that the signals are of.
+        embeddings: Embeddings of the queries after the router's layer, shape (queries, width).
+        available: The heads of the signals, in their order.
+
+    Returns:
+        The scores of each query, shape (documents,).
     """
-    chosen = [router.choose(logits) for logits in router.logits(embeddings)]
-    return [offline_scores(q, heads, available) for q, heads in zip(queries, chosen, strict=True)]
+    selected = [router.choose(logits) for logits in router.logits(embeddings)]
+    return [offline_scores(q, heads, available) for q, heads in zip(queries, selected, strict=True)]
 
 
 def each_ndcg(scores: Sequence[Tensor], queries: Sequence[QuerySignals]) -> Tensor:
-    """nDCG@10 of every query, shape (queries,), float64."""
-    figures = [
-        ndcg(found[None], query.gains, query.ideal_gains)
-        for found, query in zip(scores, queries, strict=True)
+    """Compute the nDCG@10 of every query, shape (queries,), float64."""
+    values = [
+        ndcg(row[None], query.gains, query.ideal_gains)
+        for row, query in zip(scores, queries, strict=True)
     ]
-    return torch.cat(figures) if figures else torch.empty(0, dtype=torch.float64)
+    return torch.cat(values) if values else torch.empty(0, dtype=torch.float64)

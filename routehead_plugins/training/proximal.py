@@ -1,7 +1,8 @@
-"""The convex problem behind `weights`: its table, the slopes of its losses, and the solver.
+"""The convex problem behind `weights`: signals as a table, gradients of its losses, and the solver.
 
-Everything is in float64 and without chance. Several fits run side by side as columns ("fits"),
-each with its own say of the queries, so that all parts of a cross-validation share every product.
+Everything is in float64 and without randomness. Several fits run side by side as columns ("fits"),
+each with its own weights of the queries, so that all folds of a cross-validation share every
+product.
 """
 
 from __future__ import annotations
@@ -13,67 +14,105 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from routehead_plugins.errors import InputError
 from routehead_plugins.scoring import features, get_aggregation, standardise
 from routehead_plugins.signals import QuerySignals
 
-_MOST_STEPS = 20_000  # met only without a penalty, where weights may grow for ever
-_NEVER = -1e30  # score of a place without a document
+OBJECTIVES = ("listwise", "pairs")
+
+_MOST_STEPS = 20_000  # reached only without a penalty, where weights may grow without limit
+_NEVER = -1e30  # score in the padding
+
+
+@dataclass(frozen=True)
+class Listwise:
+    """Cross-entropy between the softmax of scores and the judged gains divided by their sum.
+
+    A query without gains above 0 has a loss of 0.
+
+    Attributes:
+        gains: Judged relevance, shape (queries, documents).
+        present: Mask of the documents, false in the padding; shape (queries, documents).
+    """
+
+    gains: Tensor
+    present: Tensor
+
+    def losses(self, scores: Tensor) -> Tensor:
+        """Compute the loss of each query.
+
+        Args:
+            scores: Shape (queries, documents).
+
+        Returns:
+            Shape (queries,), differentiable by the scores.
+        """
+        shown = scores.masked_fill(~self.present, _NEVER)
+        return -(self._target * shown.log_softmax(dim=1)).sum(dim=1)
+
+    def slopes(self, scores: Tensor) -> Tensor:
+        """Differentiate the losses by the scores, shape (queries, documents, fits) both."""
+        shown = scores.masked_fill(~self.present[..., None], _NEVER).softmax(dim=1)
+        target = self._target[..., None]
+        return shown * target.sum(dim=1, keepdim=True) - target
+
+    @cached_property
+    def _target(self) -> Tensor:
+        """Gains as a distribution over documents, shape (queries, documents)."""
+        gains = self.gains.clamp(min=0)  # judgments below 0 count as 0, as in nDCG
+        return gains / gains.sum(dim=1, keepdim=True).clamp(min=1e-30)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Signals of many queries, padded to the same number of documents.
+    """Features of many queries, padded to the same number of documents.
 
     Attributes:
         features: Shape (queries, documents, heads + 1), the retrieval score in the last column.
-        scale: What each column was divided by, shape (heads + 1,).
+        scale: Divisor of each column, shape (heads + 1,).
         gains: Judged relevance, shape (queries, documents).
-        sizes: Number of documents, shape (queries,).
+        sizes: Number of documents of each query, shape (queries,).
         objective: ``"listwise"`` or ``"pairs"``.
-        spread: Strength of the term for the middle of the list.
     """
 
     features: Tensor
     scale: Tensor
     gains: Tensor
     sizes: Tensor
-    objective: str
-    spread: float
+    objective: str = "listwise"
 
     @cached_property
     def rows(self) -> Tensor:
-        """The features of all places, shape (queries * documents, heads + 1)."""
+        """The features without the grouping by queries, shape (queries * documents, heads + 1)."""
         return self.features.flatten(0, 1)
 
     @cached_property
     def present(self) -> Tensor:
-        """Which places hold a document, shape (queries, documents, 1)."""
-        return (torch.arange(self.gains.shape[1]) < self.sizes[:, None])[:, :, None]
+        """Mask of the documents, false in the padding; shape (queries, documents)."""
+        return torch.arange(self.gains.shape[1]) < self.sizes[:, None]
 
     def slopes(self, scores: Tensor, shares: Tensor) -> Tensor:
         """Differentiate the loss by the scores.
 
         Args:
             scores: Shape (queries * documents, fits).
-            shares: What each query counts in each fit, shape (queries, fits).
+            shares: Weight of each query in each fit, shape (queries, fits).
 
         Returns:
             Shape (queries * documents, fits).
         """
-        table = scores.view(*self.gains.shape, -1)
-        slopes = self._listwise(table) if self.objective == "listwise" else self._pairs(scores)
-        if self.spread:
-            slopes = slopes + self.spread * self._middle(table)
+        if self.objective == "listwise":
+            slopes = self._listwise.slopes(scores.view(*self.gains.shape, -1))
+        else:
+            slopes = self._pairs(scores)
         return (slopes * shares[:, None]).flatten(0, 1)
 
     def gradient(self, weights: Tensor, shares: Tensor) -> Tensor:
         """Differentiate the loss by the weights, shape (heads + 1, fits) both."""
         return self.rows.T @ self.slopes(self.rows @ weights, shares)
 
-    def _listwise(self, scores: Tensor) -> Tensor:
-        shown = scores.masked_fill(~self.present, _NEVER).softmax(dim=1)
-        return shown * self._target.sum(dim=1, keepdim=True) - self._target
+    @cached_property
+    def _listwise(self) -> Listwise:
+        return Listwise(self.gains, self.present)
 
     def _pairs(self, scores: Tensor) -> Tensor:
         better, worse, share = self._adjacent
@@ -81,21 +120,9 @@ class Table:
         slopes = torch.zeros_like(scores).index_add_(0, worse, pull).index_add_(0, better, -pull)
         return slopes.view(*self.gains.shape, -1)
 
-    def _middle(self, scores: Tensor) -> Tensor:
-        share = self._middle_share
-        centred = scores - (scores * share).sum(dim=1, keepdim=True)
-        variance = (centred.square() * share).sum(dim=1, keepdim=True)
-        return -2 * share * centred / (1 + variance).square()
-
-    @cached_property
-    def _target(self) -> Tensor:
-        """Gains as a distribution over documents, shape (queries, documents, 1)."""
-        gains = self.gains.clamp(min=0)  # what is worse than useless is useless, as for nDCG
-        return (gains / gains.sum(dim=1, keepdim=True).clamp(min=1e-30))[:, :, None]
-
     @cached_property
     def _adjacent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs of adjacent grades: rows of the better, of the worse, and their share."""
+        """Pairs of adjacent grades: rows of the better and worse documents, weight of each pair."""
         better, worse, share = [], [], []
         for query, size in enumerate(self.sizes.tolist()):
             levels = self.gains[query, :size].unique(return_inverse=True)[1]
@@ -105,84 +132,66 @@ class Table:
             share.append(torch.full((len(pairs), 1), 1 / max(len(pairs), 1), dtype=torch.float64))
         return torch.cat(better), torch.cat(worse), torch.cat(share)
 
-    @cached_property
-    def _middle_share(self) -> Tensor:
-        """1 / n where one of the n documents of the middle third stands, else 0."""
-        place = torch.arange(self.gains.shape[1])
-        third = (self.sizes // 3)[:, None]
-        middle = ((place >= third) & (place < self.sizes[:, None] - third)).double()
-        return (middle / middle.sum(dim=1, keepdim=True).clamp(min=1))[:, :, None]
-
 
 def tabulate(
     queries: Sequence[QuerySignals],
     aggregation: str,
-    objective: str,
+    objective: str = "listwise",
     *,
     first_stage: bool,
-    spread: float,
 ) -> Table:
-    """Lay signals out for learning.
+    """Lay signals out for fitting.
 
     Args:
-        queries: The signals.
-        aggregation: What is weighted.
-        objective: The loss.
-        first_stage: Whether the retrieval score has a column; it is zero otherwise.
-        spread: Strength of the term for the middle of the list.
-
-    Raises:
-        InputError: Signals are not finite.
+        queries: The signals, which must be finite.
+        aggregation: Features that are weighted.
+        objective: ``"listwise"`` or ``"pairs"``.
+        first_stage: Whether the retrieval score has a column; the column is zero otherwise.
     """
     sizes = torch.tensor([len(query.gains) for query in queries])
     longest, heads = int(sizes.max()), len(queries[0].mass)
     table = torch.zeros(len(queries), longest, heads + 1, dtype=torch.float64)
     gains = torch.zeros(len(queries), longest, dtype=torch.float64)
-    for place, (query, size) in enumerate(zip(queries, sizes.tolist(), strict=True)):
-        found = features(aggregation, query.calibrated.double(), query.mass.double())
+    for row, (query, size) in enumerate(zip(queries, sizes.tolist(), strict=True)):
+        columns = features(aggregation, query.calibrated.double(), query.mass.double())
         # No loss depends on a query's mean, and without it the problem is better conditioned.
-        table[place, :size, :-1] = (found - found.mean(dim=1, keepdim=True)).T
-        if first_stage:
-            # Zeros where a retrieval score is missing: it then says nothing of the query.
-            table[place, :size, -1] = standardise(query.first_stage.double())
-        gains[place, :size] = query.gains
-        if not bool(table[place].isfinite().all()):
-            raise InputError(
-                f"signals of query {query.query_id!r} are not finite numbers; compute them again."
-            )
+        table[row, :size, :-1] = (columns - columns.mean(dim=1, keepdim=True)).T
+        if first_stage:  # zeros where a retrieval score is missing
+            table[row, :size, -1] = standardise(query.first_stage.double())
+        gains[row, :size] = query.gains
     scale = torch.ones(heads + 1, dtype=torch.float64)
     if not get_aggregation(aggregation).comparable:
         # Otherwise a penalty would prefer heads that happen to receive much attention.
         deviation = (table.square().sum(dim=(0, 1)) / sizes.sum()).sqrt()[:-1]
         scale[:-1] = torch.where(deviation > 0, deviation, 1.0)
         table /= scale
-    return Table(table, scale, gains, sizes, objective, spread)
+    return Table(table, scale, gains, sizes, objective)
 
 
 def solve(
     table: Table, shares: Tensor, l1: float, start: Tensor, tolerance: float = 1e-7
 ) -> Tensor:
-    """Minimise the loss plus ``l1 * sum |w|`` over the heads, the last weight free but >= 0.
+    """Minimise the loss plus ``l1 * sum |w|`` over the heads; the last weight is free but >= 0.
 
     Only heads that have, or should have, a weight in some fit take part in the steps.
 
     Args:
-        table: The signals.
-        shares: What each query counts in each fit, shape (queries, fits).
+        table: The features and losses.
+        shares: Weight of each query in each fit, shape (queries, fits).
         l1: Strength of the penalty; infinite for the retrieval score alone.
-        start: Weights to start from, best those of a similar strength, shape (heads + 1, fits).
-        tolerance: By how much the conditions of an optimum may be missed, in units of ``l1``.
+        start: Initial weights, best those of a similar strength, shape (heads + 1, fits).
+        tolerance: Largest violation of the conditions of an optimum, in units of ``l1``.
 
     Returns:
-        Weights of the same shape, exactly 0 where the penalty wants it.
+        Weights of shape (heads + 1, fits), exactly 0 where the penalty outweighs the loss.
     """
     weights = start.clone()
     active = (weights != 0).any(dim=1)
     active[-1] = True
     while True:
-        places = active.nonzero()[:, 0]
-        rows = table.rows[:, places].contiguous()
-        weights[places] = _descend(table, rows, shares, l1, weights[places], tolerance)
+        indices = active.nonzero()[:, 0]
+        rows = table.rows[:, indices].contiguous()
+        weights[indices] = _descend(table, rows, shares, l1, weights[indices], tolerance)
         slopes = table.gradient(weights, shares).abs().amax(dim=1)
         wrong = (slopes > l1 + tolerance) & ~active
         if not bool(wrong.any()):
@@ -193,15 +202,18 @@ def solve(
 def _descend(
     table: Table, rows: Tensor, shares: Tensor, l1: float, start: Tensor, tolerance: float
 ) -> Tensor:
-    """Take accelerated proximal gradient steps on some heads until the optimum is met.
+    """Take accelerated proximal gradient steps on some heads until the optimum is reached.
 
     Args:
         table: The losses.
         rows: Features of these heads, shape (queries * documents, heads + 1).
-        shares: What each query counts in each fit, shape (queries, fits).
+        shares: Weight of each query in each fit, shape (queries, fits).
         l1: Strength of the penalty.
-        start: Shape (heads + 1, fits).
-        tolerance: By how much the conditions of an optimum may be missed.
+        start: Initial weights, shape (heads + 1, fits).
+        tolerance: Largest violation of the conditions of an optimum.
+
+    Returns:
+        Weights of shape (heads + 1, fits).
     """
     penalty = torch.full((len(start), 1), l1, dtype=start.dtype)
     penalty[-1] = 0.0
@@ -209,8 +221,8 @@ def _descend(
     lowest[-1] = 0.0
 
     def shrink(moved: Tensor, step: Tensor | float) -> Tensor:
-        kept = (moved.abs() - penalty * step).clamp(min=0)
-        return torch.maximum(moved.sign() * kept, lowest)
+        sizes = (moved.abs() - penalty * step).clamp(min=0)
+        return torch.maximum(moved.sign() * sizes, lowest)
 
     curvature = torch.full((start.shape[1],), 0.1, dtype=start.dtype)
     momentum = torch.ones_like(curvature)
@@ -222,22 +234,23 @@ def _descend(
         if bool(((point - shrink(point - gradient, 1.0)).abs() <= tolerance).all()):
             if point is last:
                 return point
-            momentum = torch.ones_like(momentum)  # look again without the swing, which is no
-            point, scores = last, last_scores  # output of `shrink` and has no exact zeros
+            # Check again at the last output of `shrink`: the extrapolated point has no exact zeros.
+            momentum = torch.ones_like(momentum)
+            point, scores = last, last_scores
             continue
         curvature = curvature * 0.95
         while True:
             new = shrink(point - gradient / curvature, 1 / curvature)
             new_scores = rows @ new
             moved = new - point
-            # <difference of gradients, step> by way of scores: exact also for tiny steps, where
-            # differences of losses are all rounding.
+            # <difference of gradients, step> computed from scores is exact for tiny steps as well,
+            # where differences of losses are rounding errors.
             bend = ((table.slopes(new_scores, shares) - slopes) * (new_scores - scores)).sum(dim=0)
             steep = bend > curvature * moved.square().sum(dim=0)
             if not bool(steep.any()):
                 break
             curvature = torch.where(steep, 2 * curvature, curvature)
-        # Where the swing points uphill, start it anew.
+        # Restart the momentum of fits in which it points uphill.
         momentum = torch.where(((point - new) * (new - last)).sum(dim=0) > 0, 1.0, momentum)
         grown = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
         swing = (momentum - 1) / grown

@@ -1,4 +1,4 @@
-"""Utilities of single heads, against loops over documents and against ir_measures."""
+"""Measures of rankings, against loops over documents and against ir_measures."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def judged_scores(draw: st.DrawFn) -> tuple[Tensor, list[int], list[int]]:
 
 
 def ranked(scores: Sequence[float]) -> list[int]:
-    """Places, best first; the sort is stable, so that ties keep the candidates' order."""
-    return sorted(range(len(scores)), key=lambda place: -scores[place])
+    """Indices, best first; the sort is stable, so that ties keep the candidates' order."""
+    return sorted(range(len(scores)), key=lambda index: -scores[index])
 
 
 def by_ir_measures(
     measure: ir_measures.Measure, scores: Sequence[float], judgments: Sequence[int]
 ) -> float:
     order = ranked(scores)
-    run = {"q": {f"d{place}": float(-rank) for rank, place in enumerate(order)}}
-    qrels = {"q": {f"d{place}": judgment for place, judgment in enumerate(judgments)}}
+    run = {"q": {f"d{index}": float(-rank) for rank, index in enumerate(order)}}
+    qrels = {"q": {f"d{index}": judgment for index, judgment in enumerate(judgments)}}
     return float(ir_measures.calc_aggregate([measure], qrels, run)[measure])
 
 
@@ -51,10 +51,10 @@ def test_ndcg_is_that_of_ir_measures(
     drawn: tuple[Tensor, list[int], list[int]], depth: int
 ) -> None:
     scores, gains, missed = drawn
-    found = ndcg(scores, torch.tensor(gains), torch.tensor(gains + missed), depth)
+    values = ndcg(scores, torch.tensor(gains), torch.tensor(gains + missed), depth)
     measure = ir_measures.nDCG @ depth
     expected = [by_ir_measures(measure, row.tolist(), gains + missed) for row in scores]
-    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    assert values.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @UNHURRIED
@@ -63,17 +63,17 @@ def test_the_reciprocal_rank_is_that_of_ir_measures(
     drawn: tuple[Tensor, list[int], list[int]], depth: int | None
 ) -> None:
     scores, gains, _ = drawn
-    found = reciprocal_rank(scores, torch.tensor(gains), depth)
+    values = reciprocal_rank(scores, torch.tensor(gains), depth)
     measure = ir_measures.RR if depth is None else ir_measures.RR @ depth
     expected = [by_ir_measures(measure, row.tolist(), gains) for row in scores]
-    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    assert values.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_ndcg_by_hand() -> None:
     scores = torch.tensor([[0.3, 0.2, 0.1], [0.1, 0.2, 0.3]])
-    found = ndcg(scores, torch.tensor([2.0, 0.0, 1.0]), torch.tensor([2.0, 1.0, 1.0]))
+    values = ndcg(scores, torch.tensor([2.0, 0.0, 1.0]), torch.tensor([2.0, 1.0, 1.0]))
     best = 2 + 1 / math.log2(3) + 1 / 2
-    assert found.tolist() == pytest.approx([2.5 / best, 2 / best])
+    assert values.tolist() == pytest.approx([2.5 / best, 2 / best])
 
 
 @UNHURRIED
@@ -167,10 +167,10 @@ def test_scores_whose_squares_vanish_say_nothing() -> None:
 
 def test_every_utility_has_one_figure_per_head_in_float64() -> None:
     scores, gains = torch.randn(5, 6), torch.tensor([1, 0, 0, 2, 0, 0])
-    found = [
+    values = [
         ndcg(scores, gains, gains),
         reciprocal_rank(scores, gains),
         correlation(scores, gains),
         margin(scores, gains),
     ]
-    assert [(figures.shape, figures.dtype) for figures in found] == [((5,), torch.float64)] * 4
+    assert [(figures.shape, figures.dtype) for figures in values] == [((5,), torch.float64)] * 4

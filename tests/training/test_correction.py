@@ -1,4 +1,4 @@
-"""What is learned beside the bias: losses against slow loops, and the descent."""
+"""Losses of the correction against slow loops, and its gradient descent."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def slow_listwise(
         retrieval = standardise(query.first_stage.double()).tolist()
         weights = [fixed + more for fixed, more in zip(bias.tolist(), added, strict=True)]
         scores = [
-            sum(w * row[place] for w, row in zip(weights, table, strict=True))
-            + (weight or 0.0) * retrieval[place]
-            for place in range(len(query.gains))
+            sum(w * row[index] for w, row in zip(weights, table, strict=True))
+            + (weight or 0.0) * retrieval[index]
+            for index in range(len(query.gains))
         ]
         gains = [max(gain, 0.0) for gain in query.gains.tolist()]
         whole = math.log(sum(math.exp(score) for score in scores))
@@ -59,9 +59,9 @@ def test_the_listwise_loss_is_that_of_a_slow_loop(
     spam[QUERIES[0].gains.argmin()] = -2.0  # as some collections judge
     queries = [replace(QUERIES[0], gains=spam), *QUERIES[1:]]
     bias, correction = random(HEADS, seed=1), random(len(queries), HEADS, seed=2)
-    found = listwise(queries, how, weight, strength)(bias, correction)
+    loss = listwise(queries, how, weight, strength)(bias, correction)
     expected = slow_listwise(queries, how, weight, strength, bias, correction)
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_slopes_of_the_listwise_loss_are_finite_differences_of_the_slow_one() -> None:
@@ -69,15 +69,15 @@ def test_slopes_of_the_listwise_loss_are_finite_differences_of_the_slow_one() ->
     torch.autograd.backward(listwise(QUERIES, "standardised", 0.7, 0.3)(bias, correction))
     assert correction.grad is not None
     point = correction.detach().double()
-    for place in ((0, 0), (1, 3), (4, HEADS - 1)):
+    for index in ((0, 0), (1, 3), (4, HEADS - 1)):
         moved = []
         for step in (1e-5, -1e-5):
             there = point.clone()
-            there[place] += step
+            there[index] += step
             moved.append(slow_listwise(QUERIES, "standardised", 0.7, 0.3, bias, there))
         slope = (moved[0] - moved[1]) / 2e-5
         assert abs(slope) > 1e-3
-        assert float(correction.grad[place]) == pytest.approx(slope, abs=1e-5)
+        assert float(correction.grad[index]) == pytest.approx(slope, abs=1e-5)
 
 
 def test_a_query_with_nothing_relevant_asks_for_nothing() -> None:
@@ -99,18 +99,18 @@ def test_the_cross_entropy_is_that_of_a_slow_loop(strength: float) -> None:
     bias, correction = random(HEADS, seed=1), random(4, HEADS, seed=2)
     entropies, means = [], []
     for labels, added in zip(gates.tolist(), correction.tolist(), strict=True):
-        for wanted, fixed, more in zip(labels, bias.tolist(), added, strict=True):
+        for label, fixed, more in zip(labels, bias.tolist(), added, strict=True):
             gate = 1 / (1 + math.exp(-fixed - more))
-            entropies.append(-math.log(gate if wanted else 1 - gate))
+            entropies.append(-math.log(gate if label else 1 - gate))
             means.append(gate)
     expected = (sum(entropies) + strength * sum(means)) / (4 * HEADS)
-    found = cross_entropy(gates, strength)(bias, correction)
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+    loss = cross_entropy(gates, strength)(bias, correction)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
 # the descent
 
-PLACES = torch.nn.functional.normalize(random(len(QUERIES), 3, seed=4))
+POINTS = torch.nn.functional.normalize(random(len(QUERIES), 3, seed=4))
 BIAS = random(HEADS, seed=1)
 
 
@@ -128,22 +128,22 @@ def test_the_descent_starts_without_a_correction_and_lowers_the_loss(kind: int) 
         biases.append(bias.clone())
         return loss(bias, correction)
 
-    projection, embeddings = learn(recorded, PLACES, BIAS, 2, seed=5)
+    projection, embeddings = learn(recorded, POINTS, BIAS, 2, seed=5)
     assert (projection.shape, embeddings.shape) == ((2, 3), (HEADS, 2))
     assert not projection.requires_grad
     assert not embeddings.requires_grad
     assert not corrections[0].any()
     assert corrections[1].any()
     assert all(torch.equal(bias, BIAS) for bias in biases)
-    found = PLACES @ projection.T @ embeddings.T / math.sqrt(2)  # as routers have it
-    start, end = (float(loss(BIAS, each)) for each in (corrections[0], found))
+    learned = POINTS @ projection.T @ embeddings.T / math.sqrt(2)  # as routers have it
+    start, end = (float(loss(BIAS, correction)) for correction in (corrections[0], learned))
     assert end < 0.9 * start
-    torch.testing.assert_close(found, corrections[-1], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(learned, corrections[-1], atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_the_same_seed_learns_the_same_and_another_one_starts_elsewhere(kind: int) -> None:
-    first, second, other = (learn(losses()[kind], PLACES, BIAS, 2, seed) for seed in (5, 5, 6))
+    first, second, other = (learn(losses()[kind], POINTS, BIAS, 2, seed) for seed in (5, 5, 6))
     for one, two, three in zip(first, second, other, strict=True):
         assert torch.equal(one, two)
         assert not torch.allclose(one, three, atol=0.1)
@@ -152,7 +152,7 @@ def test_the_same_seed_learns_the_same_and_another_one_starts_elsewhere(kind: in
 def test_a_penalty_keeps_the_listwise_correction_small() -> None:
     sizes = []
     for strength in (0.0, 0.3, 30.0):
-        projection, embeddings = learn(losses(strength)[1], PLACES, BIAS, 2, seed=5)
-        sizes.append(float((PLACES @ projection.T @ embeddings.T).square().mean()))
+        projection, embeddings = learn(losses(strength)[1], POINTS, BIAS, 2, seed=5)
+        sizes.append(float((POINTS @ projection.T @ embeddings.T).square().mean()))
     assert sizes[0] > 3 * sizes[1] > 0
     assert sizes[1] > 30 * sizes[2]

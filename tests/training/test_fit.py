@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +20,9 @@ from routehead_plugins.selection import HeadRouter, NeighbourRouter, Router
 from routehead_plugins.signals import SignalSet
 from routehead_plugins.training import correction, fit
 from routehead_plugins.training.fit import OBJECTIVES, FitOptions, fit_router
+from routehead_plugins.training.head_search import LabelOptions
 from routehead_plugins.training.offline import each_ndcg, routed_scores
-from routehead_plugins.training.pseudo_labels import LabelOptions, pseudo_labels
+from routehead_plugins.training.pseudo_labels import pseudo_labels
 from routehead_plugins.training.weights import choose_l1, fit_weights, split_folds
 
 HEADS = HeadSet([(layer, index) for layer in range(3) for index in range(2)])
@@ -35,7 +36,7 @@ def draw(
 ) -> Data:
     """Queries of two kinds that embeddings tell apart; one head answers each, others are noise."""
     generator = torch.Generator().manual_seed(seed)
-    found, embeddings = [], []
+    queries_drawn, embeddings = [], []
     for number in range(queries):
         kind = number % 2
         gains = torch.zeros(8)
@@ -44,11 +45,11 @@ def draw(
         signal[answering[kind]] += 3 * gains
         query = query_signals(0.01 * signal, gains.tolist(), query_id=f"{seed}-{number}")
         retrieval = torch.randn(8, generator=generator) + first_stage * gains
-        found.append(replace(query, mass=(signal - 4).exp(), first_stage=retrieval))
+        queries_drawn.append(replace(query, mass=(signal - 4).exp(), first_stage=retrieval))
         embedding = 0.3 * torch.randn(4, generator=generator)
         embedding[0] += (-1, 1)[kind]
         embeddings.append(embedding)
-    return table(found, HEADS), torch.stack(embeddings)
+    return table(queries_drawn, HEADS), torch.stack(embeddings)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +97,9 @@ def without_correction(router: Router) -> Router:
 
 
 def tensors(router: Router) -> dict[str, Tensor]:
-    return router._named()
+    parts = (router, router.space)
+    named = {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
 def same(one: Router, other: Router) -> bool:
@@ -111,7 +114,7 @@ def test_a_router_learns_which_head_answers_which_kind(objective: str, routed: D
     unseen = draw(60, 2)
     assert measured(router, unseen) > measured(without_correction(router), unseen) + 0.05
     first = [router.choose(logits)[0] for logits in router.logits(unseen[1])]
-    right = [head == HEADS[KINDS[place % 2]] for place, head in enumerate(first)]
+    right = [head == HEADS[KINDS[index % 2]] for index, head in enumerate(first)]
     assert sum(right) > 0.75 * len(right)
     assert router.description is not None
     assert router.description["strength"] in (0.3, 1.0)
@@ -129,7 +132,7 @@ def test_no_correction_is_kept_where_there_is_nothing_to_route(
         logits = router.logits(embeddings)
         assert torch.equal(logits, router.bias.expand_as(logits))
     assert int(router.bias.argmax()) == next(
-        place for place, head in enumerate(router.heads) if head == HEADS[2]
+        index for index, head in enumerate(router.heads) if head == HEADS[2]
     )
 
 
@@ -151,15 +154,15 @@ def test_a_single_strength_is_taken_as_it_is(objective: str, static: Data) -> No
     ],
     ids=["clear", "unclear", "few"],
 )
-def test_strengths_are_compared_on_a_fifth_that_has_no_say_otherwise(
+def test_strengths_are_compared_on_a_fifth_that_is_not_trained_on(
     objective: str, data: Data
 ) -> None:
     signals, embeddings = data
     router = fit_router(signals, embeddings, options(objective))
     held_out = torch.tensor(split_folds(signals.queries, 5, 0)) == 0
     test, train = (
-        (signals.subset([signals.queries[n] for n in each.nonzero()[:, 0]]), embeddings[each])
-        for each in (held_out, ~held_out)
+        (signals.subset([signals.queries[n] for n in mask.nonzero()[:, 0]]), embeddings[mask])
+        for mask in (held_out, ~held_out)
     )
     figures = {}
     for strength in (1.0, 0.3):
@@ -169,13 +172,15 @@ def test_strengths_are_compared_on_a_fifth_that_has_no_say_otherwise(
     best = 1.0 if figures[1.0].mean() >= figures[0.3].mean() else 0.3
     better = figures[best] - static
     error = better.numpy().std(ddof=1) / len(better) ** 0.5 if len(better) > 1 else math.inf
-    means = {"static": static} | {str(strength): each for strength, each in figures.items()}
+    means = {"static": static} | {str(strength): values for strength, values in figures.items()}
     assert router.description == {
         "objective": objective,
         "queries": len(signals.queries),
         "strength": best if float(better.mean()) > 2.000001 * error else None,
         "held_out_queries": len(better),
-        "held_out_ndcg@10": {name: round(float(each.mean()), 4) for name, each in means.items()},
+        "held_out_ndcg@10": {
+            name: round(float(values.mean()), 4) for name, values in means.items()
+        },
     }
 
 
@@ -203,8 +208,8 @@ def test_a_correction_is_kept_where_it_is_better_by_more_than_two_standard_error
     chosen: float | None,
 ) -> None:
     static = torch.full((len(differences[0]),), 0.25, dtype=torch.float64)
-    told = iter([static, *(static + torch.tensor(each).double() for each in differences)])
-    monkeypatch.setattr(fit, "each_ndcg", lambda *_: next(told))
+    values = iter([static, *(static + torch.tensor(row).double() for row in differences)])
+    monkeypatch.setattr(fit, "each_ndcg", lambda *_: next(values))
     description = fit_router(*routed, options("listwise")).description
     assert cast(Any, description)["strength"] == chosen
 
@@ -215,15 +220,15 @@ def test_the_bias_is_the_static_weights(static: Data) -> None:
     kept = [part != 0 for part in split_folds(signals.queries, 5, 0)]
     train = signals.subset([q for q, keep in zip(signals.queries, kept, strict=True) if keep])
     weights = fit_weights(signals, aggregation="log", l1=choose_l1(train, aggregation="log"))
-    assert weights.weights is not None
-    found = dict(zip(router.heads, router.bias.tolist(), strict=True))
+    assert weights.recipe.weights is not None
+    bias = dict(zip(router.heads, router.bias.tolist(), strict=True))
     # Nothing is corrected, so that heads without a weight are left out.
-    assert found == pytest.approx(dict(zip(weights, weights.weights, strict=True)))
-    assert 0 < len(found) < len(HEADS)
+    assert bias == pytest.approx(dict(zip(weights, weights.recipe.weights, strict=True)))
+    assert 0 < len(bias) < len(HEADS)
     recorded = router.heads
     assert (recorded.model, recorded.layout, recorded.data) == ("tiny", "sequential", "written")
-    assert (recorded.aggregation, recorded.weights) == ("log", None)
-    assert recorded.first_stage_weight == weights.first_stage_weight
+    assert (recorded.recipe.aggregation, recorded.recipe.weights) == ("log", None)
+    assert recorded.recipe.first_stage_weight == weights.recipe.first_stage_weight
     assert (router.reading, router.max_heads, router.space.layer) == ("weights", None, 2)
 
 
@@ -238,10 +243,10 @@ def test_the_bias_of_gates_is_how_often_a_head_is_in_a_label(static: Data) -> No
     voting = fit_router(signals, embeddings, options("neighbours", strengths=(9.0,)))
     assert voting.bias.tolist() == pytest.approx(shares)
     assert cast(NeighbourRouter, voting).labels.bool().equal(labels.gates)
-    for each in (router, voting):
-        assert list(each.heads) == list(labels.heads)
-        assert (each.reading, each.max_heads) == ("gates", 1)
-        assert each.heads.aggregation == "standardised"
+    for gated in (router, voting):
+        assert list(gated.heads) == list(labels.heads)
+        assert (gated.reading, gated.max_heads) == ("gates", 1)
+        assert gated.heads.recipe.aggregation == "standardised"
 
 
 @pytest.mark.parametrize("objective", ["labels", "neighbours"])
@@ -258,12 +263,12 @@ def test_gates_without_a_correction_read_the_best_few_heads(
 def test_the_first_stage_counts_where_it_knows_something(objective: str) -> None:
     helped, misled = (draw(20, 3, first_stage=knows) for knows in (2.0, -2.0))
     few = options(objective, strengths=(9.0,))
-    weight = fit_router(*helped, few).heads.first_stage_weight
+    weight = fit_router(*helped, few).heads.recipe.first_stage_weight
     assert weight is not None
     assert weight > 0.2
-    assert fit_router(*misled, few).heads.first_stage_weight == 0.0
+    assert fit_router(*misled, few).heads.recipe.first_stage_weight == 0.0
     left_out = fit_router(*helped, replace(few, first_stage=False))
-    assert left_out.heads.first_stage_weight is None
+    assert left_out.heads.recipe.first_stage_weight is None
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -309,8 +314,8 @@ def test_two_fits_are_the_same_and_leave_the_signals_as_they_were(
 
 def test_another_seed_holds_out_other_queries(routed: Data) -> None:
     # A vote leaves nothing else to chance.
-    found = [fit_router(*routed, options("neighbours", seed=seed)).description for seed in (0, 1)]
-    figures = [cast(Any, each)["held_out_ndcg@10"]["static"] for each in found]
+    routers = [fit_router(*routed, options("neighbours", seed=seed)) for seed in (0, 1)]
+    figures = [cast(Any, router.description)["held_out_ndcg@10"]["static"] for router in routers]
     assert figures[0] != figures[1]
 
 
@@ -348,7 +353,7 @@ def test_a_few_queries_of_noise_still_make_a_router() -> None:
     assert router.bias.any()
 
 
-# what is refused
+# refused arguments
 
 
 def test_embeddings_must_be_one_per_query(routed: Data) -> None:
@@ -390,19 +395,19 @@ def test_no_head_is_above_the_first_layer(objective: str, routed: Data) -> None:
             {"objective": "magic"},
             "objective='magic' does not exist; choose one of listwise, labels, neighbours.",
         ),
-        ({"rank": 0}, "rank=0 is too few; give 1 or more."),
-        ({"coordinates": -2}, "coordinates=-2 is too few; give 1 or more."),
+        ({"rank": 0}, "rank=0 must be 1 or more."),
+        ({"coordinates": -2}, "coordinates=-2 must be 1 or more."),
         (
             {"strengths": ()},
-            "strengths=() are none to choose among; give some, each 0 or more.",
+            "strengths=() must be a non-empty list of finite numbers, each 0 or more.",
         ),
         (
             {"strengths": (1.0, -0.1)},
-            "strengths=(1.0, -0.1) are none to choose among; give some, each 0 or more.",
+            "strengths=(1.0, -0.1) must be a non-empty list of finite numbers, each 0 or more.",
         ),
         (
             {"strengths": (math.nan,)},
-            "strengths=(nan,) are none to choose among; give some, each 0 or more.",
+            "strengths=(nan,) must be a non-empty list of finite numbers, each 0 or more.",
         ),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from tables import signal_set
 from torch import Tensor
 
-from routehead_plugins import Document, FrozenLM, HeadRoutedAttentionReranker, HeadSet
+from routehead_plugins import Document, FrozenLM, HeadRoutedAttentionReranker, HeadSet, Recipe
 from routehead_plugins.errors import HeadError
 from routehead_plugins.io import Collection
 from routehead_plugins.layouts import get_layout
@@ -71,32 +71,33 @@ def reranked(llm: FrozenLM, selector: Selector, layout: str, query: QuerySignals
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("first_stage_weight", [None, 0.0, 0.7])
 @pytest.mark.parametrize(
-    "heads",
+    "recipe",
     [
-        HeadSet(HEADS, weights=WEIGHTS),
-        HeadSet(HEADS, weights=WEIGHTS, aggregation="standardised"),
-        HeadSet(HEADS, weights=WEIGHTS, aggregation="log"),
-        HeadSet(HEADS, aggregation="mean"),
-        HeadSet(HEADS, aggregation="standardised"),
-        HeadSet(HEADS, aggregation="log"),
+        Recipe(weights=WEIGHTS),
+        Recipe(weights=WEIGHTS, aggregation="standardised"),
+        Recipe(weights=WEIGHTS, aggregation="log"),
+        Recipe(aggregation="mean"),
+        Recipe(aggregation="standardised"),
+        Recipe(aggregation="log"),
     ],
-    ids=lambda heads: f"{heads.aggregation}-{'weighted' if heads.weights else 'equal'}",
+    ids=lambda recipe: f"{recipe.aggregation}-{'weighted' if recipe.weights else 'equal'}",
 )
 def test_scores_are_those_of_the_reranker(
     llm: FrozenLM,
     collected: dict[str, SignalSet],
     layout: str,
-    heads: HeadSet,
+    recipe: Recipe,
     first_stage_weight: float | None,
 ) -> None:
-    heads = replace(heads, first_stage_weight=first_stage_weight)
+    recipe = replace(recipe, first_stage_weight=first_stage_weight)
+    heads = replace(HEADS, recipe=recipe)
     assert [len(query.gains) for query in collected[layout].queries] == [4, 3]
     for query in collected[layout].queries:
-        found = offline_scores(query, heads, llm.heads)
+        scores = offline_scores(query, heads, llm.heads)
         expected = reranked(llm, FixedHeads(heads), layout, query)
         # Without standardising, scores are small shares of attention.
         span = float(expected.max() - expected.min())
-        torch.testing.assert_close(found, expected, atol=1e-4 * span, rtol=0)
+        torch.testing.assert_close(scores, expected, atol=1e-4 * span, rtol=0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -115,18 +116,20 @@ def test_routed_scores_are_those_of_the_reranker(
     embeddings = llm.embed([query.query for query in signals.queries], layer=2)
     draw = torch.Generator().manual_seed(0)
     router = HeadRouter(
-        heads=replace(HEADS, aggregation="log", first_stage_weight=0.3, layout=layout),
+        heads=replace(
+            HEADS, layout=layout, recipe=Recipe(aggregation="log", first_stage_weight=0.3)
+        ),
         space=QuerySpace.fit(embeddings, 2),
         bias=torch.tensor([0.9, -0.5, 0.0, 0.2]),
         projection=torch.tensor([[1.0]]),
         embeddings=torch.randn(4, 1, generator=draw),
         **settings,
     )
-    found = routed_scores(router, signals.queries, embeddings, llm.heads)
+    routed = routed_scores(router, signals.queries, embeddings, llm.heads)
     chosen = [router.select(query.query, llm) for query in signals.queries]
     assert [len(heads) for heads in chosen] == [2, 1]
     assert chosen[0] != chosen[1]
-    for scores, query in zip(found, signals.queries, strict=True):
+    for scores, query in zip(routed, signals.queries, strict=True):
         torch.testing.assert_close(scores, reranked(llm, router, layout, query), atol=1e-4, rtol=0)
 
 
@@ -135,9 +138,9 @@ def test_heads_that_signals_say_nothing_of_are_refused(
 ) -> None:
     query = collected["parallel"].queries[0]
     for weights in (None, (1.0, 2.0)):
-        heads = HeadSet.parse("9-0,0-1")
+        recipe = Recipe(weights=weights, aggregation="log")
         with pytest.raises(HeadError) as error:
-            offline_scores(query, replace(heads, weights=weights, aggregation="log"), llm.heads)
+            offline_scores(query, replace(HeadSet.parse("9-0,0-1"), recipe=recipe), llm.heads)
         assert str(error.value) == (
             "there are no signals of head 9-0; compute them for these heads."
         )
@@ -149,20 +152,34 @@ def test_heads_that_are_averaged_token_by_token_are_refused(
     with pytest.raises(HeadError) as error:
         offline_scores(collected["parallel"].queries[0], HeadSet.parse("0-1,1-1"), llm.heads)
     assert str(error.value) == (
-        "heads 0-1,1-1 have no aggregation, and signals do not tell what they then say together; "
-        'give one, such as "mean".'
+        "heads 0-1,1-1 have no aggregation, so signals cannot be combined into scores; give one, "
+        'such as "mean".'
     )
+
+
+def test_signals_of_other_heads_than_those_available_are_refused(
+    llm: FrozenLM, collected: dict[str, SignalSet]
+) -> None:
+    query = collected["parallel"].queries[0]
+    for recipe in (Recipe(aggregation="mean"), Recipe(weights=WEIGHTS)):
+        heads = replace(HEADS, recipe=recipe)
+        with pytest.raises(HeadError) as error:
+            offline_scores(query, heads, heads)
+        assert str(error.value) == (
+            f"the signals of query 'q0' have {len(llm.heads)} heads, but 4 are given as available; "
+            "give the heads of the signals."
+        )
 
 
 def test_figures_are_those_of_each_query_alone() -> None:
     queries = signal_set(queries=4, grades=2).queries
     scores = [query.calibrated[0] for query in queries]
-    found = each_ndcg(scores, queries)
+    values = each_ndcg(scores, queries)
     expected = [
         float(ndcg(row[None], query.gains, query.ideal_gains))
         for row, query in zip(scores, queries, strict=True)
     ]
-    assert found.tolist() == expected
+    assert values.tolist() == expected
     assert len(set(expected)) == 4
-    assert found.dtype == torch.float64
+    assert values.dtype == torch.float64
     assert each_ndcg([], []).shape == (0,)

@@ -1,4 +1,4 @@
-"""Labels by search: against a search in plain Python, planted heads, and noise."""
+"""Pseudo-labels and their reliability: a search in plain Python, planted heads, and noise."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 from tables import PLANTED, query_signals, signal_set, table
 from torch import Tensor
 
-from routehead_plugins import Head
+from routehead_plugins import Head, HeadSet
 from routehead_plugins.errors import InputError, MissingExtraError
-from routehead_plugins.scoring import aggregate
-from routehead_plugins.scoring.aggregation import standardise_heads
-from routehead_plugins.signals import QuerySignals, SignalSet
-from routehead_plugins.signals import measures as utility
-from routehead_plugins.training import head_search as _search
+from routehead_plugins.scoring import aggregate, standardise
+from routehead_plugins.signals import QuerySignals, SignalSet, measures
+from routehead_plugins.training import head_search
 from routehead_plugins.training.detection import detect, single_head_ndcg
-from routehead_plugins.training.head_search import UTILITIES, measure
+from routehead_plugins.training.head_search import UTILITIES, LabelOptions, measure
 from routehead_plugins.training.pseudo_labels import (
-    LabelOptions,
+    LabelChoice,
     Labels,
+    Reliability,
+    choose_labels,
+    label_choices,
     label_reliability,
-    most_reliable,
     pseudo_labels,
 )
 
@@ -40,8 +40,8 @@ EQUAL = 1e-9  # what differs by less is equal
 def one_by_one(name: str, scores: Tensor, query: QuerySignals) -> Tensor:
     """The utility of each row of scores by the functions for one query."""
     if name == "ndcg":
-        return utility.ndcg(scores, query.gains, query.ideal_gains)
-    return getattr(utility, name)(scores, query.gains)  # type: ignore[no-any-return]
+        return measures.ndcg(scores, query.gains, query.ideal_gains)
+    return getattr(measures, name)(scores, query.gains)  # type: ignore[no-any-return]
 
 
 # The obvious way: one query, one move and one document at a time.
@@ -63,7 +63,7 @@ def slow_scores(rows: Sequence[Sequence[float]]) -> list[float]:
 
 def slow_ndcg(scores: Sequence[float], query: QuerySignals) -> float:
     gains = query.gains.tolist()
-    ranked = [gains[place] for place in sorted(range(len(gains)), key=lambda i: -scores[i])]
+    ranked = [gains[index] for index in sorted(range(len(gains)), key=lambda i: -scores[i])]
     dcg, ideal = (
         math.fsum(max(gain, 0.0) / math.log2(rank + 2) for rank, gain in enumerate(order[:10]))
         for order in (ranked, sorted(query.ideal_gains.tolist(), reverse=True))
@@ -105,7 +105,7 @@ def slow_worth(
     static: dict[int, float],
     options: LabelOptions,
 ) -> tuple[float, float]:
-    """Objective and margin of a set, heads being places among all."""
+    """Objective and margin of a set, heads being indices among all."""
     values, margins = [], []
     for query in queries:
         scores = slow_scores([query.calibrated[head].tolist() for head in sorted(heads)])
@@ -119,9 +119,9 @@ def slow_worth(
 
 def first_best(worths: Sequence[tuple[float, float]]) -> int:
     most = max(value for value, _ in worths)
-    equal = [place for place, (value, _) in enumerate(worths) if value >= most - EQUAL]
-    widest = max(worths[place][1] for place in equal)
-    return next(place for place in equal if worths[place][1] >= widest - EQUAL)
+    equal = [index for index, (value, _) in enumerate(worths) if value >= most - EQUAL]
+    widest = max(worths[index][1] for index in equal)
+    return next(index for index in equal if worths[index][1] >= widest - EQUAL)
 
 
 def slow_search(
@@ -144,20 +144,15 @@ def slow_search(
             return chosen
 
 
-def places_of(signals: SignalSet, labels: Labels) -> list[int]:
-    """Places of the candidates among the heads of the signals."""
-    heads = list(signals.heads)
-    return [heads.index(head) for head in labels.heads]
-
-
 def sets_of(signals: SignalSet, labels: Labels) -> list[set[int]]:
-    """The set of each query, as places among the heads of the signals."""
-    places = places_of(signals, labels)
-    return [{places[head] for head in row.nonzero()[:, 0].tolist()} for row in labels.gates]
+    """The set of each query, as indices among the heads of the signals."""
+    indices = signals.heads.indices_of(labels.heads)
+    return [{indices[head] for head in row.nonzero()[:, 0].tolist()} for row in labels.gates]
 
 
 def static_of(signals: SignalSet, labels: Labels) -> dict[int, float]:
-    return dict(zip(places_of(signals, labels), labels.heads.scores or (), strict=True))
+    indices = signals.heads.indices_of(labels.heads)
+    return dict(zip(indices, labels.heads.scores or (), strict=True))
 
 
 OPTIONS = st.builds(
@@ -209,16 +204,16 @@ def test_swaps_find_what_additions_alone_do_not(name: str) -> None:
         signals = signal_set(seed, queries=1, documents=(14, 14), layers=3, grades=3, planted=())
         labels = pseudo_labels(signals, LabelOptions(max_heads=3, utility=name))
         query = labels.queries[0]
-        rows = standardise_heads(query.calibrated.double())
+        rows = standardise(query.calibrated.double())
         chosen: list[int] = []
-        found = []
+        best = []
         for _ in range(3):
             moves = [[*chosen, head] for head in range(9) if head not in chosen]
             sums = torch.stack([rows[move].sum(dim=0) for move in moves])
             figures = one_by_one(name, sums, query)
             chosen = moves[int(figures.argmax())]
-            found.append(figures.max().item())
-        better += labels.utilities.item() > max(found) + EQUAL
+            best.append(figures.max().item())
+        better += labels.utilities.item() > max(best) + EQUAL
     assert better > 0
 
 
@@ -228,13 +223,13 @@ def test_many_queries_at_a_time_measure_as_one_by_one(
     signals: SignalSet, seed: int, name: str
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    queries, places = signals.queries, [7, 0, 3, 5]
+    queries, indices = signals.queries, [7, 0, 3, 5]
     gates = torch.rand(len(queries), 6, 4, generator=generator) < 0.5
     gates[:, :, 0] |= ~gates.any(dim=2)
-    found = measure(name, queries, places, gates)
-    assert (found.shape, found.dtype) == ((len(queries), 6), torch.float64)
-    for query, sets, figures in zip(queries, gates, found, strict=True):
-        rows = standardise_heads(query.calibrated[places].double())
+    values = measure(name, queries, indices, gates)
+    assert (values.shape, values.dtype) == ((len(queries), 6), torch.float64)
+    for query, sets, figures in zip(queries, gates, values, strict=True):
+        rows = standardise(query.calibrated[indices].double())
         rows = (rows * 2**36).round() / 2**36  # as the search does, for sums that are exact
         expected = one_by_one(name, sets.double() @ rows, query)
         assert figures.tolist() == pytest.approx(expected.tolist(), abs=1e-9)
@@ -257,8 +252,8 @@ def test_more_documents_and_queries_than_fit_in_a_batch_make_no_difference(
     embeddings = torch.rand(13, 2, generator=torch.Generator().manual_seed(0))
     choices = [LabelOptions(), LabelOptions(utility="correlation"), LabelOptions(groups=4)]
     before = [pseudo_labels(signals, choice, embeddings=embeddings) for choice in choices]
-    monkeypatch.setattr(_search, "_TABLE", 12 * 30 * 3)
-    monkeypatch.setattr(_search, "_SCORES", 100)
+    monkeypatch.setattr(head_search, "_TABLE", 12 * 30 * 3)
+    monkeypatch.setattr(head_search, "_SCORES", 100)
     for choice, whole in zip(choices, before, strict=True):
         parts = pseudo_labels(signals, choice, embeddings=embeddings)
         assert torch.equal(parts.gates, whole.gates)
@@ -268,7 +263,7 @@ def test_more_documents_and_queries_than_fit_in_a_batch_make_no_difference(
 def test_the_order_of_the_queries_makes_no_difference() -> None:
     signals = signal_set(6, queries=9, documents=(2, 14), planted=())
     order = random.Random(0).sample(range(9), 9)
-    moved = signals.subset([signals.queries[place] for place in order])
+    moved = signals.subset([signals.queries[index] for index in order])
     options = LabelOptions(utility="margin", shrinkage=0.2)
     labels, other = pseudo_labels(signals, options), pseudo_labels(moved, options)
     assert other.heads == labels.heads
@@ -285,7 +280,7 @@ def test_two_searches_are_the_same() -> None:
     assert label_reliability(signals) == label_reliability(signals)
 
 
-# What is found.
+# Labels.
 
 
 def test_the_candidates_are_the_best_single_heads_and_say_where_from() -> None:
@@ -296,7 +291,10 @@ def test_the_candidates_are_the_best_single_heads_and_say_where_from() -> None:
     assert labels.queries == signals.queries
     assert tuple(labels.heads) == tuple(detect(signals, "ndcg", 5))
     assert (labels.heads.model, labels.heads.layout) == ("tiny", "sequential")
-    assert (labels.heads.method, labels.heads.aggregation) == ("pseudo-labels", "standardised")
+    assert (labels.heads.method, labels.heads.recipe.aggregation) == (
+        "pseudo-labels",
+        "standardised",
+    )
     assert labels.heads.data == "first, second, 8 queries"
     best = single_head_ndcg(signals).sort(descending=True).values[:5]
     assert labels.heads.scores == tuple(best.tolist())
@@ -310,7 +308,7 @@ def test_candidates_are_chosen_by_the_utility_that_is_maximised(name: str) -> No
     figures = [one_by_one(name, query.calibrated, query) for query in signals.queries]
     expected = torch.stack(figures).mean(dim=0).sort(descending=True, stable=True)
     labels = pseudo_labels(signals, LabelOptions(candidates=4, utility=name))
-    assert places_of(signals, labels) == expected.indices[:4].tolist()
+    assert signals.heads.indices_of(labels.heads) == expected.indices[:4].tolist()
     assert labels.heads.scores == pytest.approx(expected.values[:4].tolist())
 
 
@@ -374,7 +372,7 @@ def test_shrunk_wholly_labels_are_the_same_for_every_query(name: str) -> None:
     )
     for same in (signals, twins):
         labels = pseudo_labels(same, LabelOptions(utility=name, shrinkage=1.0))
-        assert sets_of(same, labels) == [{places_of(same, labels)[0]}] * 12
+        assert sets_of(same, labels) == [{same.heads.indices_of(labels.heads)[0]}] * 12
 
 
 def test_shrinkage_takes_worse_sets_of_better_heads() -> None:
@@ -403,12 +401,12 @@ def test_queries_of_a_group_share_the_set_that_is_best_for_them(
         groups=3, candidates=6, max_heads=3, utility=name, shrinkage=shrinkage, seed=3
     )
     labels = pseudo_labels(signals, options, embeddings=embeddings)
-    found, static = sets_of(signals, labels), static_of(signals, labels)
+    sets, static = sets_of(signals, labels), static_of(signals, labels)
     for kind in range(3):
-        inside = [place for place in range(10) if kinds[place] == kind]
-        queries = [labels.queries[place] for place in inside]
+        inside = [index for index in range(10) if kinds[index] == kind]
+        queries = [labels.queries[index] for index in inside]
         expected = slow_search(queries, static, options)
-        assert [found[place] for place in inside] == [expected] * len(inside)
+        assert [sets[index] for index in inside] == [expected] * len(inside)
 
 
 def test_as_many_groups_as_queries_give_each_its_own_set() -> None:
@@ -439,22 +437,22 @@ def test_embeddings_are_not_looked_at_without_groups() -> None:
 def noise(queries: int = 80, documents: int = 20, heads: int = 24, seed: int = 0) -> SignalSet:
     """Heads that know nothing."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    drawn = []
     for number in range(queries):
         gains = torch.zeros(documents)
         gains[torch.randperm(documents, generator=generator)[:6]] = 1.0
         signal = torch.randn(heads, documents, generator=generator)
-        found.append(query_signals(signal, gains.tolist(), query_id=f"q{number}"))
-    return table(found)
+        drawn.append(query_signals(signal, gains.tolist(), query_id=f"q{number}"))
+    return table(drawn)
 
 
 def test_what_is_found_in_noise_is_not_kept() -> None:
-    found = label_reliability(noise())
-    assert found.queries == 80
-    assert found.found > 0.97
-    assert found.kept == pytest.approx(found.chance, abs=0.06)
-    assert found.kept == pytest.approx(found.static, abs=0.06)
-    assert found.kept < 0.7
+    reliability = label_reliability(noise())
+    assert reliability.queries == 80
+    assert reliability.found > 0.97
+    assert reliability.kept == pytest.approx(reliability.chance, abs=0.06)
+    assert reliability.kept == pytest.approx(reliability.static, abs=0.06)
+    assert reliability.kept < 0.7
 
 
 @pytest.mark.parametrize("name", UTILITIES)
@@ -465,25 +463,24 @@ def test_a_planted_perfect_head_is_found_and_kept(name: str) -> None:
         for query in signals.queries
     ]
     planted = signals.subset(queries)
-    found = label_reliability(planted, LabelOptions(utility=name, max_heads=1))
-    assert (found.found, found.kept, found.static) == (1.0, 1.0, 1.0)
-    assert found.chance < 0.8
+    reliability = label_reliability(planted, LabelOptions(utility=name, max_heads=1))
+    assert (reliability.found, reliability.kept, reliability.static) == (1.0, 1.0, 1.0)
+    assert reliability.chance < 0.8
 
 
 def test_heads_that_know_one_kind_of_query_are_kept_by_groups_of_the_kind() -> None:
     signals = noise(queries=60)
     queries, embeddings = [], torch.zeros(60, 2)
-    for place, query in enumerate(signals.queries):
-        embeddings[place, place % 2] = 1.0
+    for index, query in enumerate(signals.queries):
+        embeddings[index, index % 2] = 1.0
         signal = query.calibrated.clone()
-        signal[place % 2] += 1.5 * query.gains
-        signal[1 - place % 2] -= 1.5 * query.gains
+        signal[index % 2] += 1.5 * query.gains
+        signal[1 - index % 2] -= 1.5 * query.gains
         queries.append(replace(query, calibrated=signal))
     choices = [LabelOptions(), LabelOptions(groups=1), LabelOptions(groups=2)]
     routed = signals.subset(queries)
-    chosen, figures = most_reliable(routed, choices, embeddings=embeddings)
-    assert chosen is choices[2]
-    assert figures == [label_reliability(routed, c, embeddings=embeddings) for c in choices]
+    figures = [label_reliability(routed, c, embeddings=embeddings) for c in choices]
+    assert choose_labels(routed, embeddings, choices) == LabelChoice(choices[2], figures[2])
     assert figures[1].kept == figures[1].static  # one group is what static means
     assert figures[2].kept > figures[2].static + 0.1
     assert figures[2].kept > figures[0].kept + 0.03
@@ -492,8 +489,8 @@ def test_heads_that_know_one_kind_of_query_are_kept_by_groups_of_the_kind() -> N
 def test_reliability_is_ndcg_whatever_is_maximised() -> None:
     signals = signal_set(14, queries=20, documents=(10, 20), grades=3)
     for name in UTILITIES:
-        found = label_reliability(signals, LabelOptions(utility=name))
-        for figure in (found.found, found.kept, found.static, found.chance):
+        reliability = label_reliability(signals, LabelOptions(utility=name))
+        for figure in (reliability.found, reliability.kept, reliability.static, reliability.chance):
             assert 0 <= figure <= 1
     # Of the whole ideal list, half of the documents could not make an nDCG of 1.
     perfect = signal_set(14, queries=20, documents=(10, 20), noise=0.0)
@@ -503,15 +500,15 @@ def test_reliability_is_ndcg_whatever_is_maximised() -> None:
 def test_smooth_utilities_keep_more_than_reciprocal_ranks() -> None:
     signals = signal_set(15, queries=60, documents=(20, 20), grades=3, noise=3.0)
     choices = [LabelOptions(utility=name) for name in ("reciprocal_rank", "correlation")]
-    chosen, figures = most_reliable(signals, choices)
-    assert chosen is choices[1]
+    figures = [label_reliability(signals, choice) for choice in choices]
+    assert choose_labels(signals, None, choices) == LabelChoice(choices[1], figures[1])
     assert figures[1].kept > figures[0].kept
 
 
 def test_the_first_of_equally_reliable_options_is_chosen() -> None:
     signals = signal_set(16)
     choices = [LabelOptions(shrinkage=0.25, max_heads=2), LabelOptions(shrinkage=0.25, max_heads=2)]
-    assert most_reliable(signals, choices)[0] is choices[0]
+    assert choose_labels(signals, None, choices).options is choices[0]
 
 
 def test_the_seed_decides_the_halves() -> None:
@@ -542,8 +539,8 @@ def test_queries_are_halved_wherever_both_halves_can_have_contrast(
     for seed in range(10):
         order = random.Random(seed).sample(list(gains), len(gains))
         query = query_signals(torch.rand(2, len(gains)), order, query_id="hard")
-        found = label_reliability(table([easy, query]), LabelOptions(seed=seed))
-        assert found.queries == 1 + measurable
+        reliability = label_reliability(table([easy, query]), LabelOptions(seed=seed))
+        assert reliability.queries == 1 + measurable
 
 
 def test_reliability_leaves_out_the_embeddings_of_queries_it_leaves_out() -> None:
@@ -568,22 +565,90 @@ def test_labels_leave_the_signals_as_they_were() -> None:
         assert torch.equal(query.gains, same.gains)
 
 
-# What is refused.
+# Choices.
+
+FEW = LabelOptions(candidates=4, max_heads=2)
+FOUR = HeadSet([(0, 0), (0, 1), (1, 0), (1, 1)], model="tiny")
+
+
+def one_knows(queries: int, relevant: int) -> SignalSet:
+    """The first of four heads knows the relevant documents; the others are noise."""
+    drawn = []
+    generator = torch.Generator().manual_seed(0)
+    for number in range(queries):
+        gains = torch.zeros(12)
+        gains[torch.randperm(12, generator=generator)[:relevant]] = 1
+        signal = torch.randn(4, 12, generator=generator)
+        signal[0] += 2 * gains
+        drawn.append(query_signals(signal, gains.tolist(), query_id=f"q{number}"))
+    return table(drawn, FOUR)
+
+
+def test_every_utility_is_tried_with_and_without_shrinkage() -> None:
+    choices = label_choices(LabelOptions(candidates=7, groups=2, seed=3))
+    assert [(choice.utility, choice.shrinkage) for choice in choices] == [
+        ("ndcg", 0.0),
+        ("ndcg", 0.5),
+        ("correlation", 0.0),
+        ("correlation", 0.5),
+        ("margin", 0.0),
+        ("margin", 0.5),
+    ]
+    assert {(choice.candidates, choice.groups, choice.seed) for choice in choices} == {(7, 2, 3)}
+
+
+def test_the_most_reliable_choice_is_taken() -> None:
+    signals, choices = one_knows(12, 4), label_choices(FEW)
+    kept = [label_reliability(signals, choice).kept for choice in choices]
+    assert len(set(kept)) > 1
+    chosen = choose_labels(signals, torch.zeros(12, 2), choices)
+    assert chosen.options == choices[kept.index(max(kept))]
+    assert chosen.reliability is not None
+    assert chosen.reliability.kept == max(kept)
+
+
+def test_the_reliability_of_a_single_choice_is_measured() -> None:
+    signals = one_knows(6, 4)
+    chosen = choose_labels(signals, torch.zeros(6, 2), [FEW])
+    assert chosen == LabelChoice(FEW, label_reliability(signals, FEW))
+
+
+def test_where_no_query_can_be_halved_the_first_choice_is_taken() -> None:
+    chosen = choose_labels(one_knows(6, 1), torch.zeros(6, 2), label_choices(FEW))
+    assert chosen == LabelChoice(FEW, None)
+    assert chosen.to_dict() == {"utility": "ndcg", "shrinkage": 0.0, "groups": None}
+
+
+def test_a_choice_is_written_with_its_reliability() -> None:
+    reliability = Reliability(found=0.98765, kept=0.8, static=0.81, chance=0.7, queries=9)
+    assert LabelChoice(FEW, reliability).to_dict() == {
+        "utility": "ndcg",
+        "shrinkage": 0.0,
+        "groups": None,
+        "found": 0.9877,
+        "kept": 0.8,
+        "static": 0.81,
+        "chance": 0.7,
+        "queries": 9,
+    }
+
+
+# Refused arguments.
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"candidates": 0}, "candidates=0 leaves nothing to choose; give 1 or more."),
-        ({"max_heads": -1}, "max_heads=-1 leaves nothing to choose; give 1 or more."),
-        ({"groups": 0}, "groups=0 leaves nothing to choose; give 1 or more."),
+        ({"candidates": 0}, "candidates=0 must be 1 or more."),
+        ({"max_heads": -1}, "max_heads=-1 must be 1 or more."),
+        ({"groups": 0}, "groups=0 must be 1 or more."),
         (
             {"utility": "map"},
             "utility='map' does not exist; choose one of ndcg, reciprocal_rank, correlation, "
             "margin.",
         ),
-        ({"shrinkage": 1.5}, "shrinkage=1.5 is not a share; give 0 to 1."),
-        ({"shrinkage": math.nan}, "shrinkage=nan is not a share; give 0 to 1."),
+        ({"shrinkage": 1.5}, "shrinkage=1.5 must be from 0 to 1."),
+        ({"shrinkage": math.nan}, "shrinkage=nan must be from 0 to 1."),
     ],
 )
 def test_options_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
@@ -644,7 +709,8 @@ def test_signals_that_are_no_numbers_are_refused() -> None:
         with pytest.raises(InputError) as error:
             function(signals.subset([signals.queries[0], broken]))
         assert str(error.value) == (
-            "signals of query 'q1' are not finite numbers; compute them again."
+            "signals of query 'q1' are not finite numbers; compute them again with "
+            'dtype="float32".'
         )
 
 
@@ -669,5 +735,5 @@ def test_queries_that_cannot_be_halved_alone_are_refused() -> None:
 
 def test_no_options_to_choose_from_are_refused() -> None:
     with pytest.raises(InputError) as error:
-        most_reliable(signal_set(24), [])
+        choose_labels(signal_set(24), None, [])
     assert str(error.value) == "there are no label options to choose from; give at least one."

@@ -15,19 +15,15 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from routehead_plugins import HeadSet
-from routehead_plugins.errors import HeadError, InputError
+from routehead_plugins.errors import InputError
 from routehead_plugins.scoring import features, standardise
-from routehead_plugins.signals import QuerySignals, SignalSet, ndcg
-from routehead_plugins.training.proximal import solve, tabulate
-from routehead_plugins.training.weights import (
-    OBJECTIVES,
-    cross_validated_scores,
-    fit_weights,
-    weighted_scores,
-)
+from routehead_plugins.signals import QuerySignals, SignalSet
+from routehead_plugins.training.offline import each_ndcg, offline_scores
+from routehead_plugins.training.proximal import OBJECTIVES, solve, tabulate
+from routehead_plugins.training.weights import fit_weights, split_folds
 
 HEADS = HeadSet([(layer, index) for layer in range(4) for index in range(3)])
-LIKES, DISLIKES = 4, 9  # places of the two heads that know something
+LIKES, DISLIKES = 4, 9  # indices of the two heads that know something
 
 
 def planted(
@@ -77,9 +73,10 @@ def query_of(name: str, signal: Tensor, gains: Tensor, first_stage: Tensor) -> Q
 
 def dense(heads: HeadSet, among: HeadSet = HEADS) -> list[float]:
     """The weight of every head and of the first stage."""
-    assert heads.weights is not None
-    weights = dict(zip(heads, heads.weights, strict=True))
-    return [*(weights.get(head, 0.0) for head in among), heads.first_stage_weight or 0.0]
+    recipe = heads.recipe
+    assert recipe.weights is not None
+    weights = dict(zip(heads, recipe.weights, strict=True))
+    return [*(weights.get(head, 0.0) for head in among), recipe.first_stage_weight or 0.0]
 
 
 def rows_of(query: QuerySignals, how: str = "standardised") -> Tensor:
@@ -89,12 +86,12 @@ def rows_of(query: QuerySignals, how: str = "standardised") -> Tensor:
 
 
 def slow_loss(
-    signals: SignalSet, weights: Tensor, objective: str, spread: float = 0.0, how: str | None = None
+    signals: SignalSet, weights: Tensor, objective: str, how: str = "standardised"
 ) -> Tensor:
     """The loss without its penalty, document by document."""
     losses = []
     for query in signals.with_contrast:
-        scores = weights @ rows_of(query, how or "standardised")
+        scores = weights @ rows_of(query, how)
         gains = query.gains.double().tolist()
         if objective == "listwise":
             positive = [max(gain, 0.0) for gain in gains]
@@ -112,8 +109,7 @@ def slow_loss(
                 if grades.index(gains[better]) == grades.index(gains[worse]) + 1
             ]
             loss = sum(pairs) / len(pairs)
-        middle = scores[len(gains) // 3 : len(gains) - len(gains) // 3]
-        losses.append(loss + spread / (1 + middle.var(correction=0)))
+        losses.append(loss)
     return torch.stack([torch.as_tensor(loss) for loss in losses]).mean()
 
 
@@ -124,28 +120,34 @@ def slow_gradient(signals: SignalSet, weights: Sequence[float], objective: str) 
     return [float(slope) for slope in point.grad]
 
 
+def held_out_scores(signals: SignalSet, seed: int = 0, **options: Any) -> list[Tensor]:
+    """Score every query by weights that are fitted on the other folds."""
+    folds = split_folds(signals.queries, 5, seed)
+    pairs = list(zip(signals.queries, folds, strict=True))
+    heads = {
+        fold: fit_weights(signals.subset([q for q, f in pairs if f != fold]), seed=seed, **options)
+        for fold in set(folds)
+    }
+    return [offline_scores(query, heads[fold], signals.heads) for query, fold in pairs]
+
+
 def mean_ndcg(signals: SignalSet, scores: Sequence[Tensor]) -> float:
-    figures = [
-        float(ndcg(found[None], query.gains, query.ideal_gains))
-        for query, found in zip(signals.queries, scores, strict=True)
-    ]
-    return sum(figures) / len(figures)
+    return float(each_ndcg(scores, signals.queries).mean())
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("spread", [0.0, 0.7])
-def test_slopes_equal_those_of_a_slow_loss(objective: str, spread: float) -> None:
+def test_slopes_equal_those_of_a_slow_loss(objective: str) -> None:
     signals = planted(6, first_stage=0.3, documents=(2, 9))
     spoiled = signals.queries[1].gains.clone()
     spoiled[0] = -1.0  # as some collections judge spam
     signals = signals.subset(
         [signals.queries[0], replace(signals.queries[1], gains=spoiled), *signals.queries[2:]]
     )
-    table = tabulate(signals.queries, "standardised", objective, first_stage=True, spread=spread)
+    table = tabulate(signals.queries, "standardised", objective, first_stage=True)
     weights = torch.randn(len(HEADS) + 1, 1, generator=torch.Generator().manual_seed(1)).double()
     shares = torch.full((6, 1), 1 / 6, dtype=torch.float64)
     point = weights[:, 0].clone().requires_grad_()
-    slow_loss(signals, point, objective, spread).backward()
+    slow_loss(signals, point, objective).backward()
     torch.testing.assert_close(table.gradient(weights, shares)[:, 0], point.grad)
 
 
@@ -215,9 +217,9 @@ def test_planted_heads_are_found_with_their_signs_and_no_others(
 def test_a_fit_says_what_it_is_and_survives_its_file(tmp_path: Path) -> None:
     found = fit_weights(planted(20, first_stage=0.5), l1=0.01, aggregation="log")
     assert (found.model, found.layout, found.method) == ("tiny", "parallel", "weights")
-    assert (found.data, found.aggregation) == ("planted,more", "log")
-    assert found.weights is not None
-    sizes = [abs(weight) for weight in found.weights]
+    assert (found.data, found.recipe.aggregation) == ("planted,more", "log")
+    assert found.recipe.weights is not None
+    sizes = [abs(weight) for weight in found.recipe.weights]
     assert sizes == sorted(sizes, reverse=True)
     assert 0.0 not in sizes
     found.save(tmp_path / "heads.json")
@@ -227,25 +229,25 @@ def test_a_fit_says_what_it_is_and_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_first_stage_gets_a_weight_where_it_knows_something(objective: str) -> None:
     helped = fit_weights(planted(strength=0.3, first_stage=0.5), objective=objective, l1=0.02)
-    assert helped.first_stage_weight is not None
-    assert helped.first_stage_weight > 0.1
+    assert helped.recipe.first_stage_weight is not None
+    assert helped.recipe.first_stage_weight > 0.1
     misled = fit_weights(planted(strength=0.3, first_stage=-0.5), objective=objective, l1=0.02)
-    assert misled.first_stage_weight == 0.0
+    assert misled.recipe.first_stage_weight == 0.0
 
 
 def test_the_first_stage_can_be_left_out() -> None:
     signals = planted(10, first_stage=0.5)
     without = fit_weights(signals, first_stage=False, l1=0.02)
-    assert without.first_stage_weight is None
+    assert without.recipe.first_stage_weight is None
     missing = signals.subset(
         [replace(query, first_stage=query.first_stage * math.nan) for query in signals.queries]
     )
     assert fit_weights(missing, first_stage=False, l1=0.02) == without
-    scores = cross_validated_scores(missing, first_stage=False, l1=0.02)
-    assert all(bool(found.isfinite().all()) for found in scores)
+    scores = [offline_scores(query, without, HEADS) for query in missing.queries]
+    assert all(bool(row.isfinite().all()) for row in scores)
 
 
-@pytest.mark.parametrize("options", [{"l1": 0.02}, {}, {"objective": "pairs", "spread": 0.2}])
+@pytest.mark.parametrize("options", [{"l1": 0.02}, {}, {"objective": "pairs", "l1": 0.02}])
 def test_two_fits_are_the_same_to_the_last_digit(options: dict[str, Any]) -> None:
     signals = planted(12, strength=0.4, first_stage=0.2)
     assert fit_weights(signals, **options) == fit_weights(signals, **options)
@@ -253,7 +255,7 @@ def test_two_fits_are_the_same_to_the_last_digit(options: dict[str, Any]) -> Non
 
 def test_fits_of_several_columns_are_those_of_each_alone() -> None:
     signals = planted(9, strength=0.4, first_stage=0.2)
-    table = tabulate(signals.queries, "standardised", "listwise", first_stage=True, spread=0.0)
+    table = tabulate(signals.queries, "standardised", first_stage=True)
     shares = (torch.arange(9)[:, None] % 3 != torch.arange(3)).double() / 6
     start = torch.zeros(len(HEADS) + 1, 3, dtype=torch.float64)
     together = solve(table, shares, 0.02, start)
@@ -275,7 +277,7 @@ def test_the_chosen_penalty_is_one_at_which_the_fit_is_an_optimum() -> None:
 
 def strengths_of(signals: SignalSet) -> list[float]:
     """The penalties that are tried, from the one that leaves no head."""
-    table = tabulate(signals.queries, "standardised", "listwise", first_stage=True, spread=0.0)
+    table = tabulate(signals.queries, "standardised", first_stage=True)
     shares = torch.full((len(signals.queries), 1), 1 / len(signals.queries)).double()
     none = solve(table, shares, math.inf, torch.zeros(len(HEADS) + 1, 1).double())
     strongest = float(table.gradient(none, shares)[:-1].abs().max())
@@ -290,32 +292,15 @@ def test_the_penalty_is_chosen_by_what_queries_that_were_left_out_measure(
     monkeypatch.setattr("routehead_plugins.training.weights._ROUGH", 1e-7)
     signals = planted(16, seed=seed, strength=0.5, first_stage=0.2)
     strengths = strengths_of(signals)
-    figures = []
-    for l1 in strengths:
-        held_out = cross_validated_scores(signals, folds=4, seed=seed, l1=l1)
-        figures.append(
-            [
-                mean_ndcg(signals.subset([q]), [s])
-                for q, s in zip(signals.queries, held_out, strict=True)
-            ]
-        )
-    measured = np.array(figures)
-    best = int(measured.mean(axis=1).argmax())
-    options: dict[str, Any] = {"folds": 4, "seed": seed}
-    chosen = fit_weights(signals, **options)
-    assert dense(chosen) == pytest.approx(dense(fit_weights(signals, l1=strengths[best])), abs=1e-5)
-    deficits = measured[best] - measured
-    close = deficits.mean(axis=1) <= deficits.std(axis=1) / math.sqrt(len(signals.queries))
-    sparse = fit_weights(signals, **options, one_standard_error=True)
-    expected = fit_weights(signals, l1=strengths[int(close.argmax())])
-    assert dense(sparse) == pytest.approx(dense(expected), abs=1e-5)
-
-
-def test_one_standard_error_keeps_no_more_heads() -> None:
-    for seed in range(3):
-        signals = planted(25, seed=seed, strength=0.25)
-        sparse = fit_weights(signals, one_standard_error=True)
-        assert len(sparse) <= len(fit_weights(signals))
+    ndcg = torch.stack(
+        [
+            each_ndcg(held_out_scores(signals, seed, l1=l1), signals.queries).mean()
+            for l1 in strengths
+        ]
+    )
+    best = strengths[int(ndcg.argmax())]
+    chosen = fit_weights(signals, seed=seed)
+    assert dense(chosen) == pytest.approx(dense(fit_weights(signals, l1=best)), abs=1e-5)
 
 
 def test_a_penalty_on_means_does_not_depend_on_how_much_a_head_draws() -> None:
@@ -331,21 +316,8 @@ def test_a_penalty_on_means_does_not_depend_on_how_much_a_head_draws() -> None:
     assert [w * f for w, f in zip(scaled, factors, strict=True)] == pytest.approx(plain, rel=1e-3)
 
 
-def test_spread_pulls_the_middle_of_the_list_apart() -> None:
-    signals = planted(30, strength=0.4)
-
-    def middle(heads: HeadSet) -> float:
-        scores = [weighted_scores(query, heads, HEADS) for query in signals.queries]
-        thirds = [found[len(found) // 3 : len(found) - len(found) // 3] for found in scores]
-        return sum(float(third.var(correction=0)) for third in thirds)
-
-    plain = fit_weights(signals, objective="pairs", l1=0.01)
-    spread = fit_weights(signals, objective="pairs", l1=0.01, spread=0.5)
-    assert middle(spread) > middle(plain)
-
-
 @pytest.mark.parametrize("aggregation", ["standardised", "log", "mean"])
-def test_weighted_scores_equal_a_loop_over_heads(aggregation: str) -> None:
+def test_scores_equal_a_loop_over_heads(aggregation: str) -> None:
     signals = planted(15, first_stage=0.5)
     heads = fit_weights(signals, aggregation=aggregation, l1=0.02)
     for query in signals.queries[:3]:
@@ -353,48 +325,38 @@ def test_weighted_scores_equal_a_loop_over_heads(aggregation: str) -> None:
         expected = sum(
             weight * row for weight, row in zip(dense(heads), rows, strict=True) if weight
         )
-        found = weighted_scores(query, heads, HEADS)
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
-        places = [list(HEADS).index(head) for head in heads]
-        only = replace(query, mass=query.mass[places], calibrated=query.calibrated[places])
-        torch.testing.assert_close(weighted_scores(only, heads), found)
+        scores = offline_scores(query, heads, HEADS)
+        torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-4)
+        indices = HEADS.indices_of(heads)
+        only = replace(query, mass=query.mass[indices], calibrated=query.calibrated[indices])
+        torch.testing.assert_close(offline_scores(only, heads, heads), scores)
 
 
-def test_scores_without_a_query_come_from_the_others_alone() -> None:
-    signals = planted(12, strength=0.4, first_stage=0.3)
-    plain = cross_validated_scores(signals, folds=4)
-    for place in (0, 7):
-        query = signals.queries[place]
-        turned = replace(query, gains=3 - query.gains)
-        queries = [*signals.queries[:place], turned, *signals.queries[place + 1 :]]
-        scores = cross_validated_scores(signals.subset(queries), folds=4)
-        assert scores[place].equal(plain[place])
-        assert not all(map(torch.equal, scores, plain))
+def test_folds_do_not_depend_on_the_order_of_queries() -> None:
+    queries = planted(12).queries
+    assert split_folds(queries[::-1], 5, 0)[::-1] == split_folds(queries, 5, 0)
 
 
 def test_held_out_scores_do_not_depend_on_the_order_of_queries() -> None:
     signals = planted(12, strength=0.4, first_stage=0.3)
-    plain = cross_validated_scores(signals, l1=0.02)
-    backwards = cross_validated_scores(signals.subset(signals.queries[::-1]), l1=0.02)
-    for found, expected in zip(backwards[::-1], plain, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    plain = held_out_scores(signals, l1=0.02)
+    backwards = held_out_scores(signals.subset(signals.queries[::-1]), l1=0.02)
+    for scores, expected in zip(backwards[::-1], plain, strict=True):
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_queries_of_the_same_text_are_held_out_together() -> None:
-    signals = planted(10, strength=0.4)
-    twin = replace(signals.queries[0], query_id="twin")
-    plain = cross_validated_scores(signals.subset([*signals.queries, twin]), folds=3, l1=0.02)
-    turned = replace(twin, gains=3 - twin.gains)
-    other = cross_validated_scores(signals.subset([*signals.queries, turned]), folds=3, l1=0.02)
-    assert other[0].equal(plain[0])
+def test_queries_of_the_same_text_are_in_the_same_fold() -> None:
+    queries = planted(10).queries
+    twins = [replace(query, query_id=f"twin of {query.query_id}") for query in queries]
+    folds = split_folds([*queries, *twins], 3, 0)
+    assert folds[:10] == folds[10:]
+    assert set(folds) == {0, 1, 2}
+    assert len(set(split_folds(queries[:2], 5, 0))) == 2
 
 
-def test_the_seed_decides_which_queries_share_a_part() -> None:
-    signals = planted(12, strength=0.4)
-    plain = cross_validated_scores(signals, folds=3, l1=0.02)
-    assert all(map(torch.equal, plain, cross_validated_scores(signals, folds=3, seed=0, l1=0.02)))
-    other = cross_validated_scores(signals, folds=3, seed=1, l1=0.02)
-    assert not all(map(torch.equal, plain, other))
+def test_the_seed_decides_which_queries_share_a_fold() -> None:
+    queries = planted(12).queries
+    assert split_folds(queries, 3, 0) == split_folds(queries, 3, 0) != split_folds(queries, 3, 1)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -402,37 +364,32 @@ def test_held_out_rankings_are_better_than_those_of_equal_heads_and_first_stage(
     objective: str,
 ) -> None:
     signals = planted(40, strength=0.4, first_stage=0.2)
-    learned = mean_ndcg(signals, cross_validated_scores(signals, objective=objective))
+    learned = mean_ndcg(signals, held_out_scores(signals, objective=objective))
     first = mean_ndcg(signals, [query.first_stage for query in signals.queries])
     equal = mean_ndcg(signals, [query.calibrated.mean(dim=0) for query in signals.queries])
     assert learned > first + 0.05
     assert learned > equal + 0.05
 
 
-def test_queries_without_contrast_are_scored_but_teach_nothing() -> None:
+def test_queries_without_contrast_make_no_difference() -> None:
     signals = planted(10, strength=0.4)
     size = len(signals.queries[0].gains)
     flat = replace(signals.queries[0], query="flat", gains=torch.zeros(size))
     empty = query_of("none", torch.empty(len(HEADS), 0), torch.empty(0), torch.empty(0))
     more = signals.subset([*signals.queries, flat, empty])
-    assert fit_weights(more, l1=0.02) == fit_weights(signals, l1=0.02)
-    scores = cross_validated_scores(more, l1=0.02)
-    assert [len(found) for found in scores] == [len(query.gains) for query in more.queries]
+    heads = fit_weights(more, l1=0.02)
+    assert heads == fit_weights(signals, l1=0.02)
+    scores = [offline_scores(query, heads, HEADS) for query in more.queries]
+    assert [len(row) for row in scores] == [len(query.gains) for query in more.queries]
 
 
-def test_where_no_head_earns_a_weight_the_first_stage_is_left() -> None:
-    signals = planted(10, first_stage=0.5)
+def test_a_penalty_that_leaves_no_head_is_refused() -> None:
     with pytest.raises(InputError) as error:
-        fit_weights(signals, l1=100.0)
+        fit_weights(planted(10, first_stage=0.5), l1=100.0)
     assert str(error.value) == (
         "no head of 'tiny' earns a weight on planted, more; give more queries, harder ones, or "
         "more candidates for each (hits); or a smaller l1."
     )
-    for query, scores in zip(
-        signals.queries, cross_validated_scores(signals, l1=100.0), strict=True
-    ):
-        assert scores.argsort().tolist() == query.first_stage.argsort().tolist()
-        assert float(scores.std()) > 0
 
 
 @pytest.mark.parametrize(
@@ -446,28 +403,25 @@ def test_where_no_head_earns_a_weight_the_first_stage_is_left() -> None:
             {"objective": "lambda"},
             "objective='lambda' does not exist; choose one of listwise, pairs.",
         ),
-        ({"l1": -0.1}, "l1=-0.1 is not a strength; give 0 or more."),
-        ({"l1": math.nan}, "l1=nan is not a strength; give 0 or more."),
-        ({"spread": math.inf}, "spread=inf is not a strength; give 0 or more."),
-        ({"folds": 1}, "folds=1 leaves nothing to validate on; give 2 or more."),
+        ({"l1": -0.1}, "l1=-0.1 must be a finite number, 0 or more."),
+        ({"l1": math.nan}, "l1=nan must be a finite number, 0 or more."),
+        ({"l1": math.inf}, "l1=inf must be a finite number, 0 or more."),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    for fit in (fit_weights, cross_validated_scores):
-        with pytest.raises(InputError) as error:
-            fit(planted(3), **options)
-        assert str(error.value) == message
+    with pytest.raises(InputError) as error:
+        fit_weights(planted(3), **options)
+    assert str(error.value) == message
 
 
 def test_one_query_is_enough_only_with_a_given_penalty() -> None:
     signals = planted(1)
     assert len(fit_weights(signals, l1=0.05)) > 0
-    for fit in (fit_weights, cross_validated_scores):
-        with pytest.raises(InputError) as error:
-            fit(signals)
-        assert str(error.value) == (
-            "one query cannot be cross-validated; give more judged queries, or a strength l1."
-        )
+    with pytest.raises(InputError) as error:
+        fit_weights(signals)
+    assert str(error.value) == (
+        "one query cannot be cross-validated; give more judged queries, or a strength l1."
+    )
 
 
 def test_queries_without_contrast_alone_are_refused() -> None:
@@ -482,22 +436,6 @@ def test_signals_that_are_no_numbers_are_refused() -> None:
     broken = replace(signals.queries[1], calibrated=signals.queries[1].calibrated * math.nan)
     with pytest.raises(InputError) as error:
         fit_weights(signals.subset([signals.queries[0], broken]), l1=0.1)
-    assert str(error.value) == ("signals of query 'q1' are not finite numbers; compute them again.")
-
-
-def test_scores_need_weights_and_signals_of_the_same_heads() -> None:
-    signals = planted(3)
-    query = signals.queries[0]
-    with pytest.raises(HeadError) as error:
-        weighted_scores(query, HeadSet([(0, 1)]), HEADS)
-    assert str(error.value) == "heads 0-1 have no weights; fit them, or give a set that has some."
-    heads = HeadSet([(0, 1)], weights=[1.0])
-    with pytest.raises(HeadError) as error:
-        weighted_scores(query, heads)
     assert str(error.value) == (
-        "the signals of query 'q0' are of 12 heads, not of 1; "
-        "name the heads they are of as available."
+        "signals of query 'q1' are not finite numbers; compute them again with dtype=\"float32\"."
     )
-    with pytest.raises(HeadError) as error:
-        weighted_scores(query, HeadSet([(9, 9)], weights=[1.0]), HEADS)
-    assert str(error.value) == ("there are no signals of head 9-9; compute them for these heads.")
