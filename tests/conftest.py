@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import families
 import pytest
 import torch
@@ -30,11 +25,3 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     families.tiny_model("llama").save_pretrained(folder)
     families.tiny_tokenizer().save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(scope="module")
-def module() -> Iterator[Callable[[str], Any]]:
-    """Import a script of the benchmarks, which are no package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-        yield importlib.import_module

@@ -19,13 +19,13 @@ from torch import Tensor
 from benchmarks.common import RESULTS, folders_by_name
 from routehead_plugins import FrozenLM
 from routehead_plugins.cli.runtime import (
+    check_minimum,
     load_llm,
     progress,
     sample_queries,
     signals_folder,
     with_candidates,
 )
-from routehead_plugins.errors import InputError
 from routehead_plugins.io import CORPUS_FILE, Collection, atomic_write_text, load_collection
 from routehead_plugins.layouts import get_layout
 from routehead_plugins.options import RerankerOptions
@@ -64,34 +64,21 @@ class ComparisonOptions:
     hits: Annotated[int, typer.Option(help="Candidates per query.")] = 20
     max_doc_tokens: Annotated[int, typer.Option(help="Cut longer documents here.")] = 120
     signals: Annotated[
-        Path | None, typer.Option(help="Folder of the signals.  [default: the user's cache]")
+        Path | None, typer.Option(help="Folder of the signals. (default: the user's cache)")
     ] = None
     model: Annotated[
         str, typer.Option(help="embedded, a Hub id, a local directory, or a .gguf file.")
     ] = "embedded"
-    device: Annotated[str | None, typer.Option(help="[default: the fastest available]")] = None
+    device: Annotated[str | None, typer.Option(help="Default: the fastest available.")] = None
     # Not "auto", since the signals on disk are found by their dtype.
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16"
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS
 
     def __post_init__(self) -> None:
-        self.check_positive("queries", "hits")
+        check_minimum("--queries", self.queries)
+        check_minimum("--hits", self.hits)
         folders_by_name(self.collections)
-
-    def check_positive(self, *names: str) -> None:
-        """Check that options are 1 or more, or ``None``.
-
-        Args:
-            names: Fields of the options.
-
-        Raises:
-            InputError: A value is too small.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name}={value} is too few; give 1 or more.")
 
     @property
     def paths(self) -> dict[str, Path]:

@@ -76,7 +76,7 @@ def main(
 def _sample(collection: Collection, queries: int, hits: int) -> Collection:
     sample = sample_queries(collection, queries, seed=0)
     topics = {query_id: collection.topics[query_id] for query_id in sample}
-    return with_candidates(collection, topics, hits)
+    return with_candidates(replace(collection, topics=topics), topics, hits)
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,10 @@ class _Reader:
     max_doc_tokens: int
 
     def evaluate(self, collection: Collection, hits: int) -> dict[str, Evaluation]:
-        """Measure every variant on the judged queries of a run."""
-        query_ids = [key for key in collection.run or {} if key in collection.qrels]
+        """Measure every variant on the queries of a sample that have candidates."""
+        query_ids = [
+            query_id for query_id in collection.topics if query_id in (collection.run or {})
+        ]
         runs: dict[str, dict[str, list[tuple[str, float]]]] = {name: {} for name in VARIANTS}
         with progress(f"{collection.name}: {self.layout.name}", len(query_ids)) as advance:
             for query_id in query_ids:

@@ -50,7 +50,8 @@ def find_answers(reranker: HeadRoutedAttentionReranker, collection: Collection) 
         reranker: Re-ranker that reads spans.
         collection: The bundled collection, with 5 candidates per query.
     """
-    answers = [json.loads(line) for line in (BUNDLED / "answers.jsonl").open(encoding="utf-8")]
+    lines = (BUNDLED / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    answers = [json.loads(line) for line in lines]
     outcomes = []
     with progress("Reading", len(answers)) as advance:
         for answer in answers:

@@ -31,7 +31,7 @@ class Options:
     tokenizer: Annotated[
         str, typer.Option(help="For --shape: like --model, or bytes if none is installed.")
     ] = "embedded"
-    device: Annotated[str | None, typer.Option(help="[default: the fastest available]")] = None
+    device: Annotated[str | None, typer.Option(help="Default: the fastest available.")] = None
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto"
     heads: Annotated[
         str,
@@ -48,7 +48,7 @@ class Options:
     memory: Annotated[bool, typer.Option(help="Measure peaks of memory as well.")] = True
     fresh: Annotated[bool, typer.Option(help="Ignore earlier results in the file.")] = False
     output: Annotated[
-        Path | None, typer.Option(help="[default: benchmarks/results/latency-MODEL-DEVICE.json]")
+        Path | None, typer.Option(help="Default: benchmarks/results/latency-MODEL-DEVICE.json.")
     ] = None
 
     @property

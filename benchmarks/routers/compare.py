@@ -69,7 +69,7 @@ from benchmarks.routers.report import (
     reliabilities,
     variants_json,
 )
-from routehead_plugins.cli.runtime import progress
+from routehead_plugins.cli.runtime import check_minimum, progress
 from routehead_plugins.errors import InputError
 from routehead_plugins.io import atomic_write_text
 
@@ -96,7 +96,8 @@ class Options(ComparisonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_positive("synthesize", "seeds")
+        check_minimum("--synthesize", self.synthesize)
+        check_minimum("--seeds", self.seeds)
         if self.layout not in LAYOUTS:
             raise InputError(
                 f"--layout={self.layout} does not exist; give one of {', '.join(LAYOUTS)}."

@@ -19,15 +19,21 @@ import pytest
 import torch
 from tables import query_signals, table
 
+from benchmarks.heads import collect
+from benchmarks.heads.collect import Collector, ComparisonOptions
+from benchmarks.routers import ablations, compare, data, methods, report
+from benchmarks.routers.data import Corpora, Examples, Sample
+from benchmarks.routers.methods import Fit, Trainer
 from routehead_plugins import FrozenLM
-from routehead_plugins.cli.runtime import ModelOptions
 from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.evaluation import significance
 from routehead_plugins.io import Collection, Run, write_run
 from routehead_plugins.scoring import fuse
 from routehead_plugins.training import (
+    STRENGTHS,
     FitOptions,
     LabelOptions,
+    corrected,
     correction,
     detect,
     each_ndcg,
@@ -36,6 +42,7 @@ from routehead_plugins.training import (
     fit_weights,
     offline_scores,
     routed_scores,
+    static_base,
 )
 
 THINGS = ["wolf", "rain", "stone", "river", "snow", "hill", "moss", "owl"]
@@ -48,7 +55,6 @@ LEARNED = [
 UNSEEN = ["bm25", "all", "all+bm25", "ndcg-8+bm25", *LEARNED, "likelihood", "likelihood+bm25"]
 QUESTIONS = {"unseen": UNSEEN, "own, judged": ["bm25", *LEARNED]}
 QUESTIONS["own, synthesized"] = QUESTIONS["own, judged"]
-Module = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
@@ -109,11 +115,11 @@ def retrieve(collection: Collection, topics: Mapping[str, str], hits: int) -> Co
 
 
 @pytest.fixture(scope="module", autouse=True)
-def hurried(module: Module) -> Any:
+def hurried() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FrozenLM, "write", write)
-        patch.setattr(module("compare_collect"), "with_candidates", retrieve)
-        patch.setattr(module("router_data"), "FOLDS", 3)
+        patch.setattr(collect, "with_candidates", retrieve)
+        patch.setattr(data, "FOLDS", 3)
         patch.setattr(correction, "_STEPS", 4)
         patch.setattr(significance, "_BATCH", 100)
         patch.setattr(significance, "RESAMPLES", 100)
@@ -123,7 +129,7 @@ def hurried(module: Module) -> Any:
 
 
 @pytest.fixture(scope="module")
-def setting(module: Module, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     root = tmp_path_factory.mktemp("router")
     families.tiny_model("llama").save_pretrained(root / "tiny")
     families.tiny_tokenizer().save_pretrained(root / "tiny")
@@ -138,7 +144,7 @@ def setting(module: Module, tmp_path_factory: pytest.TempPathFactory) -> Setting
         "signals": root / "signals",
         "output": root / "results",
     }
-    return Setting(folders, options, reported(module, folders, options | {"cost": True}))
+    return Setting(folders, options, reported(folders, options | {"cost": True}))
 
 
 def counted(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
@@ -149,11 +155,11 @@ def counted(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any
     return call
 
 
-def reported(module: Module, folders: list[Path], options: dict[str, Any]) -> str:
+def reported(folders: list[Path], options: dict[str, Any]) -> str:
     """Make a report, and give what is printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        module("router").main(folders, **options)
+        compare.main(compare.Options(collections=folders, **options))
     return printed.getvalue()
 
 
@@ -191,7 +197,7 @@ def test_chosen_strengths_are_told_split_by_split(setting: Setting) -> None:
             assert ("strengths" in rows[row]) == (row in ROUTED)
         assert [len(each) for each in rows["routed-listwise"]["strengths"]] == [2] * splits
         assert [len(each) for each in rows["neighbours"]["strengths"]] == [1] * splits
-        allowed = {*fit.STRENGTHS["listwise"], None}
+        allowed = {*STRENGTHS["listwise"], None}
         assert {s for each in rows["routed-listwise"]["strengths"] for s in each} <= allowed
 
 
@@ -226,7 +232,7 @@ def test_all_together_are_averaged_over_queries_and_over_collections(setting: Se
         assert {one["queries"] for one in found["micro-average"]["comparisons"]} == {queries}
 
 
-def test_every_change_of_the_training_is_tried(setting: Setting, module: Module) -> None:
+def test_every_change_of_the_training_is_tried(setting: Setting) -> None:
     found = setting.results["ablations"]
     assert found["notes"] == []
     tried = {(each["question"], each["objective"], each["change"]) for each in found["variants"]}
@@ -246,7 +252,7 @@ def test_every_change_of_the_training_is_tried(setting: Setting, module: Module)
     data = ["judged only", "synthesized only", "judged, teacher 0.3"]
     assert tried == expected | {("unseen", "listwise", change) for change in data}
     assert len(tried) == len(found["variants"])
-    assert set(found["labels"]) == set(module("router_ablations").denoised())
+    assert set(found["labels"]) == set(ablations.denoised())
     assert all(each["queries"] > 0 for each in found["labels"].values())
 
 
@@ -276,8 +282,9 @@ def test_changes_are_measured_beside_their_own_static_bias(setting: Setting) -> 
 def test_results_say_how_they_came_about_and_not_where_anything_lies(setting: Setting) -> None:
     content = setting.results
     assert content["command"] == (
-        "python benchmarks/router.py here there --queries=6 --hits=5 --max-doc-tokens=120 "
-        "--synthesize=16 --layout=parallel --seeds=2 --model=tiny --dtype=float32 --seed=0 --cost"
+        "python -m benchmarks.routers.compare here there --queries=6 --hits=5 "
+        "--max-doc-tokens=120 --model=tiny --dtype=float32 --seed=0 --synthesize=16 "
+        "--layout=parallel --seeds=2 --cost"
     )
     assert content["settings"]["collections"] == ["here", "there"]
     assert content["settings"]["embedding_layers"] == [2, 3]
@@ -314,13 +321,13 @@ def test_the_cost_of_routing_is_timed_when_it_is_asked_for(setting: Setting) -> 
 
 
 def test_what_was_computed_is_not_computed_again(
-    setting: Setting, module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("read", "embed", "write", "log_likelihoods"):
         monkeypatch.setattr(FrozenLM, name, None)
     for name in ("corrected", "static_base", "static_l1"):
-        monkeypatch.setattr(fit, name, None)
-    reported(module, setting.folders, setting.options | {"output": tmp_path})
+        monkeypatch.setattr(methods, name, None)
+    reported(setting.folders, setting.options | {"output": tmp_path})
     again = json.loads((tmp_path / "router-parallel.json").read_text())
     for part in (*QUESTIONS, "ablations"):
         assert again[part] == setting.results[part]
@@ -328,10 +335,10 @@ def test_what_was_computed_is_not_computed_again(
 
 
 def test_a_run_that_was_stopped_goes_on(
-    setting: Setting, module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits: list[Any] = []
-    trained, options = fit.corrected, {**setting.options, "skip_ablations": True, "seeds": 1}
+    trained, options = corrected, {**setting.options, "skip_ablations": True, "seeds": 1}
     options |= {"signals": tmp_path / "signals", "output": tmp_path / "results"}
 
     def stopping(*arguments: Any) -> Any:
@@ -340,14 +347,14 @@ def test_a_run_that_was_stopped_goes_on(
             raise KeyboardInterrupt
         return trained(*arguments)
 
-    monkeypatch.setattr(fit, "corrected", stopping)
+    monkeypatch.setattr(methods, "corrected", stopping)
     with pytest.raises(KeyboardInterrupt):
-        reported(module, setting.folders[:1], options)
-    monkeypatch.setattr(fit, "corrected", counted(trained, fits))
-    reported(module, setting.folders[:1], options)
+        reported(setting.folders[:1], options)
+    monkeypatch.setattr(methods, "corrected", counted(trained, fits))
+    reported(setting.folders[:1], options)
     stopped = len(fits)
     fits.clear()
-    reported(module, setting.folders[:1], options | {"signals": tmp_path / "others"})
+    reported(setting.folders[:1], options | {"signals": tmp_path / "others"})
     # What was under way when it stopped is begun anew: here the choice of one strength.
     assert len(fits) < stopped <= len(fits) + 6
     found = json.loads((tmp_path / "results" / "router-parallel.json").read_text())
@@ -361,31 +368,29 @@ def test_a_run_that_was_stopped_goes_on(
 
 
 def test_signals_are_those_of_the_comparison(
-    setting: Setting, module: Module, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("read", "log_likelihoods"):
         monkeypatch.setattr(FrozenLM, name, None)
-    collect = module("compare_collect")
-    llm = ModelOptions(setting.options["model"], None, "float32", 120)
-    collector = collect.Collector(collect.CollectJob(6, 5, setting.options["signals"], 0, llm))
+    names = ("queries", "hits", "signals", "model", "dtype")
+    options = {name: setting.options[name] for name in names}
+    collector = Collector(ComparisonOptions(collections=setting.folders, **options))
     collection = collector.load(setting.folders[0])
     assert len(collector.signals(collection, "parallel").queries) == 6
     assert len(collector.likelihoods(collection)) == 6
 
 
-def test_one_collection_is_its_own_and_none_is_unseen(
-    setting: Setting, module: Module, tmp_path: Path
-) -> None:
+def test_one_collection_is_its_own_and_none_is_unseen(setting: Setting, tmp_path: Path) -> None:
     options = setting.options | {"output": tmp_path, "skip_ablations": True}
-    reported(module, setting.folders[:1], options)
+    reported(setting.folders[:1], options)
     found = json.loads((tmp_path / "router-parallel.json").read_text())
     assert QUESTIONS.keys() & found.keys() == {"own, judged", "own, synthesized"}
 
 
 def test_without_synthesized_queries_only_the_unseen_are_asked_for(
-    setting: Setting, module: Module, tmp_path: Path
+    setting: Setting, tmp_path: Path
 ) -> None:
-    reported(module, setting.folders, setting.options | {"output": tmp_path, "synthesize": None})
+    reported(setting.folders, setting.options | {"output": tmp_path, "synthesize": None})
     found = json.loads((tmp_path / "router-parallel.json").read_text())
     assert QUESTIONS.keys() & found.keys() == {"unseen"}
     assert {each["question"] for each in found["ablations"]["variants"]} == {"unseen"}
@@ -398,39 +403,39 @@ def test_without_synthesized_queries_only_the_unseen_are_asked_for(
     ("options", "message"),
     [
         ({"layout": "sideways"}, "--layout=sideways does not exist; give one of sequential"),
-        ({"seeds": 0}, "--seeds=0 is too few; give 1 or more"),
-        ({"synthesize": 0}, "--synthesize=0 writes nothing; give 1 or more"),
-        ({"hits": 0}, "--hits=0 is too few"),
+        ({"seeds": 0}, "--seeds=0 must be 1 or more."),
+        ({"synthesize": 0}, "--synthesize=0 must be 1 or more."),
+        ({"hits": 0}, "--hits=0 must be 1 or more."),
     ],
 )
 def test_options_out_of_range_are_refused_in_one_line(
-    setting: Setting, module: Module, options: dict[str, Any], message: str
+    setting: Setting, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        module("router").main(setting.folders, **setting.options | options)
+        compare.Options(collections=setting.folders, **setting.options | options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_collections_that_leave_nothing_to_train_on_are_refused(
-    setting: Setting, module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main, options = module("router").main, setting.options
+    options = setting.options
     with pytest.raises(InputError, match="leaves nothing to train on; give another collection"):
-        main(setting.folders[:1], **options | {"synthesize": None})
+        compare.Options(collections=setting.folders[:1], **options | {"synthesize": None})
     with pytest.raises(InputError, match="the same folder name"):
-        main([setting.folders[0]] * 2, **options)
+        compare.Options(collections=[setting.folders[0]] * 2, **options)
     monkeypatch.setattr(FrozenLM, "write", lambda _, __, prompts, **___: ["no"] * len(prompts))
     with pytest.raises(CollectionError, match="none of 16 texts"):
-        main(setting.folders, **options | {"signals": tmp_path})
+        reported(setting.folders, options | {"signals": tmp_path})
 
 
 # who is trained on what
 
 
-def sample(module: Module, name: str, kind: str, seed: int = 0, queries: int = 12) -> Any:
+def sample(name: str, kind: str, seed: int = 0, queries: int = 12) -> Sample:
     """Queries of two kinds that embeddings tell apart; one head answers each, others are noise."""
-    data, generator = module("router_data"), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     found, embeddings, qrels = [], [], {}
     for number in range(queries):
         gains = torch.zeros(8)
@@ -456,10 +461,10 @@ def sample(module: Module, name: str, kind: str, seed: int = 0, queries: int = 1
 
 
 @pytest.fixture
-def corpora(module: Module) -> Any:
+def corpora() -> Corpora:
     return {
         name: {
-            kind: sample(module, name, kind, 2 * number + (kind == "judged"))
+            kind: sample(name, kind, 2 * number + (kind == "judged"))
             for kind in ("judged", "synthesized")
         }
         for number, name in enumerate("abc")
@@ -467,16 +472,16 @@ def corpora(module: Module) -> Any:
 
 
 @pytest.fixture
-def trainer(module: Module, tmp_path: Path) -> Any:
-    return module("router_methods").Trainer(module("router_shelf").Shelf(tmp_path / "shelf"))
+def trainer(tmp_path: Path) -> Trainer:
+    return Trainer(tmp_path / "cache")
 
 
-def ids(examples: Any) -> list[str]:
+def ids(examples: Examples) -> list[str]:
     return [query.query_id for query in examples.signals.queries]
 
 
-def test_the_collection_that_is_tested_has_no_say(module: Module, corpora: Any) -> None:
-    tasks = module("router_data").unseen(corpora)
+def test_the_collection_that_is_tested_has_no_say(corpora: Corpora) -> None:
+    tasks = data.unseen(corpora)
     assert list(tasks) == ["a", "b", "c"]
     for name, task in tasks.items():
         ((train, test),) = task.splits
@@ -484,23 +489,20 @@ def test_the_collection_that_is_tested_has_no_say(module: Module, corpora: Any) 
         assert set(train.signals.data) == set("abc") - {name}
         assert not [query for query in ids(train) if query.startswith(name)]
         assert len(ids(train)) == len(train.embeddings[2]) == 2 * 2 * 12
-    judged = module("router_data").unseen(corpora, ("judged",))["b"].splits[0][0]
+    judged = data.unseen(corpora, ("judged",))["b"].splits[0][0]
     assert ids(judged) == [
         *ids(corpora["a"]["judged"].examples),
         *ids(corpora["c"]["judged"].examples),
     ]
 
 
-def test_a_teacher_changes_the_judgments_that_are_learned_from_alone(
-    module: Module, corpora: Any
-) -> None:
-    ((train, test),) = module("router_data").unseen(corpora, ("judged",), 0.3)["a"].splits
+def test_a_teacher_changes_the_judgments_that_are_learned_from_alone(corpora: Corpora) -> None:
+    ((train, test),) = data.unseen(corpora, ("judged",), 0.3)["a"].splits
     assert all(float(query.gains.sum()) == pytest.approx(1) for query in train.signals.queries)
     assert test is corpora["a"]["judged"].examples
 
 
-def test_own_corpora_are_learned_from_without_judgments(module: Module, corpora: Any) -> None:
-    data = module("router_data")
+def test_own_corpora_are_learned_from_without_judgments(corpora: Corpora) -> None:
     for name, task in data.own_judged(corpora).items():
         assert task.sample is corpora[name]["judged"]
         assert [(ids(train), ids(test)) for train, test in task.splits] == [
@@ -519,15 +521,15 @@ def test_own_corpora_are_learned_from_without_judgments(module: Module, corpora:
             assert not passages[0] & passages[1]
 
 
-def test_queries_of_one_passage_cannot_be_parted(module: Module) -> None:
-    few = sample(module, "few", "synthesized", queries=2)
+def test_queries_of_one_passage_cannot_be_parted() -> None:
+    few = sample("few", "synthesized", queries=2)
     with pytest.raises(InputError, match="all 2 queries written for 'few' are of one passage"):
-        module("router_data").deal_by_source(few)
+        data.folds_by_passage(few)
 
 
-def test_examples_are_told_apart_by_all_they_hold(module: Module) -> None:
-    one = sample(module, "a", "judged").examples
-    assert one.digest == sample(module, "a", "judged").examples.digest
+def test_examples_are_told_apart_by_all_they_hold() -> None:
+    one = sample("a", "judged").examples
+    assert one.digest == sample("a", "judged").examples.digest
     first, *others = one.signals.queries
     for changed in (
         replace(first, gains=1 - first.gains),
@@ -544,11 +546,10 @@ def test_examples_are_told_apart_by_all_they_hold(module: Module) -> None:
 
 @pytest.mark.parametrize("objective", ["listwise", "labels", "neighbours"])
 def test_routers_are_those_that_training_gives(
-    module: Module, trainer: Any, monkeypatch: pytest.MonkeyPatch, objective: str
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
     monkeypatch.setattr(correction, "_STEPS", 100)
-    methods = module("router_methods")
-    train, test = (sample(module, "a", "judged", seed, 100).examples for seed in (1, 2))
+    train, test = (sample("a", "judged", seed, 100).examples for seed in (1, 2))
     labels = LabelOptions(candidates=6, max_heads=1, utility="margin")
     options = FitOptions(layer=2, objective=objective, coordinates=4, labels=labels)
     router = fit_router(train.signals, train.embeddings[2], options)
@@ -556,8 +557,8 @@ def test_routers_are_those_that_training_gives(
     assert strength == (router.description or {})["strength"]
     assert strength is not None
     expected = routed_scores(router, test.signals.queries, test.embeddings[2], test.signals.heads)
-    found = trainer.scores(methods.Fit(options, strength), train, test)
-    static = trainer.scores(methods.Fit(options, None), train, test)
+    found = trainer.scores(Fit(options, strength), train, test)
+    static = trainer.scores(Fit(options, None), train, test)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     queries = test.signals.queries
@@ -565,15 +566,14 @@ def test_routers_are_those_that_training_gives(
 
 
 def test_seeds_change_where_learning_starts_and_nothing_else(
-    module: Module, trainer: Any, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bases: list[Any] = []
-    methods = module("router_methods")
-    monkeypatch.setattr(fit, "static_base", counted(fit.static_base, bases))
-    train, test = (sample(module, "a", "judged", seed).examples for seed in (1, 2))
+    monkeypatch.setattr(methods, "static_base", counted(static_base, bases))
+    train, test = (sample("a", "judged", seed).examples for seed in (1, 2))
     options = FitOptions(layer=2, coordinates=4)
-    first, second = (methods.Fit(options, 0.3, start) for start in (0, 1))
-    routers = [trainer.router(how, train) for how in (first, second)]
+    first, second = (Fit(options, 0.3, start) for start in (0, 1))
+    routers: list[Any] = [trainer.router(how, train) for how in (first, second)]
     assert torch.equal(routers[0].bias, routers[1].bias)
     assert not torch.equal(routers[0].projection, routers[1].projection)
     assert len(bases) == 1
@@ -581,27 +581,26 @@ def test_seeds_change_where_learning_starts_and_nothing_else(
     assert not torch.equal(one, other)
     unbiased = trainer.router(replace(first, unbiased=True), train)
     assert not unbiased.bias.any()
-    # Nothing of what is given and not looked at makes a difference.
+    # Options that are ignored make no difference.
     again = replace(first, options=replace(options, seed=9, strengths=(7.0,)))
     assert torch.equal(torch.stack(trainer.scores(again, train, test)), one)
     assert len(bases) == 1
 
 
 def test_what_is_kept_is_found_by_what_it_depends_on(
-    module: Module, trainer: Any, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits: list[Any] = []
-    methods = module("router_methods")
-    monkeypatch.setattr(fit, "corrected", counted(fit.corrected, fits))
-    train, test = (sample(module, "a", "judged", seed).examples for seed in (1, 2))
-    how = methods.Fit(FitOptions(layer=2, coordinates=4), 0.3)
+    monkeypatch.setattr(methods, "corrected", counted(corrected, fits))
+    train, test = (sample("a", "judged", seed).examples for seed in (1, 2))
+    how = Fit(FitOptions(layer=2, coordinates=4), 0.3)
     first = trainer.scores(how, train, test)
     (kept,) = [
         p
-        for p in trainer.shelf.folder.iterdir()
+        for p in (tmp_path / "cache").iterdir()
         if json.loads(p.read_text()) == [s.tolist() for s in first]
     ]
-    again = methods.Trainer(module("router_shelf").Shelf(trainer.shelf.folder))
+    again = Trainer(tmp_path / "cache")
     assert all(map(torch.equal, again.scores(how, train, test), first))
     assert len(fits) == 1
     kept.write_text(kept.read_text()[:20])  # a power cut
@@ -616,10 +615,9 @@ def test_what_is_kept_is_found_by_what_it_depends_on(
 
 
 def test_plain_rows_are_fused_with_the_weight_that_training_queries_prefer(
-    module: Module, trainer: Any, corpora: Any
+    trainer: Trainer, corpora: Corpora
 ) -> None:
-    methods = module("router_methods")
-    task = module("router_data").unseen(corpora)["a"]
+    task = data.unseen(corpora)["a"]
     rows = methods.unseen_rows(trainer, task, 2, 1, lambda: None)
     assert list(rows) == UNSEEN
     ((train, test),) = task.splits
@@ -638,15 +636,15 @@ def test_plain_rows_are_fused_with_the_weight_that_training_queries_prefer(
             torch.testing.assert_close(found, fuse(score(query), query.first_stage, best))
     first = test.signals.queries[0]
     likelihood = task.sample.likelihoods[first.query_id]
-    fused = rows["likelihood+bm25"].scores[0][first.query_id]
-    torch.testing.assert_close(fused, fuse(likelihood, first.first_stage, 0.5))
+    found = rows["likelihood+bm25"].scores[0][first.query_id]
+    torch.testing.assert_close(found, fuse(likelihood, first.first_stage, 0.5))
 
 
 def test_static_weights_are_those_that_are_fitted_on_the_training_queries(
-    module: Module, trainer: Any, corpora: Any
+    trainer: Trainer, corpora: Corpora
 ) -> None:
-    task = module("router_data").unseen(corpora)["a"]
-    rows = module("router_methods").learned_rows(trainer, task, 2, 1, lambda: None)
+    task = data.unseen(corpora)["a"]
+    rows = methods.learned_rows(trainer, task, 2, 1, lambda: None)
     ((train, test),) = task.splits
     weights = fit_weights(train.signals, l1=0.02)
     for query in test.signals.queries:
@@ -655,32 +653,28 @@ def test_static_weights_are_those_that_are_fitted_on_the_training_queries(
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_queries_without_scores_keep_their_order(module: Module) -> None:
-    report, methods = module("router_report"), module("router_methods")
-    asked = sample(module, "a", "synthesized", queries=4)
-    found = methods.Found([{query.query_id: None for query in asked.queries}])
-    values = report.measured(asked, {"bm25": found}, 8)["bm25"].evaluation.per_query("RR")
+def test_queries_without_scores_keep_their_order() -> None:
+    asked = sample("a", "synthesized", queries=4)
+    found = methods.RowScores([{query.query_id: None for query in asked.queries}])
+    values = report.measure_seeds(asked, {"bm25": found}, 8)["bm25"].evaluation.per_query("RR")
     for query in asked.queries:
         assert values[query.query_id] == 1 / (1 + query.gains.tolist().index(1))
 
 
-def test_what_cannot_be_measured_is_said(module: Module, trainer: Any, corpora: Any) -> None:
-    ablations, methods = module("router_ablations"), module("router_methods")
+def test_what_cannot_be_measured_is_said(trainer: Trainer, corpora: Corpora) -> None:
     labels = LabelOptions(groups=500)
     options = FitOptions(layer=2, objective="labels", labels=labels)
-    change = ablations.Change("groups 500", methods.Fit(options, 0.1))
+    change = ablations.Change("groups 500", Fit(options, 0.1))
     variants, notes = ablations.ablate(
         trainer, corpora, [("own, synthesized", change)], 8, lambda: None
     )
     assert variants == []
     assert len(notes) == 1
     assert notes[0].startswith("own, synthesized, labels, groups 500: groups=500 cannot be made")
-    assert f"Not measured: {notes[0]}" in module("router_report").ablations(variants, notes)
+    assert f"Not measured: {notes[0]}" in report.ablations(variants, notes)
 
 
-def test_labels_of_queries_that_cannot_be_halved_have_no_figures(
-    module: Module, trainer: Any
-) -> None:
-    judged = replace(sample(module, "a", "synthesized"), kind="judged")
-    found = module("router_ablations").label_reliabilities(trainer, {"a": {"judged": judged}}, 2)
+def test_labels_of_queries_that_cannot_be_halved_have_no_figures(trainer: Trainer) -> None:
+    judged = replace(sample("a", "synthesized"), kind="judged")
+    found = ablations.label_reliabilities(trainer, {"a": {"judged": judged}}, 2)
     assert found == {}
