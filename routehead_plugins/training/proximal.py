@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from routehead_plugins.errors import InputError
 from routehead_plugins.scoring import features, get_aggregation, standardise
 from routehead_plugins.signals import QuerySignals
 
@@ -147,7 +148,14 @@ def tabulate(
         aggregation: Features that are weighted.
         objective: ``"listwise"`` or ``"pairs"``.
         first_stage: Whether the retrieval score has a column; the column is zero otherwise.
+
+    Raises:
+        InputError: The aggregation or the objective does not exist.
     """
+    if objective not in OBJECTIVES:
+        raise InputError(
+            f"objective={objective!r} does not exist; choose one of {', '.join(OBJECTIVES)}."
+        )
     sizes = torch.tensor([len(query.gains) for query in queries])
     longest, heads = int(sizes.max()), len(queries[0].mass)
     table = torch.zeros(len(queries), longest, heads + 1, dtype=torch.float64)

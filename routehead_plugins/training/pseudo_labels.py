@@ -39,16 +39,12 @@ class Labels:
 
     Attributes:
         heads: The candidate heads, best first, with their mean utility over all queries.
-        queries: The queries with contrast, in the order of the signals.
-        gates: Mask of the heads in each query's set, shape (queries, heads); at least one each.
-        utilities: Utility of each query's set on the documents it was searched on, without
-            shrinkage, shape (queries,). `label_reliability` measures on held-out documents.
+        gates: Mask of the heads in the set of each query with contrast, shape (queries, heads); no
+            set is empty.
     """
 
     heads: HeadSet
-    queries: tuple[QuerySignals, ...]
     gates: Tensor
-    utilities: Tensor
 
 
 @dataclass(frozen=True)
@@ -127,9 +123,7 @@ def pseudo_labels(
     queries = signals.with_contrast
     groups = _groups(embeddings, len(queries), range(len(queries)), options)
     heads, indices = _candidates(signals, options)
-    gates = search(queries, indices, heads.scores or (), groups, options)
-    utilities = measure(options.utility, queries, indices, gates[:, None])[:, 0]
-    return Labels(heads, queries, gates, utilities)
+    return Labels(heads, search(queries, indices, heads.scores or (), groups, options))
 
 
 def label_reliability(

@@ -29,7 +29,7 @@ from torch import Tensor
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.signals import Judgments, QuerySignals, SignalSet
-from routehead_plugins.training.proximal import OBJECTIVES, Table, solve, tabulate
+from routehead_plugins.training.proximal import Table, solve, tabulate
 
 _FOLDS = 5
 _STRENGTHS = 12
@@ -60,18 +60,13 @@ def fit_weights(
         seed: Random seed of the folds.
 
     Returns:
-        The heads with weights other than 0, largest first, to be scored by ``offline_scores``.
-        ``first_stage_weight`` belongs to the weighted sum without further standardisation: the
-        spread of that sum shows how sure the heads are of a query.
+        The heads with weights other than 0, largest first. The weighted sum must not be
+        standardised before the first stage is added, as its spread shows how sure the heads are.
 
     Raises:
         InputError: An option is out of range, no query has contrast, signals are not finite, there
             are too few queries to choose ``l1``, or no head is left.
     """
-    if objective not in OBJECTIVES:
-        raise InputError(
-            f"objective={objective!r} does not exist; choose one of {', '.join(OBJECTIVES)}."
-        )
     if l1 is not None and not 0 <= l1 < math.inf:
         raise InputError(f"l1={l1!r} must be a finite number, 0 or more.")
     signals.check_finite()

@@ -155,6 +155,12 @@ def static_of(signals: SignalSet, labels: Labels) -> dict[int, float]:
     return dict(zip(indices, labels.heads.scores or (), strict=True))
 
 
+def utilities_of(signals: SignalSet, labels: Labels, name: str = "ndcg") -> Tensor:
+    """The utility of each query's set on all of its documents, shape (queries,)."""
+    indices = signals.heads.indices_of(labels.heads)
+    return measure(name, signals.with_contrast, indices, labels.gates[:, None])[:, 0]
+
+
 OPTIONS = st.builds(
     LabelOptions,
     candidates=st.integers(1, 8),
@@ -181,7 +187,7 @@ SETS = st.builds(
 def test_the_search_equals_one_in_plain_python(signals: SignalSet, options: LabelOptions) -> None:
     labels = pseudo_labels(signals, options)
     static = static_of(signals, labels)
-    expected = [slow_search([query], static, options) for query in labels.queries]
+    expected = [slow_search([query], static, options) for query in signals.with_contrast]
     assert sets_of(signals, labels) == expected
 
 
@@ -193,8 +199,8 @@ def test_the_search_for_all_queries_equals_one_in_plain_python(
     options = replace(options, groups=1)
     embeddings = torch.rand(len(signals.with_contrast), 3)
     labels = pseudo_labels(signals, options, embeddings=embeddings)
-    expected = slow_search(labels.queries, static_of(signals, labels), options)
-    assert sets_of(signals, labels) == [expected] * len(labels.queries)
+    expected = slow_search(signals.with_contrast, static_of(signals, labels), options)
+    assert sets_of(signals, labels) == [expected] * len(labels.gates)
 
 
 @pytest.mark.parametrize("name", ["ndcg", "correlation", "margin"])
@@ -203,7 +209,7 @@ def test_swaps_find_what_additions_alone_do_not(name: str) -> None:
     for seed in range(20):
         signals = signal_set(seed, queries=1, documents=(14, 14), layers=3, grades=3, planted=())
         labels = pseudo_labels(signals, LabelOptions(max_heads=3, utility=name))
-        query = labels.queries[0]
+        query = signals.queries[0]
         rows = standardise(query.calibrated.double())
         chosen: list[int] = []
         best = []
@@ -213,7 +219,7 @@ def test_swaps_find_what_additions_alone_do_not(name: str) -> None:
             figures = one_by_one(name, sums, query)
             chosen = moves[int(figures.argmax())]
             best.append(figures.max().item())
-        better += labels.utilities.item() > max(best) + EQUAL
+        better += utilities_of(signals, labels, name).item() > max(best) + EQUAL
     assert better > 0
 
 
@@ -239,7 +245,9 @@ def test_a_set_is_worth_what_its_aggregated_scores_are() -> None:
     signals = signal_set(4, queries=6, documents=(5, 15), grades=3, planted=())
     labels = pseudo_labels(signals, LabelOptions(candidates=12))
     sets = sets_of(signals, labels)
-    for query, chosen, figure in zip(labels.queries, sets, labels.utilities, strict=True):
+    for query, chosen, figure in zip(
+        signals.queries, sets, utilities_of(signals, labels), strict=True
+    ):
         rows = sorted(chosen)
         scores = aggregate("standardised", query.calibrated[rows].double(), query.mass[rows])
         assert figure.item() == pytest.approx(one_by_one("ndcg", scores[None], query).item())
@@ -251,13 +259,18 @@ def test_more_documents_and_queries_than_fit_in_a_batch_make_no_difference(
     signals = signal_set(5, queries=13, documents=(2, 30), grades=2, planted=())
     embeddings = torch.rand(13, 2, generator=torch.Generator().manual_seed(0))
     choices = [LabelOptions(), LabelOptions(utility="correlation"), LabelOptions(groups=4)]
-    before = [pseudo_labels(signals, choice, embeddings=embeddings) for choice in choices]
+
+    def searched(choice: LabelOptions) -> tuple[Tensor, Tensor]:
+        labels = pseudo_labels(signals, choice, embeddings=embeddings)
+        return labels.gates, utilities_of(signals, labels, choice.utility)
+
+    before = [searched(choice) for choice in choices]
     monkeypatch.setattr(head_search, "_TABLE", 12 * 30 * 3)
     monkeypatch.setattr(head_search, "_SCORES", 100)
-    for choice, whole in zip(choices, before, strict=True):
-        parts = pseudo_labels(signals, choice, embeddings=embeddings)
-        assert torch.equal(parts.gates, whole.gates)
-        torch.testing.assert_close(parts.utilities, whole.utilities)
+    for choice, (gates, utilities) in zip(choices, before, strict=True):
+        parts = searched(choice)
+        assert torch.equal(parts[0], gates)
+        torch.testing.assert_close(parts[1], utilities)
 
 
 def test_the_order_of_the_queries_makes_no_difference() -> None:
@@ -276,7 +289,7 @@ def test_two_searches_are_the_same() -> None:
     signals = signal_set(7, planted=())
     first, second = pseudo_labels(signals), pseudo_labels(signals)
     assert torch.equal(first.gates, second.gates)
-    assert torch.equal(first.utilities, second.utilities)
+    assert torch.equal(utilities_of(signals, first), utilities_of(signals, second))
     assert label_reliability(signals) == label_reliability(signals)
 
 
@@ -288,7 +301,6 @@ def test_the_candidates_are_the_best_single_heads_and_say_where_from() -> None:
     flat = query_signals(torch.rand(12, 5), [1] * 5, query_id="flat")
     more = signals.subset([flat, *signals.queries])
     labels = pseudo_labels(more, LabelOptions(candidates=5))
-    assert labels.queries == signals.queries
     assert tuple(labels.heads) == tuple(detect(signals, "ndcg", 5))
     assert (labels.heads.model, labels.heads.layout) == ("tiny", "sequential")
     assert (labels.heads.method, labels.heads.recipe.aggregation) == (
@@ -299,7 +311,6 @@ def test_the_candidates_are_the_best_single_heads_and_say_where_from() -> None:
     best = single_head_ndcg(signals).sort(descending=True).values[:5]
     assert labels.heads.scores == tuple(best.tolist())
     assert (labels.gates.shape, labels.gates.dtype) == ((8, 5), torch.bool)
-    assert (labels.utilities.shape, labels.utilities.dtype) == ((8,), torch.float64)
 
 
 @pytest.mark.parametrize("name", UTILITIES)
@@ -325,11 +336,11 @@ def test_every_query_has_a_head_and_none_too_many(name: str, candidates: int, mo
 
 
 def test_a_head_is_found_even_where_no_head_is_worth_anything() -> None:
-    query = query_signals([[0.0, 0.1, 0.2], [0.5, 0.5, 0.5]], [1, 0, 0])
-    labels = pseudo_labels(table([query]), LabelOptions(utility="margin"))
+    signals = table([query_signals([[0.0, 0.1, 0.2], [0.5, 0.5, 0.5]], [1, 0, 0])])
+    labels = pseudo_labels(signals, LabelOptions(utility="margin"))
     assert labels.heads.heads == (Head(0, 1), Head(0, 0))
     assert labels.gates.tolist() == [[True, False]]
-    assert labels.utilities.tolist() == [0.0]
+    assert utilities_of(signals, labels, "margin").tolist() == [0.0]
 
 
 def test_of_heads_with_equal_ndcg_the_one_with_the_larger_margin_is_taken() -> None:
@@ -349,16 +360,16 @@ def test_of_equal_heads_the_first_candidate_is_taken() -> None:
 
 def test_heads_that_are_right_only_together_are_found() -> None:
     # Each has another wrong document on top.
-    query = query_signals([[0.5, 0.9, 0.0, 0.0], [0.5, 0.0, 0.9, 0.0]], [1, 0, 0, 0])
-    labels = pseudo_labels(table([query]))
+    signals = table([query_signals([[0.5, 0.9, 0.0, 0.0], [0.5, 0.0, 0.9, 0.0]], [1, 0, 0, 0])])
+    labels = pseudo_labels(signals)
     assert labels.gates.tolist() == [[True, True]]
-    assert labels.utilities.tolist() == [1.0]
+    assert utilities_of(signals, labels).tolist() == [1.0]
 
 
 def test_ideal_documents_that_were_not_retrieved_count() -> None:
-    query = query_signals([[0.9, 0.1]], [1, 0], ideal_gains=[1, 1, 0])
-    labels = pseudo_labels(table([query]))
-    assert labels.utilities.tolist() == pytest.approx([1 / (1 + 1 / math.log2(3))])
+    signals = table([query_signals([[0.9, 0.1]], [1, 0], ideal_gains=[1, 1, 0])])
+    labels = pseudo_labels(signals)
+    assert utilities_of(signals, labels).tolist() == pytest.approx([1 / (1 + 1 / math.log2(3))])
 
 
 # Remedies.
@@ -382,9 +393,10 @@ def test_shrinkage_takes_worse_sets_of_better_heads() -> None:
         labels = pseudo_labels(signals, LabelOptions(shrinkage=shrinkage, utility="correlation"))
         static = torch.tensor(labels.heads.scores, dtype=torch.float64)
         means = (labels.gates * static).sum(dim=1) / labels.gates.sum(dim=1)
-        figures.append((float(labels.utilities.mean()), float(means.mean())))
-    worth, static_worth = zip(*figures, strict=True)
-    assert sorted(worth, reverse=True) == list(worth)
+        worth = utilities_of(signals, labels, "correlation")
+        figures.append((float(worth.mean()), float(means.mean())))
+    own_worth, static_worth = zip(*figures, strict=True)
+    assert sorted(own_worth, reverse=True) == list(own_worth)
     assert sorted(static_worth) == list(static_worth)
 
 
@@ -404,7 +416,7 @@ def test_queries_of_a_group_share_the_set_that_is_best_for_them(
     sets, static = sets_of(signals, labels), static_of(signals, labels)
     for kind in range(3):
         inside = [index for index in range(10) if kinds[index] == kind]
-        queries = [labels.queries[index] for index in inside]
+        queries = [signals.queries[index] for index in inside]
         expected = slow_search(queries, static, options)
         assert [sets[index] for index in inside] == [expected] * len(inside)
 
