@@ -1,5 +1,6 @@
 """Which heads to read for a query: selectors, routers, and the grammar of their names."""
 
+from routehead_plugins.backbone import check_pooling
 from routehead_plugins.selection.names import (
     ALL,
     FIRST_STAGE,
@@ -36,6 +37,7 @@ __all__ = [
     "Router",
     "Selector",
     "as_selector",
+    "check_pooling",
     "choose_selector",
     "published_heads",
     "published_names",
