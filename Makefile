@@ -17,8 +17,8 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/mypy
 
 bench: $(READY)  ## quality on the bundled collection, then latency; see benchmarks/README.md
-	$(BIN)/python benchmarks/quality.py
-	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python -m benchmarks.heads.quality
+	$(BIN)/python -m benchmarks.latency.compare
 
 docs: .venv/.docs  ## the documentation site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
