@@ -1,4 +1,4 @@
-"""A layout without an LLM, for tests of what is done with attention once it is read."""
+"""A layout without an LLM, for tests of the steps after attention is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from routehead_plugins.scoring import TokenAttention
 
 @dataclass(frozen=True)
 class PresetLayout:
-    """Gives a document the attention that its last word names, on a single token."""
+    """Layout that gives each document one token, with the attention that its last word names."""
 
     name: str = "preset"
 
@@ -28,5 +28,5 @@ class PresetLayout:
         options: ReadOptions,  # noqa: ARG002
     ) -> TokenAttention:
         values = torch.tensor([[float(text.split()[-1]) for text in texts]])
-        spans = tuple(Span(place, place + 1) for place in range(len(texts)))
+        spans = tuple(Span(index, index + 1) for index in range(len(texts)))
         return TokenAttention(values, None, spans)

@@ -1,4 +1,4 @@
-"""Small tables of signals, random or written out, for tests of what is learned from them."""
+"""Small sets of signals, random or given as numbers, for tests of training."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def query_signals(
     mass: Sequence[Sequence[float]] | Tensor | None = None,
     ideal_gains: Sequence[float] | None = None,
 ) -> QuerySignals:
-    """A query whose signals are written out.
+    """Build the signals of a query from numbers.
 
     Args:
         signal: Calibrated signals, shape (heads, documents).
         gains: Shape (documents,).
-        query_id: The query; its text is made of it.
-        mass: Uncalibrated; the same as calibrated where it is left out.
-        ideal_gains: In any order; the candidates' own where they are left out.
+        query_id: Id of the query, also used in its text.
+        mass: Uncalibrated signals; by default the calibrated ones.
+        ideal_gains: In any order; by default the candidates' own.
     """
     calibrated = torch.as_tensor(signal, dtype=torch.float32)
     uncalibrated = calibrated if mass is None else torch.as_tensor(mass, dtype=torch.float32)
@@ -36,7 +36,7 @@ def query_signals(
     return QuerySignals(
         query_id=query_id,
         query=f"What is {query_id}?",
-        docids=tuple(f"{query_id}-d{place}" for place in range(documents)),
+        docids=tuple(f"{query_id}-d{index}" for index in range(documents)),
         mass=uncalibrated,
         calibrated=calibrated,
         gains=torch.tensor(gains, dtype=torch.float32),
@@ -53,11 +53,11 @@ def table(
     heads: Sequence[tuple[int, int]] | None = None,
     data: Sequence[str] = ("written",),
 ) -> SignalSet:
-    """A set of queries that are written out.
+    """Build a set of signals from queries.
 
     Args:
         queries: One or more.
-        heads: One per row; where they are left out, all of layer 0.
+        heads: One per row of the signals; by default heads of layer 0.
         data: Names of the collections.
     """
     rows = len(queries[0].calibrated)
@@ -78,20 +78,20 @@ def signal_set(
     step: float | None = None,
     data: Sequence[str] = ("random",),
 ) -> SignalSet:
-    """A random set in which some heads follow relevance, and the others nothing.
+    """Draw a set in which the planted heads follow relevance and the others are random.
 
     Mass is positive and adds up to less than 1 over the documents of a query, as attention does.
     Every query has at least one relevant and one other candidate.
 
     Args:
-        seed: Decides everything.
-        queries: How many.
+        seed: Random seed.
+        queries: Number of queries.
         documents: Fewest and most candidates of a query, at least 2.
-        layers: How many.
+        layers: Number of layers.
         width: Heads per layer; the heads are (0, 0), (0, 1), ...
-        grades: Judgments go from 0 to this.
+        grades: Highest judgment; the lowest is 0.
         planted: Heads whose attention grows with the judgment.
-        noise: How much they waver; 0 makes them order the candidates perfectly, but for ties.
+        noise: Noise of the planted heads; with 0 they order the candidates perfectly, ties aside.
         step: Round signals to multiples, so that many are equal; a power of 2 keeps sums exact.
         data: Names of the collections.
     """
@@ -106,9 +106,9 @@ def signal_set(
         scale = torch.where(follows, noise, 1.0)
         mass = (scale * random[0] + torch.where(follows, 4 * gains / grades, 0.0)).softmax(dim=-1)
         null = (scale * random[1]).softmax(dim=-1)
-        # A head looks at more than documents, and not always equally much.
-        looks = 0.2 + 0.7 * torch.rand(len(heads), 1, generator=generator)
-        mass, null = mass * looks, null * torch.where(follows, looks, 0.5)
+        # The share of its attention that a head spends on the documents.
+        share = 0.2 + 0.7 * torch.rand(len(heads), 1, generator=generator)
+        mass, null = mass * share, null * torch.where(follows, share, 0.5)
         if step is not None:
             mass, null = ((values / step).round() * step for values in (mass, null))
         missed = torch.randint(0, grades + 1, (2,), generator=generator)  # judged, not retrieved
@@ -121,7 +121,7 @@ def signal_set(
 
 
 def _gains(size: int, grades: int, generator: torch.Generator) -> Tensor:
-    """Judgments of which at least one is above 0 and one is 0, most are 0."""
+    """Draw judgments, most of them 0, at least one above 0 and one 0."""
     gains = torch.randint(1, grades + 1, (size,), generator=generator)
     gains[torch.rand(size, generator=generator) < 0.7] = 0
     relevant, other = torch.randperm(size, generator=generator)[:2]

@@ -3,18 +3,18 @@
 ``all``
     Every head of the LLM.
 ``layers``, ``layers:10-19``
-    All heads of the middle third, or of the named layers.
+    All heads of the middle third of the layers, or of the layers named.
 ``13-18,13-1``
-    Single heads, as layer-head.
+    These heads, each as layer-head.
 ``qr:Llama-3.1-8B-Instruct``, ``weights:embedded/parallel``
     A head set that comes with the library: a method, a colon, and an LLM; see ``published``.
 ``routed``, ``routed:FOLDER``
-    The router that comes with the library for the LLM; another one, by folder or Hub id.
+    The router that comes with the library for the LLM, or another one by its folder or Hub id.
 anything else
     The path of a head-set file.
 
-In evaluations, ``bm25`` is the order of the candidates, and a name that ends in ``+bm25`` adds the
-candidates' scores. An LLM's name is ``embedded``, a Hub id, a folder or a ``.gguf`` file.
+In evaluations, ``bm25`` leaves the candidates in their order, and the suffix ``+bm25`` adds their
+scores to those of a method. An LLM's name is ``embedded``, a Hub id, a folder or a ``.gguf`` file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from routehead_plugins.selection.selectors import (
 )
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "routers"
-"""A folder for each router that comes with the library, named after its LLM."""
+"""Holds a folder for each router that comes with the library, named after its LLM."""
 
 ALL = "all"
 ROUTED = "routed"
@@ -54,12 +54,13 @@ def choose_selector(options: RerankerOptions) -> Selector:
     """Return the selector that the options ask for.
 
     Args:
-        options: ``model``, ``heads``, ``router``, ``layout``, ``window`` and ``local_files_only``
-            are read. A router that comes with the library is the default only for the layout that
-            it was trained for.
+        options: Of these, ``model``, ``heads``, ``router``, ``layout``, ``window`` and
+            ``local_files_only`` are used. A router that comes with the library is the default only
+            in the layout that it was trained for.
 
     Raises:
-        InputError: Both heads and a router are given, or no router comes with the library.
+        InputError: Both heads and a router are given, or ``"routed"`` is given and no router comes
+            with the library for the LLM.
         HeadError: The heads are misspelled.
         ModelLoadError: The router cannot be read.
     """
@@ -82,14 +83,14 @@ def choose_selector(options: RerankerOptions) -> Selector:
 
 
 def as_selector(heads: HeadsLike | None) -> Selector:
-    """Turn heads, or a name of heads, into a selector; see the top of this module.
+    """Turn heads, or their name, into a selector; see the top of this module.
 
     Args:
-        heads: A name, the path of a head-set file, a ``HeadSet``, or a sequence of pairs; ``None``
-            for all heads. ``"routed"`` is not read here.
+        heads: A name other than ``"routed"``, the path of a head-set file, a ``HeadSet``, or a
+            sequence of pairs; ``None`` for all heads.
 
     Raises:
-        HeadError: It is none of these, or there is no published set of that name.
+        HeadError: The argument is invalid, or there is no published set of that name.
     """
     if heads is None or heads == ALL:
         return AllHeads()
@@ -120,7 +121,7 @@ def shipped_router(model: str) -> Path | None:
         model: The LLM's name.
 
     Returns:
-        Its folder; ``None`` where there is none.
+        Its folder; ``None`` if there is no router for the LLM.
     """
     # A local folder or file may hold any LLM; the embedded one is never a path.
     local = model != EMBEDDED and os.path.exists(os.path.expanduser(model))
@@ -132,10 +133,10 @@ def shipped_router(model: str) -> Path | None:
 
 
 def split_methods(text: str) -> list[str]:
-    """Split a comma-separated list of methods; neighbouring ``layer-head`` items are one method.
+    """Split a comma-separated list of methods; adjacent ``layer-head`` items are one method.
 
     Args:
-        text: Such as ``"bm25,all,13-18,13-1,layers:10-19"``: four methods.
+        text: Such as ``"bm25,all,13-18,13-1,layers:10-19"``, which lists four methods.
 
     Raises:
         InputError: No method is named, or one is named twice.
@@ -166,7 +167,7 @@ def _shipped_folder(model: str) -> Path:
 
 
 def _check_alone(heads: object, router: Router | str | Path | None) -> None:
-    """Check that no router is given beside heads."""
+    """Check that heads and a router are not both given."""
     if router is None:
         return
     given = "router" if isinstance(router, Router) else f"router={str(router)!r}"

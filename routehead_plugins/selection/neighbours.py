@@ -1,4 +1,4 @@
-"""A router that is not learned: the labels of similar training queries vote, found by FAISS."""
+"""A router without training: similar training queries vote with their labels, through FAISS."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from routehead_plugins.data import check_count
 from routehead_plugins.errors import missing_extra
-from routehead_plugins.selection import router_files as files
 from routehead_plugins.selection.router import Router
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class NeighbourRouter(Router):
-    """The vote of the nearest training queries: nothing is trained but their labels.
+    """Router by the labels of the nearest training queries.
 
-    ``c_h(x)`` is the mean label of the nearest anchors, less ``b_h``.
+    ``c_h(x)`` is the mean label of the nearest anchors, minus ``b_h``.
 
     Attributes:
-        labels: What is best for each of the space's anchors, shape (anchors, heads).
-        neighbours: How many vote.
+        labels: Best logits for each anchor of the space, shape (anchors, heads).
+        neighbours: Number of nearest anchors to average.
 
     Raises:
-        InputError: See ``Router``.
+        InputError: A setting is out of range, or the shapes of the tensors do not match.
         MissingExtraError: FAISS is not installed.
     """
 
@@ -33,23 +33,23 @@ class NeighbourRouter(Router):
 
     kind = "neighbours"
     tensors: ClassVar = {"labels": "anchors heads"}
-    numbers = ("neighbours",)
+    settings = ("neighbours",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        files.check_count("neighbours", self.neighbours)
+        check_count("neighbours", self.neighbours)
         try:
-            import faiss  # every other router does without
+            import faiss  # an extra that no other router needs
         except ImportError as error:
             raise missing_extra(error, "faiss") from error
-        places = self.space.places
-        index = faiss.IndexFlatIP(places.shape[1])
-        index.add(places.numpy())
+        anchors = self.space.projected_anchors
+        index = faiss.IndexFlatIP(anchors.shape[1])
+        index.add(anchors.numpy())
         object.__setattr__(self, "_index", index)
 
     def correction(self, queries: Tensor) -> Tensor:
-        """See ``Router.correction``."""
+        """Average the labels of the nearest anchors; see ``Router.correction``."""
         index: Any = object.__getattribute__(self, "_index")
         count = min(self.neighbours, len(self.labels))
-        _, places = index.search(queries.contiguous().numpy(), count)
-        return self.labels[torch.from_numpy(places)].mean(dim=1) - self.bias
+        _, nearest = index.search(queries.contiguous().numpy(), count)
+        return self.labels[torch.from_numpy(nearest)].mean(dim=1) - self.bias

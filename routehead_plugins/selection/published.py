@@ -1,9 +1,9 @@
-"""Head sets by name: as they were published, and for the embedded LLM those that we detected.
+"""Head sets that come with the library: published ones, and our own for the embedded LLM.
 
-A set is named after its method and its model: ``qr:Llama-3.1-8B-Instruct``. A second set of that
-method and model is named after its data too: ``qr:Llama-3.1-8B-Instruct/longmemeval``; those of the
-embedded LLM after their layout: ``core:embedded/parallel``. The names are those of the files in
-``head_sets/``, so that a file put there is found.
+A set is named after its method and its model: ``qr:Llama-3.1-8B-Instruct``. A second set of the
+same method and model adds its data, ``qr:Llama-3.1-8B-Instruct/longmemeval``, and those of the
+embedded LLM add their layout, ``core:embedded/parallel``. Names follow the files in
+``assets/head_sets``: any head-set file put there gets one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OWNER = re.compile(r"(?<=:)[^/]+/")
 
 
 def published_names() -> tuple[str, ...]:
-    """Name every set there is, in alphabetical order."""
+    """List the names of all sets, in alphabetical order."""
     return tuple(_sets())
 
 
@@ -31,16 +31,16 @@ def published_heads(name: str) -> HeadSet:
     """Load a set by its name.
 
     Args:
-        name: Such as ``"qr:Llama-3.1-8B-Instruct"``. The case of letters, the model's owner
-            (``meta-llama/``) and a missing ``-Instruct`` make no difference.
+        name: Such as ``"qr:Llama-3.1-8B-Instruct"``. Case, the model's owner (``meta-llama/``) and
+            a missing ``-Instruct`` are ignored.
 
     Raises:
-        HeadError: There is no such set; the message lists those that there are.
+        HeadError: There is no such set; the message lists all names.
     """
     sets = _sets()
-    # Full names come last: they win over another model's name less its -Instruct.
-    spellings = {_INSTRUCT.sub("", known.lower()): known for known in sets}
-    spellings |= {known.lower(): known for known in sets}
+    # Full names come last, so that they win over another model's name without its -Instruct.
+    spellings = {_INSTRUCT.sub("", full.lower()): full for full in sets}
+    spellings |= {full.lower(): full for full in sets}
     wanted = name.strip().lower()
     for spelling in (wanted, _OWNER.sub("", wanted, count=1)):
         if spelling in spellings:
@@ -52,23 +52,23 @@ def published_heads(name: str) -> HeadSet:
 
 
 def looks_published(text: str) -> bool:
-    """Whether a text is meant as the name of a published set rather than as a path."""
+    """Tell whether a text is the name of a published set rather than a path."""
     method, colon, _ = text.partition(":")
-    wanted = f"{method.strip().lower()}:"
-    return bool(colon) and any(name.lower().startswith(wanted) for name in _sets())
+    prefix = f"{method.strip().lower()}:"
+    return bool(colon) and any(name.lower().startswith(prefix) for name in _sets())
 
 
 def _sets() -> dict[str, Traversable]:
-    """Name -> file."""
+    """Map names to files."""
     root = files("routehead_plugins") / "assets" / "head_sets"
-    found = {path.replace("/", ":", 1): file for path, file in _files(root) if "/" in path}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+    sets = {path.replace("/", ":", 1): file for path, file in _files(root) if "/" in path}
+    return dict(sorted(sets.items(), key=lambda item: item[0].lower()))
 
 
-def _files(folder: Traversable, above: str = "") -> Iterator[tuple[str, Traversable]]:
-    """Every head-set file in a folder, with its path from there less the suffix."""
+def _files(folder: Traversable, parents: str = "") -> Iterator[tuple[str, Traversable]]:
+    """Yield every head-set file below a folder, with its path from there without the suffix."""
     for entry in folder.iterdir():
         if entry.is_dir():
-            yield from _files(entry, f"{above}{entry.name}/")
+            yield from _files(entry, f"{parents}{entry.name}/")
         elif entry.name.endswith(_SUFFIX):
-            yield above + entry.name.removesuffix(_SUFFIX), entry
+            yield parents + entry.name.removesuffix(_SUFFIX), entry

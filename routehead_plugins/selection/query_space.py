@@ -1,4 +1,4 @@
-"""Where a router compares queries: few coordinates, in which like queries lie close together."""
+"""The space in which a router compares queries."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from routehead_plugins.backbone import check_pooling
 from routehead_plugins.errors import InputError
 
 _NEAREST = 5
-_EDGES = (0.5, 0.95)  # quantiles of the anchors' own distances
-_STEP = 1e-3  # at least this far apart, where all those are equal
+_QUANTILES = (0.5, 0.95)  # of the anchors' distances to one another, for `familiar`
+_STEP = 1e-3  # least difference of the two, where those distances are all equal
 _ROWS = 1024  # queries compared at once
 
 
 @dataclass(frozen=True, eq=False)
 class QuerySpace:
-    """Embeddings of the frozen LLM, standardised, turned, cut to a few coordinates, of length 1.
+    """Query embeddings of the frozen LLM: z-scored, PCA-projected, L2-normalised.
 
-    How familiar a query is shows in all standardised coordinates only: the few that are kept are
-    those in which training queries differ, and of length 1 no query is far away.
+    Familiarity is measured between the z-scored embeddings, before projection: the projection keeps
+    the directions in which training queries differ, and after normalisation no query is far away.
 
     Attributes:
-        layer: Of the LLM, after which queries are embedded.
-        mean: Of the training queries' embeddings, shape (width,).
-        deviation: Likewise; infinite where they do not vary.
-        basis: Of standardised embeddings, shape (width, coordinates); scales as well.
-        anchors: Standardised embeddings of training queries, shape (anchors, width). A router's
-            files keep them in half precision.
-        familiar: Two distances to the nearest anchors: up to the first a query is familiar, from
-            the second on it is strange.
-        pooling: How queries are embedded there, as ``FrozenLM.embed`` has it.
+        layer: Layer of the LLM after which queries are embedded.
+        mean: Mean of the training queries' embeddings, shape (width,).
+        deviation: Standard deviation of the training queries' embeddings, shape (width,); infinite
+            for coordinates that do not vary.
+        basis: Principal components, scaled to deviation 1, shape (width, coordinates).
+        anchors: Z-scored embeddings of training queries, shape (anchors, width). A router's files
+            hold them in half precision.
+        familiar: Two mean distances to the nearest anchors: up to the first, a query is fully
+            familiar; from the second on, not at all.
+        pooling: Pooling method of the embeddings; see ``FrozenLM.embed``.
 
     Raises:
-        InputError: A deviation is not above 0, the distances are not two that rise, or there is no
-            such pooling.
+        InputError: A deviation is not positive, the distances do not increase, or the pooling
+            method does not exist.
     """
 
     layer: int
@@ -63,11 +64,13 @@ class QuerySpace:
         near, far = self.familiar
         if not 0 <= near < far < math.inf:
             raise InputError(
-                f"familiar={self.familiar!r} are not two distances; give finite numbers from 0 on, "
-                "the smaller one first."
+                f"familiar={self.familiar!r} must be two increasing distances; give finite "
+                "numbers, 0 or more, the smaller one first."
             )
         if not bool((self.deviation > 0).all()):
-            raise InputError("a deviation is not above 0; give infinity where nothing varies.")
+            raise InputError(
+                "a deviation is not above 0; give infinity for coordinates that do not vary."
+            )
 
     @classmethod
     def fit(
@@ -79,45 +82,44 @@ class QuerySpace:
         coordinates: int = 64,
         anchors: int = 512,
     ) -> QuerySpace:
-        """Find the space of some training queries.
+        """Fit the space to training queries.
 
-        An LLM's states have a few coordinates tens of times larger than the others, in every text
-        alike: all are standardised first. The principal components that are kept have deviation 1.
+        A few coordinates of an LLM's states are tens of times larger than the others whatever the
+        text, so all coordinates are z-scored before the principal components are computed.
 
         Args:
             embeddings: From ``FrozenLM.embed``, shape (queries, width).
-            layer: Of which they are.
-            pooling: By which they are.
-            coordinates: How many principal components are kept, at most.
-            anchors: How many training queries are kept, evenly spaced in the order given; 2 or
-                more.
+            layer: Layer after which they were computed.
+            pooling: Pooling method with which they were computed.
+            coordinates: Maximum number of principal components.
+            anchors: Maximum number of training queries to keep, 2 or more; they are evenly spaced
+                in the order given.
 
         Raises:
-            InputError: There are not two different queries.
+            InputError: All queries have the same embedding.
         """
         mean = embeddings.mean(dim=0)
         deviation = embeddings.std(dim=0, unbiased=False)
         deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)
         standard = (embeddings - mean) / deviation
-        _, sizes, turned = torch.linalg.svd(standard.double(), full_matrices=False)
-        kept = min(coordinates, int((sizes > 1e-6 * sizes[0]).sum()))
-        if not kept:
+        _, singular, components = torch.linalg.svd(standard.double(), full_matrices=False)
+        rank = min(coordinates, int((singular > 1e-6 * singular[0]).sum()))
+        if not rank:
             raise InputError(
-                f"all {len(embeddings)} queries are alike to the LLM; give two or more different "
-                "ones to train on."
+                f"all {len(embeddings)} queries have the same embedding; give two or more "
+                "different queries to train on."
             )
-        scale = len(embeddings) ** 0.5 / sizes[:kept]
-        basis = (turned[:kept].T * scale).float()
-        places = torch.linspace(0, len(standard) - 1, min(anchors, len(standard))).round().long()
-        # As they come back from a file: a loaded router routes like the fitted one.
-        some = standard[places].half().float()
-        edges = _among_others(standard[places], some).quantile(torch.tensor(_EDGES))
-        near, far = edges.tolist()
+        basis = (components[:rank].T * (len(embeddings) ** 0.5 / singular[:rank])).float()
+        indices = torch.linspace(0, len(standard) - 1, min(anchors, len(standard))).round().long()
+        # Rounded as in a router's files, so that a loaded router routes like the fitted one.
+        rounded = standard[indices].half().float()
+        distances = _distances_to_others(standard[indices], rounded)
+        near, far = distances.quantile(torch.tensor(_QUANTILES)).tolist()
         familiar = (near, max(far, near + _STEP))
-        return cls(layer, mean, deviation, basis, some, familiar, pooling)
+        return cls(layer, mean, deviation, basis, rounded, familiar, pooling)
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """Bring embeddings here.
+        """Project embeddings into the space.
 
         Args:
             embeddings: From ``FrozenLM.embed``, shape (queries, width).
@@ -125,19 +127,18 @@ class QuerySpace:
         Returns:
             Shape (queries, coordinates).
         """
-        return self._placed(self._standardised(embeddings))
+        return self._projected(self._z_scores(embeddings))
 
     @cached_property
-    def places(self) -> Tensor:
-        """The anchors in this space, shape (anchors, coordinates)."""
-        return self._placed(self.anchors)
+    def projected_anchors(self) -> Tensor:
+        """The anchors in the space, shape (anchors, coordinates)."""
+        return self._projected(self.anchors)
 
     def familiarity(self, embeddings: Tensor) -> Tensor:
-        """How much like the training queries others are.
+        """Measure how similar queries are to the training queries.
 
-        The scale of a fitted space is the training queries' own: a query further from the anchors
-        than 95 % of the anchors are from the other ones counts 0, one that is nearer than half of
-        them counts 1.
+        In a fitted space, a query scores 0 if it is further from the anchors than 95 % of the
+        anchors are from one another, and 1 if it is nearer than half of them.
 
         Args:
             embeddings: From ``FrozenLM.embed``, shape (queries, width).
@@ -146,33 +147,41 @@ class QuerySpace:
             Between 0 and 1, shape (queries,).
         """
         near, far = self.familiar
-        away = nearest(_distances(self._standardised(embeddings), self.anchors))
-        return ((far - away) / (far - near)).clamp(0, 1)
+        distances = mean_nearest(_distances(self._z_scores(embeddings), self.anchors))
+        return ((far - distances) / (far - near)).clamp(0, 1)
 
-    def _standardised(self, embeddings: Tensor) -> Tensor:
+    def _z_scores(self, embeddings: Tensor) -> Tensor:
         return (embeddings - self.mean) / self.deviation
 
-    def _placed(self, standardised: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(standardised @ self.basis, dim=-1)
+    def _projected(self, z_scores: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(z_scores @ self.basis, dim=-1)
 
 
-def nearest(distances: Tensor, count: int = _NEAREST) -> Tensor:
-    """Mean distance to the few nearest, shape (queries, anchors) -> (queries,)."""
-    few = distances.topk(min(count, distances.shape[-1]), dim=-1, largest=False).values
-    return few.mean(dim=-1)
+def mean_nearest(distances: Tensor, count: int = _NEAREST) -> Tensor:
+    """Average the smallest distances of each query.
+
+    Args:
+        distances: Shape (queries, anchors).
+        count: How many to average; all where there are fewer.
+
+    Returns:
+        Shape (queries,).
+    """
+    count = min(count, distances.shape[-1])
+    return distances.topk(count, dim=-1, largest=False).values.mean(dim=-1)
 
 
 def _distances(queries: Tensor, anchors: Tensor) -> Tensor:
-    # By matrix products, small distances would be lost to rounding.
+    # Matrix products would lose small distances to rounding.
     return torch.cdist(queries, anchors, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _among_others(queries: Tensor, anchors: Tensor) -> Tensor:
-    """How far each query is from all anchors but its own, which is the one in the same row."""
+def _distances_to_others(queries: Tensor, anchors: Tensor) -> Tensor:
+    """Measure each query's distance to the nearest anchors other than the one in its own row."""
     count = min(_NEAREST, len(anchors) - 1)
-    found = []
+    parts = []
     for rows in torch.arange(len(queries)).split(_ROWS):
         distances = _distances(queries[rows], anchors)
         distances[torch.arange(len(rows)), rows] = torch.inf
-        found.append(nearest(distances, count))
-    return torch.cat(found)
+        parts.append(mean_nearest(distances, count))
+    return torch.cat(parts)

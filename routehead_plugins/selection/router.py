@@ -1,23 +1,23 @@
-"""Trained routers: which heads to read for a query, and how much each counts (RouteHead).
+"""Trained routers: which heads to read for a query, and with which weights (RouteHead).
 
-Each gives every head a logit,
+A router gives every head a logit,
 
     logit_h(q) = b_h + s(q) * c_h(x)
 
-b_h is what is known of head h whatever the query, x the query's place in the router's space
-(``QuerySpace``), c_h(x) what the router has learned of such queries, and s(q) between 0 and 1 how
-familiar the query is: far from all training queries only the static b_h is left. Two readings:
+b_h is the bias of head h, independent of the query; x is the query in the router's space
+(``QuerySpace``); c_h(x) is the correction learned from similar queries; and s(q), between 0 and 1,
+is the query's familiarity: far from all training queries, only the bias is left. Logits are read in
+one of two ways:
 
 ``"gates"``
-    As published (arXiv 2604.24608): heads with a logit above the threshold, all with the same say.
+    As published (arXiv 2604.24608): heads with a logit above the threshold, equally weighted.
 ``"weights"``
-    The logit is the head's signed weight; heads up to the threshold on either side are not read.
+    The logit is the head's signed weight; heads whose weight is within the threshold are not read.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,10 +28,12 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens
-from routehead_plugins.errors import InputError, RouterMismatchError
+from routehead_plugins.data import check_count
+from routehead_plugins.errors import InputError, ModelLoadError, RouterMismatchError
 from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.selection import router_files as files
 from routehead_plugins.selection.query_space import QuerySpace
+from routehead_plugins.selection.router_files import RouterFiles
 from routehead_plugins.selection.selectors import Selector, same_model
 
 READINGS = ("gates", "weights")
@@ -39,25 +41,26 @@ READINGS = ("gates", "weights")
 _PROVENANCE = ("model", "layout", "data")
 _RECIPE = ("aggregation", "first_stage_weight")
 _SETTINGS = ("reading", "threshold", "max_heads", "max_doc_tokens", "description")
+_KINDS: dict[str, type[Router]] = {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Router(Selector):
-    """What all routers share; made by ``routehead train``.
+    """Base class of routers, which ``routehead train`` makes.
 
     Attributes:
-        heads: The heads there are to choose from, in the order of the tensors, with the LLM,
-            layout, aggregation and first-stage weight they were fitted for.
-        space: Where queries are compared.
-        bias: What is known of each head whatever the query, shape (heads,).
-        reading: One of ``READINGS``.
-        threshold: Logits up to here (weights: up to here on either side) are not read.
-        max_heads: How many heads are read at most, P; at least one always is.
-        max_doc_tokens: Where documents were cut when it was trained.
+        heads: The heads to choose from, in the order of the tensors, with the LLM, layout,
+            aggregation and first-stage weight they were fitted for.
+        space: The space in which queries are compared.
+        bias: Logit of each head before correction, shape (heads,).
+        reading: How logits are read, one of ``READINGS``.
+        threshold: Logits up to this value (weights: up to it on either side) are not read.
+        max_heads: Maximum number of heads to read; ``None`` for no limit. At least one is read.
+        max_doc_tokens: Length at which documents were cut in training.
         description: Whatever else its maker records; must be JSON.
 
     Raises:
-        InputError: A setting is out of range, or the tensors do not fit each other.
+        InputError: A setting is out of range, or the shapes of the tensors do not match.
     """
 
     heads: HeadSet
@@ -69,9 +72,14 @@ class Router(Selector):
     max_doc_tokens: int | None = None
     description: Mapping[str, Any] | None = None
 
+    # Of each kind: its name in files, its own tensors with their axes, its own settings.
     kind: ClassVar[str]
     tensors: ClassVar[Mapping[str, str]]
-    numbers: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _KINDS[cls.kind] = cls
 
     def __post_init__(self) -> None:
         if self.reading not in READINGS:
@@ -79,11 +87,12 @@ class Router(Selector):
                 f"reading={self.reading!r} is not one of {', '.join(READINGS)}; give one of them."
             )
         if not math.isfinite(self.threshold):
-            raise InputError(f"threshold={self.threshold!r} bounds nothing; give a finite number.")
+            raise InputError(f"threshold={self.threshold!r} must be a finite number.")
         check_max_doc_tokens(self.max_doc_tokens)
-        files.check_count("max_heads", 1 if self.max_heads is None else self.max_heads)
+        if self.max_heads is not None:
+            check_count("max_heads", self.max_heads)
         shapes = {**QuerySpace.tensors, "bias": "heads", **self.tensors}
-        files.check_shapes(self._named(), shapes, {"heads": len(self.heads)})
+        files.check_shapes(self._all_tensors(), shapes, {"heads": len(self.heads)})
 
     @property
     def layout(self) -> str | None:
@@ -92,27 +101,27 @@ class Router(Selector):
 
     @property
     def routes(self) -> bool:
-        """Whether it can tell one query from another."""
+        """Whether the choice depends on the query."""
         return True
 
     def layers(self, num_layers: int) -> int:  # noqa: ARG002
         """Count the layers up to the deepest head it may choose, and to the query's embedding."""
-        # States behind the last layer that is loaded are not the whole LLM's.
+        # One more than the embedding's, as the states behind the last loaded layer are normalised.
         return max(self.heads.last_layer, self.space.layer if self.routes else 0) + 1
 
     @abstractmethod
     def correction(self, queries: Tensor) -> Tensor:
-        """What was learned of queries like these.
+        """Compute what was learned from similar queries.
 
         Args:
-            queries: In the router's space, shape (queries, coordinates).
+            queries: Queries in the router's space, shape (queries, coordinates).
 
         Returns:
             c_h(x), shape (queries, heads).
         """
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Route queries.
+        """Compute the logits of queries.
 
         Args:
             embeddings: From ``embed``, shape (queries, width).
@@ -124,14 +133,14 @@ class Router(Selector):
         return self.bias + share * self.correction(self.space(embeddings))
 
     def choose(self, logits: Tensor) -> HeadSet:
-        """Make a head set of one query's logits.
+        """Turn one query's logits into a head set.
 
         Args:
             logits: Shape (heads,).
 
         Returns:
-            The heads above the threshold, largest first, equal ones in the router's order:
-            ``max_heads`` at most and one at least.
+            The heads above the threshold, largest first, ties in the router's order: at most
+            ``max_heads``, at least one.
         """
         size = logits.abs() if self.reading == "weights" else logits
         count = max(1, int((size > self.threshold).sum()))
@@ -148,30 +157,31 @@ class Router(Selector):
     def select(self, query: str, llm: FrozenLM) -> HeadSet:
         """Choose the heads for a query, in one pass over the query alone.
 
-        A blank query, of which nothing is known, gets the heads of the bias.
+        Args:
+            query: Text of the query; a blank one gets the heads of the bias.
+            llm: The LLM that the router was trained for.
 
         Raises:
             RouterMismatchError: The router was trained for another LLM.
-            HeadError: The LLM does not have its heads.
+            HeadError: The LLM does not have the router's heads.
         """
         return self.select_all([query], llm)[0]
 
     def select_all(self, queries: Sequence[str], llm: FrozenLM) -> list[HeadSet]:
-        """Choose the heads for several queries at once; see ``select``."""
+        """Choose the heads for several queries in one pass; see ``select``."""
         if not self.routes:
             self._check(llm)
             return [self.choose(self.bias)] * len(queries)
-        # Blank ones are embedded as well: wrong LLMs show, whatever the query.
+        # Blank queries are embedded too, so that an LLM of another width is always noticed.
         logits = self.logits(self.embed(queries, llm))
         blank = torch.tensor([not query.strip() for query in queries], dtype=torch.bool)
-        logits = torch.where(blank[:, None], self.bias, logits)
-        return [self.choose(each) for each in logits]
+        return [self.choose(row) for row in torch.where(blank[:, None], self.bias, logits)]
 
     def embed(self, queries: Sequence[str], llm: FrozenLM) -> Tensor:
-        """Embed queries as ``logits`` and ``space`` take them.
+        """Embed queries for ``logits`` and ``space``.
 
         Args:
-            queries: Their texts.
+            queries: Texts of the queries.
             llm: The LLM that the router was trained for.
 
         Returns:
@@ -179,12 +189,12 @@ class Router(Selector):
 
         Raises:
             RouterMismatchError: The router was trained for another LLM.
-            HeadError: The LLM does not have its heads.
+            HeadError: The LLM does not have the router's heads.
         """
         self._check(llm)
         space = self.space
         embeddings = llm.embed(queries, layer=space.layer, pooling=space.pooling)
-        # A folder may hold any LLM, so that names do not tell all of them apart.
+        # Names do not tell all LLMs apart, since a folder may hold any.
         if embeddings.shape[1] != len(space.mean):
             raise self._mismatch(llm)
         return embeddings
@@ -201,21 +211,9 @@ class Router(Selector):
             "one for it (routehead train), or leave the router out."
         )
 
-    def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors``.
-
-        Args:
-            folder: Made where it is missing.
-            card: Text of a model card, in Markdown.
-
-        Raises:
-            InputError: The folder cannot be written, or ``description`` is not JSON.
-        """
-        files.write_folder(folder, self._config(), self._named(), card)
-
     def __repr__(self) -> str:
-        # Journals tell routers apart by this; tensors print a few of their numbers only.
-        digest = files.digest(self._config(), self._named())
+        # Journals tell routers apart by this; a tensor's own repr leaves out most of its numbers.
+        digest = files.fingerprint(self._config(), self._all_tensors())
         return f"{type(self).__name__}({self.heads.model!r}, {len(self.heads)} heads, {digest})"
 
     def _config(self) -> dict[str, Any]:
@@ -225,57 +223,104 @@ class Router(Selector):
             **{name: getattr(heads, name) for name in _PROVENANCE},
             **{name: getattr(heads.recipe, name) for name in _RECIPE},
             "calibration": "null query",
-            **{name: getattr(self, name) for name in (*_SETTINGS, *self.numbers)},
+            **{name: getattr(self, name) for name in (*_SETTINGS, *self.settings)},
             "embedding_layer": space.layer,
             "embedding_pooling": space.pooling,
             "familiar": list(space.familiar),
             "heads": [str(head) for head in heads],
         }
 
-    def _named(self) -> dict[str, Tensor]:
-        """All tensors by their names in the file."""
+    def _all_tensors(self) -> dict[str, Tensor]:
+        """Collect all tensors under their names in the file."""
         own = {name: getattr(self, name) for name in ("bias", *self.tensors)}
         return {name: getattr(self.space, name) for name in QuerySpace.tensors} | own
 
-    @classmethod
-    def from_pretrained(cls, name: str | Path, *, local_files_only: bool = False) -> Router:
-        """Load a router of whatever kind.
+    def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``.
 
         Args:
-            name: A folder, or the id of a repository on the Hub.
-            local_files_only: Never ask the Hub, use what is in its local cache.
+            folder: The folder; created if missing.
+            card: Text of a model card, in Markdown; ``None`` leaves an existing card as it is.
+
+        Raises:
+            InputError: The folder cannot be written, or ``description`` is not JSON.
+        """
+        RouterFiles(self._config(), self._all_tensors(), card).save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+    ) -> Router:
+        """Load a router of any kind.
+
+        Args:
+            name: A folder, or the id of a repository on the Hub, to which all options apply.
+            local_files_only: Whether to use the local cache only, never the network.
+            revision: Branch, tag or commit; ``None`` for the latest.
+            token: Access token; ``None`` takes the one of ``hf auth login``, ``False`` none.
+            cache_dir: Folder of the local cache; ``None`` for the usual one.
+            force_download: Whether to download again what is in the cache.
 
         Raises:
             ModelLoadError: There is no such router, or its files are damaged.
         """
-        config, tensors = files.read_folder(name, local_files_only=local_files_only)
+        loaded = RouterFiles.from_pretrained(
+            name,
+            local_files_only=local_files_only,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+        )
         try:
-            return _router(config, tensors)
+            return _router(loaded.config, loaded.tensors)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise files.damaged(name, error) from error
+            raise ModelLoadError(files.unreadable(name, error)) from error
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, card: str | None = None) -> str:
-        """Upload the router.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        card: str | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Upload the router to the Hub.
 
         Args:
-            repo_id: ``owner/name``; made where it is missing.
+            repo_id: ``owner/name``; created if missing.
             private: Whether a new repository is private.
-            card: Text of a model card, in Markdown.
+            card: Text of a model card, in Markdown; ``None`` leaves an existing card as it is.
+            token: Access token; ``None`` takes the one of ``hf auth login``.
+            revision: Branch to upload to; ``None`` for the main one.
 
         Returns:
             Address of the commit.
 
         Raises:
-            InputError: The Hub cannot be reached, or refuses.
+            InputError: The Hub cannot be reached or refuses, or ``description`` is not JSON.
         """
-        with tempfile.TemporaryDirectory(prefix="routehead-") as folder:
-            self.save_pretrained(folder, card=card)
-            return files.push_folder(folder, repo_id, private=private)
+        contents = RouterFiles(self._config(), self._all_tensors(), card)
+        try:
+            return str(contents.push_to_hub(repo_id, private=private, token=token, branch=revision))
+        except Exception as error:  # of many types, as in `router_folder`
+            raise InputError(
+                f"the router cannot be uploaded to {repo_id!r} ({files.first_line(error)}); check "
+                "the name, the network, and that you are logged in (hf auth login)."
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class HeadRouter(Router):
-    """Learned embeddings of heads: ``c_h(x) = (W x) . e_h / sqrt(d)``.
+    """Router by learned embeddings of heads: ``c_h(x) = (W x) . e_h / sqrt(d)``.
 
     Attributes:
         projection: W, shape (d, coordinates).
@@ -290,43 +335,35 @@ class HeadRouter(Router):
 
     @property
     def routes(self) -> bool:
-        """Whether it was given a correction: without, all queries get the heads of the bias."""
+        """Whether it has a correction; without one, all queries get the heads of the bias."""
         return bool(self.projection.any()) and bool(self.embeddings.any())
 
     def correction(self, queries: Tensor) -> Tensor:
-        """See ``Router.correction``."""
+        """Compute the scaled dot products; see ``Router.correction``."""
         routed = queries @ self.projection.T @ self.embeddings.T
         return routed / math.sqrt(len(self.projection))
 
     def trimmed(self) -> HeadRouter:
-        """The same without heads that the bias alone never reads, and the layers behind them."""
-        read = set(self.choose(self.bias))
-        places = [place for place, head in enumerate(self.heads) if head in read]
-        heads = replace(self.heads, heads=[self.heads[place] for place in places])
-        bias, embeddings = self.bias[places], self.embeddings[places]
+        """Return a copy without the heads that the bias alone never chooses."""
+        indices = sorted(self.heads.indices_of(list(self.choose(self.bias))))
+        heads = replace(self.heads, heads=self.heads.pick(indices))
+        bias, embeddings = self.bias[indices], self.embeddings[indices]
         return replace(self, heads=heads, bias=bias, embeddings=embeddings)
 
 
-def _kinds() -> dict[str, type[Router]]:
-    from routehead_plugins.selection.neighbours import NeighbourRouter  # which imports this module
-
-    return {kind.kind: kind for kind in (HeadRouter, NeighbourRouter)}
-
-
 def _router(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
-    """Put a router together; whatever does not fit would only fail at the first query."""
-    kinds = _kinds()
-    if config["kind"] not in kinds:
-        raise ValueError(f"kind is {config['kind']!r}, not one of {', '.join(kinds)}")
-    kind = kinds[config["kind"]]
+    """Build a router, checking everything that would otherwise only fail at the first query."""
+    if config["kind"] not in _KINDS:
+        raise ValueError(f"kind is {config['kind']!r}, not one of {', '.join(_KINDS)}")
+    kind = _KINDS[config["kind"]]
     heads = HeadSet.parse(",".join(config["heads"]))
     recipe = Recipe(**{name: config[name] for name in _RECIPE})
     provenance = {name: config[name] for name in _PROVENANCE}
     heads = replace(heads, method="routed", recipe=recipe, **provenance)
     floats = {n: tensors[n].float() for n in (*QuerySpace.tensors, "bias", *kind.tensors)}
-    # Deviations may be infinite, and are checked by the space.
+    # Deviations may be infinite; the space checks them.
     if not all(bool(t.isfinite().all()) for name, t in floats.items() if name != "deviation"):
-        raise ValueError("it holds something that is not a finite number")
+        raise ValueError("it contains a number that is not finite")
     near, far = map(float, config["familiar"])
     space = QuerySpace(
         layer=int(config["embedding_layer"]),
@@ -334,5 +371,5 @@ def _router(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
         familiar=(near, far),
         pooling=config["embedding_pooling"],
     )
-    given = {name: config[name] for name in (*_SETTINGS, *kind.numbers)}
+    given = {name: config[name] for name in (*_SETTINGS, *kind.settings)}
     return kind(heads=heads, space=space, **given, **cast(dict[str, Any], floats))

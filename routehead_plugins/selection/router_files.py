@@ -1,4 +1,4 @@
-"""A router's folder, ``config.json`` and ``model.safetensors``, on disk and on the Hub."""
+"""A router's files, in a folder or on the Hub: ``config.json``, ``model.safetensors``, a card."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -22,152 +22,100 @@ _FORMAT, _VERSION = "routehead-router", 1
 _HALF = ("anchors",)  # by far the largest; ``QuerySpace.fit`` rounds them already
 
 
-def write_folder(
-    folder: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], card: str | None
-) -> None:
-    """Write all files; the configuration comes last, without which it is no router.
+class RouterFiles(ModelHubMixin):
+    """The contents of a router's files.
+
+    ``push_to_hub`` is the mixin's. Saving and loading are not: the mixin's save adds a card where
+    none is given, which an upload would put over the one on the Hub; its load fetches one file at a
+    time, possibly from two commits, and logs a warning before an error.
+
+    Attributes:
+        config: Settings, in ``config.json`` after a header of format and version.
+        tensors: Tensors by name.
+        card: Text of a model card, in Markdown; ``None`` leaves an existing card as it is.
 
     Raises:
-        InputError: The folder cannot be written, or the configuration is not JSON.
+        InputError: The configuration is not JSON.
     """
-    path = Path(folder)
-    header = {"format": _FORMAT, "version": _VERSION}
-    # What is there is only touched once nothing but the disk can fail.
-    try:
-        text = json.dumps(header | dict(config), indent=1, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"the router's description is not JSON ({error}); describe it by texts and numbers."
-        ) from error
-    content = _packed(tensors)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / CONFIG_FILE).unlink(missing_ok=True)
-        if card is not None:
-            atomic_write_text(path / CARD_FILE, card)
-        atomic_write_bytes(path / TENSORS_FILE, content)
-        atomic_write_text(path / CONFIG_FILE, text + "\n")
-    except OSError as error:
-        raise InputError(
-            f"the router cannot be written to {str(folder)!r} ({error}); name another folder."
-        ) from error
+
+    def __init__(
+        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], card: str | None = None
+    ) -> None:
+        self.config, self.tensors, self.card = config, tensors, card
+        header = {"format": _FORMAT, "version": _VERSION}
+        try:
+            self._text = json.dumps(header | dict(config), indent=1, ensure_ascii=False) + "\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"the router's description is not JSON ({error}); describe it by texts and numbers."
+            ) from error
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+        """Write all files; ``config.json`` comes last, without which the folder is not a router.
+
+        Args:
+            save_directory: The folder; created if missing.
+            **_: Options of the mixin, which do not apply.
+
+        Raises:
+            InputError: A file cannot be written.
+        """
+        folder, content = Path(save_directory), _packed(self.tensors)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG_FILE).unlink(missing_ok=True)
+            if self.card is not None:
+                atomic_write_text(folder / CARD_FILE, self.card)
+            atomic_write_bytes(folder / TENSORS_FILE, content)
+            atomic_write_text(folder / CONFIG_FILE, self._text)
+        except OSError as error:
+            raise InputError(
+                f"the router cannot be written to {str(save_directory)!r} ({error}); name another "
+                "folder."
+            ) from error
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> RouterFiles:
+        """Read the configuration and the tensors.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or the id of a repository on the Hub.
+            **options: Options of ``huggingface_hub.snapshot_download``.
+
+        Raises:
+            ModelLoadError: There is no such router, its version is unknown, or files are damaged.
+        """
+        name = str(pretrained_model_name_or_path)
+        folder = router_folder(pretrained_model_name_or_path, **options)
+        try:
+            config: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            tensors = load((folder / TENSORS_FILE).read_bytes())
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ModelLoadError(unreadable(name, error)) from error
+        if not isinstance(config, dict) or config.get("format") != _FORMAT:
+            raise ModelLoadError(
+                f"{name!r} is not a router's folder: {CONFIG_FILE} lacks "
+                f'"format": "{_FORMAT}"; give what `routehead train` wrote.'
+            )
+        if config.get("version") != _VERSION:
+            raise ModelLoadError(
+                f"the router {name!r} has version {config.get('version')!r}; this release reads "
+                f"version {_VERSION}: upgrade routehead-plugins."
+            )
+        if not isinstance(config.get("description"), dict | None):
+            wrong = TypeError("its description is not an object")
+            raise ModelLoadError(unreadable(name, wrong))
+        return cls(config, tensors)
 
 
-def digest(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Tell one router from another, by all that would be written."""
-    text = json.dumps(config, sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode() + _packed(tensors)).hexdigest()[:12]
-
-
-def _packed(tensors: Mapping[str, Tensor]) -> bytes:
-    # Slices of larger tensors would carry those along, and transposed ones are refused.
-    whole = {
-        name: tensor.to(torch.float16 if name in _HALF else torch.float32).clone(
-            memory_format=torch.contiguous_format
-        )
-        for name, tensor in tensors.items()
-    }
-    return save(whole)
-
-
-def read_folder(
-    name: str | Path, *, local_files_only: bool = False
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the configuration and the tensors.
-
-    Raises:
-        ModelLoadError: There is no such router, it is of another version, or files are damaged.
-    """
-    folder = locate(name, local_files_only=local_files_only)
-    try:
-        config: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = load((folder / TENSORS_FILE).read_bytes())
-    except (OSError, ValueError, SafetensorError) as error:
-        raise damaged(name, error) from error
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        raise ModelLoadError(
-            f"{str(name)!r} is not a router's folder: {CONFIG_FILE} lacks "
-            f'"format": "{_FORMAT}"; give what `routehead train` wrote.'
-        )
-    if config.get("version") != _VERSION:
-        raise ModelLoadError(
-            f"the router {str(name)!r} has version {config.get('version')!r}; this release reads "
-            f"version {_VERSION}: upgrade routehead-plugins."
-        )
-    if not isinstance(config.get("description"), dict | None):
-        raise damaged(name, TypeError("its description is not an object"))
-    return config, tensors
-
-
-def check_shapes(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes: Mapping[str, int]
-) -> None:
-    """Refuse tensors that do not fit each other.
+def router_folder(name: str | Path, **options: Any) -> Path:
+    """Return a router's folder, after fetching it if it is on the Hub.
 
     Args:
-        tensors: By their names.
-        shapes: Names of each one's axes, such as ``"heads d"``.
-        sizes: Of axes. One that is not given is as long as in the first tensor that has it.
-
-    Raises:
-        InputError: A tensor is of another shape, or empty.
-    """
-    known = dict(sizes)
-    for name, axes in ((name, axes.split()) for name, axes in shapes.items()):
-        shape = tuple(tensors[name].shape)
-        expected = tuple(known.get(axis) for axis in axes)
-        fits = len(shape) == len(axes) and 0 not in shape
-        if not fits or any(known.setdefault(a, n) != n for a, n in zip(axes, shape, strict=True)):
-            wanted = ", ".join(f"{a}={n or 'any'}" for a, n in zip(axes, expected, strict=True))
-            raise InputError(
-                f"the router's {name} has shape {shape}; expected ({wanted}), none of them 0."
-            )
-
-
-def check_count(name: str, value: object) -> None:
-    """Accept a whole number from 1 on.
-
-    Raises:
-        InputError: It is something else.
-    """
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}={value!r} is not a count; give 1 or more.")
-
-
-def damaged(name: str | Path, error: Exception) -> ModelLoadError:
-    """Say that a router's files cannot be used."""
-    lacks = f"{CONFIG_FILE} or {TENSORS_FILE} lacks {error}"
-    line = lacks if isinstance(error, KeyError) else f"{type(error).__name__}: {_line(error)}"
-    return ModelLoadError(
-        f"the router {str(name)!r} cannot be read ({line}); train it again, or fetch it again."
-    )
-
-
-def push_folder(folder: str | Path, repo_id: str, *, private: bool) -> str:
-    """Upload a folder to the Hub, and give the address of the commit.
-
-    Raises:
-        InputError: The Hub cannot be reached, or refuses.
-    """
-    hub = HfApi(library_name="routehead-plugins")
-    # Each release of the Hub's client has its own kinds of errors for lines that are down.
-    try:
-        hub.create_repo(repo_id, private=private, exist_ok=True)
-        return str(hub.upload_folder(repo_id=repo_id, folder_path=folder))
-    except Exception as error:
-        raise InputError(
-            f"the router cannot be uploaded to {repo_id!r} ({_line(error)}); check the name, the "
-            "network, and that you are logged in (hf auth login)."
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def locate(name: str | Path, *, local_files_only: bool = False) -> Path:
-    """Find a router's folder, in the Hub's cache where it comes from there.
+        name: A folder, or the id of a repository on the Hub.
+        **options: Options of ``huggingface_hub.snapshot_download``, such as ``local_files_only``.
 
     Raises:
         ModelLoadError: There is no such router.
@@ -180,13 +128,68 @@ def locate(name: str | Path, *, local_files_only: bool = False) -> Path:
             f"router={str(name)!r} is not a folder; give the one that `routehead train` wrote, or "
             "the id of a repository on the Hub."
         )
+    patterns = [CONFIG_FILE, TENSORS_FILE, CARD_FILE]
+    # Which errors a broken connection raises depends on the release of the Hub's client.
     try:
-        patterns = [CONFIG_FILE, TENSORS_FILE, CARD_FILE]
-        return Path(
-            snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only)
-        )
-    except Exception as error:  # likewise
+        return Path(snapshot_download(name, allow_patterns=patterns, **options))
+    except Exception as error:
         raise ModelLoadError(
-            f"router={name!r} is neither a folder nor to be had from the Hub ({_line(error)}); "
-            "check the name, or give the folder that `routehead train` wrote."
+            f"router={name!r} is not a folder and cannot be fetched from the Hub "
+            f"({first_line(error)}); check the name, or give the folder that `routehead train` "
+            "wrote."
         ) from error
+
+
+def unreadable(name: str | Path, error: Exception) -> str:
+    """Return the message for a router whose files cannot be used."""
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, KeyError):
+        reason = f"{CONFIG_FILE} or {TENSORS_FILE} lacks {error}"
+    return f"the router {str(name)!r} cannot be read ({reason}); train it again, or fetch it again."
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Compute a short hash of everything that would be written."""
+    text = json.dumps(config, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode() + _packed(tensors)).hexdigest()[:12]
+
+
+def check_shapes(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes: Mapping[str, int]
+) -> None:
+    """Check that the shapes of tensors match.
+
+    Args:
+        tensors: Tensors by name.
+        shapes: Names of each tensor's axes, such as ``"heads d"``.
+        sizes: Sizes of axes; one that is missing is taken from the first tensor that has it.
+
+    Raises:
+        InputError: A tensor has another shape, or is empty.
+    """
+    sizes = dict(sizes)
+    for name, axes in ((name, axes.split()) for name, axes in shapes.items()):
+        shape = tuple(tensors[name].shape)
+        expected = tuple(sizes.get(axis) for axis in axes)
+        fits = len(shape) == len(axes) and 0 not in shape
+        if not fits or any(sizes.setdefault(a, n) != n for a, n in zip(axes, shape, strict=True)):
+            wanted = ", ".join(f"{a}={n or 'any'}" for a, n in zip(axes, expected, strict=True))
+            raise InputError(
+                f"the router's {name} has shape {shape}; expected ({wanted}), none of them 0."
+            )
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> bytes:
+    # Cloned, as safetensors refuses transposed tensors and saves the storage behind a slice.
+    whole = {
+        name: tensor.to(torch.float16 if name in _HALF else torch.float32).clone(
+            memory_format=torch.contiguous_format
+        )
+        for name, tensor in tensors.items()
+    }
+    return save(whole)

@@ -1,4 +1,4 @@
-"""Ways of choosing heads; every published one is a small class."""
+"""Selectors: the ways to choose the heads for a query, except routers."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ _EMBEDDED_LLM = "smollm2-135m-instruct"
 
 
 class Selector(Protocol):
-    """Names the heads to read for a query; only ``select`` must be written."""
+    """Interface of everything that chooses heads; only ``select`` has no default."""
 
     @property
     def layout(self) -> str | None:
-        """The prompt layout its heads were chosen for; ``None`` where any will do."""
+        """The prompt layout its heads were chosen for; ``None`` for any layout."""
         return None
 
     def layers(self, num_layers: int) -> int:
-        """How many leading layers of an LLM it needs, whatever the query.
+        """Return how many layers of an LLM to load, counted from the first, for all queries.
 
         Args:
-            num_layers: How many there are.
+            num_layers: Number of layers that the LLM has.
         """
         return num_layers
 
     def check(self, llm: FrozenLM) -> None:
-        """Check that the LLM has the heads that may be chosen, before the first query.
+        """Check before the first query that the LLM has the heads that may be chosen.
+
+        Args:
+            llm: The LLM.
 
         Raises:
-            HeadError: It has not.
+            HeadError: It does not have them.
         """
         self.select("", llm)
 
@@ -41,8 +44,8 @@ class Selector(Protocol):
         """Choose heads.
 
         Args:
-            query: What is looked for.
-            llm: The LLM whose heads there are to choose from.
+            query: Text of the query.
+            llm: The LLM whose heads to choose from.
 
         Raises:
             HeadError: The choice names heads that the LLM does not have.
@@ -61,14 +64,14 @@ class AllHeads(Selector):
 
 @dataclass(frozen=True)
 class LayerInterval(Selector):
-    """All heads of some consecutive layers (Selective-ICR, arXiv 2602.22591).
+    """All heads of consecutive layers (Selective-ICR, arXiv 2602.22591).
 
-    The paper finds relevance to follow a bell curve over the layers and reads a centred interval;
-    by default that is the middle third.
+    In the paper, relevance follows a bell curve over the layers, and a centred interval is read;
+    the default is the middle third.
 
     Attributes:
-        first: First layer, counted from 0; ``None`` for a third of the way.
-        last: Last layer, included; ``None`` for two thirds of the way.
+        first: First layer, counted from 0; ``None`` for the start of the middle third.
+        last: Last layer, included; ``None`` for the end of the middle third.
     """
 
     first: int | None = None
@@ -127,20 +130,21 @@ class FixedHeads(Selector):
 
 
 def short_name(model: str) -> str:
-    """Return an LLM's name in small letters and without its owner; the embedded LLM's own name."""
+    """Return an LLM's name in lower case without its owner; for the embedded one, its real name."""
     short = model.rsplit("/", 1)[-1].lower()
     return _EMBEDDED_LLM if short == EMBEDDED else short
 
 
 def same_model(name: str, other: str) -> bool:
-    """Tell whether two names may mean one LLM; a folder or file may hold any LLM."""
+    """Tell whether two names can stand for the same LLM."""
+    # A folder or file may hold any LLM.
     if os.path.exists(name) or os.path.exists(other):
         return True
     return short_name(name) == short_name(other)
 
 
 def _check_model(chosen_for: str | None, model: str) -> None:
-    """Refuse heads of another LLM."""
+    """Check that heads were not chosen for another LLM."""
     if chosen_for is not None and not same_model(chosen_for, model):
         raise HeadError(
             f"the heads were chosen for {chosen_for!r}, but the LLM is {model!r}; choose heads for "

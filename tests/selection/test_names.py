@@ -1,4 +1,4 @@
-"""Which selector is meant: heads, a router, or the router that comes with the library."""
+"""Names and options become selectors: heads, a router, or the router of the library."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from typing import Any
 import pytest
 import torch
 
-from routehead_plugins import HeadSet
+from routehead_plugins import HeadSet, Recipe
 from routehead_plugins.errors import HeadError, InputError, ModelLoadError
-from routehead_plugins.selection import names as selection
-from routehead_plugins.selection.names import choose_selector, shipped_router
+from routehead_plugins.options import RerankerOptions
+from routehead_plugins.selection import names
+from routehead_plugins.selection.names import as_selector, choose_selector, shipped_router
+from routehead_plugins.selection.published import published_heads
 from routehead_plugins.selection.query_space import QuerySpace
 from routehead_plugins.selection.router import HeadRouter, Router
-from routehead_plugins.selection.selectors import AllHeads, FixedHeads, LayerInterval
+from routehead_plugins.selection.selectors import AllHeads, FixedHeads, LayerInterval, Selector
 
 SMOL = "smollm2-135m-instruct"
 
 
 def make(model: str = "embedded", bias: float = 1.0) -> Router:
     return HeadRouter(
-        heads=HeadSet([(0, 1), (2, 3)], model=model, layout="parallel", aggregation="log"),
+        heads=HeadSet(
+            [(0, 1), (2, 3)], model=model, layout="parallel", recipe=Recipe(aggregation="log")
+        ),
         space=QuerySpace.fit(torch.eye(3), 1),
         bias=torch.tensor([bias, -2.0]),
         projection=torch.zeros(1, 2),
@@ -29,11 +33,15 @@ def make(model: str = "embedded", bias: float = 1.0) -> Router:
     )
 
 
+def choose(model: str = "embedded", heads: Any = None, router: Any = None, **more: Any) -> Selector:
+    return choose_selector(RerankerOptions(model, heads, router, **more))
+
+
 @pytest.fixture(autouse=True)
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where routers that come with the library lie; nothing yet."""
+    """The folder of the routers that come with the library; it does not exist yet."""
     folder = tmp_path / "shipped"
-    monkeypatch.setattr(selection, "SHIPPED", folder)
+    monkeypatch.setattr(names, "SHIPPED", folder)
     return folder
 
 
@@ -49,7 +57,73 @@ def is_shipped(selector: object) -> bool:
     return isinstance(selector, Router) and selector.bias.tolist() == [7.0, -2.0]
 
 
-# heads
+# Heads
+
+
+@pytest.mark.parametrize(
+    ("heads", "selector"),
+    [
+        (None, AllHeads()),
+        ("all", AllHeads()),
+        ("layers", LayerInterval()),
+        ("layers:10-19", LayerInterval(10, 19)),
+        ("13-18,13-1", FixedHeads(HeadSet([(13, 18), (13, 1)]))),
+        (" 13-18 , 13-1 ", FixedHeads(HeadSet([(13, 18), (13, 1)]))),
+        (HeadSet([(1, 2)], method="qr"), FixedHeads(HeadSet([(1, 2)], method="qr"))),
+        ([(1, 2), (0, 0)], FixedHeads(HeadSet([(1, 2), (0, 0)]))),
+    ],
+    ids=str,
+)
+def test_heads_can_be_asked_for_in_many_ways(heads: Any, selector: Selector) -> None:
+    assert as_selector(heads) == selector
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_heads_can_be_asked_for_by_file(tmp_path: Path, kind: type) -> None:
+    path = tmp_path / "heads.json"
+    HeadSet([(1, 2)], model="tiny", scores=[0.5]).save(path)
+    assert as_selector(kind(path)) == FixedHeads(HeadSet([(1, 2)], model="tiny", scores=[0.5]))
+
+
+def test_a_path_is_a_path_whatever_it_looks_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    HeadSet([(1, 2)]).save("3-4")
+    assert as_selector(Path("3-4")) == FixedHeads(HeadSet([(1, 2)]))
+    assert as_selector("3-4") == FixedHeads(HeadSet([(3, 4)]))
+
+
+@pytest.mark.parametrize("name", ["qr:Llama-3.1-8B-Instruct", "core:Phi-4", "CoRe:microsoft/phi-4"])
+def test_published_heads_can_be_asked_for_by_name(name: str) -> None:
+    assert as_selector(name) == FixedHeads(published_heads(name))
+
+
+def test_a_published_set_that_does_not_exist_is_not_taken_for_a_file() -> None:
+    with pytest.raises(HeadError) as error:
+        as_selector("qr:Llama-3.1-8B-Instrukt")
+    assert "is not a published head set; did you mean qr:Llama-3.1-8B-Instruct" in str(error.value)
+
+
+WRONG = ["13-18;13-1", "no/such/file.json", "layers:3", "layers:a-b", "ALL", "", ".", "1-2,", "C:x"]
+
+
+# A list of every head with one mistake in it is longer than a file name may be.
+@pytest.mark.parametrize("heads", [*WRONG, Path("no-file"), "1-1," * 200 + "1_2"])
+def test_a_text_that_names_no_heads_is_refused(heads: str | Path) -> None:
+    with pytest.raises(HeadError) as error:
+        as_selector(heads)
+    assert str(error.value) == (
+        f"heads={str(heads)!r} is neither a list of heads nor a file; "
+        'give "all", "layers:10-19", "13-18,13-1", "qr:Llama-3.1-8B-Instruct" '
+        "or the path of a head-set file."
+    )
+
+
+@pytest.mark.parametrize("heads", [5, [1, 2], ["1-2"], [(1, 2, 3)], [("a", "b")]], ids=str)
+def test_a_value_that_names_no_heads_is_refused(heads: Any) -> None:
+    with pytest.raises(HeadError):
+        as_selector(heads)
 
 
 @pytest.mark.parametrize(
@@ -64,31 +138,31 @@ def is_shipped(selector: object) -> bool:
     ids=str,
 )
 @pytest.mark.usefixtures("smol")
-def test_heads_are_taken_before_a_router_that_nobody_named(heads: Any, selector: Any) -> None:
-    assert choose_selector("embedded", heads) == selector
+def test_heads_win_over_the_router_of_the_library(heads: Any, selector: Any) -> None:
+    assert choose("embedded", heads) == selector
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_heads_may_lie_in_a_file(tmp_path: Path, kind: type) -> None:
     HeadSet([(1, 2)], layout="parallel").save(tmp_path / "heads.json")
     expected = FixedHeads(HeadSet([(1, 2)], layout="parallel"))
-    assert choose_selector("embedded", kind(tmp_path / "heads.json")) == expected
+    assert choose("embedded", kind(tmp_path / "heads.json")) == expected
 
 
 def test_misspelled_heads_are_refused() -> None:
     for heads in ("route", "Routed", "1-2;3-4"):
         with pytest.raises(HeadError, match="is neither a list of heads nor a file"):
-            choose_selector("embedded", heads)
+            choose("embedded", heads)
 
 
-# a router
+# A router
 
 
 def test_a_router_is_taken_as_it_is() -> None:
     router = make()
-    assert choose_selector("embedded", router=router) is router
-    # Whoever composes the re-ranker complains of a layout that was asked for on purpose.
-    assert choose_selector("embedded", router=router, layout="sequential") is router
+    assert choose("embedded", router=router) is router
+    # A layout that does not fit is refused by the re-ranker.
+    assert choose("embedded", router=router, layout="sequential") is router
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -98,32 +172,32 @@ def test_a_router_may_lie_in_a_folder(tmp_path: Path, kind: type) -> None:
         {"router": kind(tmp_path / "mine")},
         {"heads": f"routed:{tmp_path / 'mine'}"},
     ):
-        found = choose_selector("embedded", **arguments)
-        assert isinstance(found, HeadRouter)
-        assert found.bias.tolist() == [3.0, -2.0]
+        router = choose("embedded", **arguments)
+        assert isinstance(router, HeadRouter)
+        assert router.bias.tolist() == [3.0, -2.0]
 
 
 @pytest.mark.parametrize("local", [False, True])
-def test_the_hub_is_asked_only_where_it_may_be(
+def test_the_hub_is_not_asked_with_local_files_only(
     monkeypatch: pytest.MonkeyPatch, local: bool
 ) -> None:
-    asked = []
+    loaded = []
 
     def load(name: str, *, local_files_only: bool = False) -> Router:
-        asked.append((name, local_files_only))
+        loaded.append((name, local_files_only))
         return make()
 
     monkeypatch.setattr(Router, "from_pretrained", load)
-    choose_selector("embedded", router="me/mine", local_files_only=local)
-    choose_selector("embedded", "routed:me/mine", local_files_only=local)
-    assert asked == [("me/mine", local)] * 2
+    choose("embedded", router="me/mine", local_files_only=local)
+    choose("embedded", "routed:me/mine", local_files_only=local)
+    assert loaded == [("me/mine", local)] * 2
 
 
 def test_a_router_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     missing = str(tmp_path / "no")
     for heads, router in ((None, missing), (f"routed:{missing}", None)):
         with pytest.raises(ModelLoadError, match="is not a folder; give the one that"):
-            choose_selector("embedded", heads, router)
+            choose("embedded", heads, router)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +216,13 @@ def test_heads_and_a_router_together_are_refused_in_one_line(
     heads: str, router: Any, given: str
 ) -> None:
     with pytest.raises(InputError) as error:
-        choose_selector("embedded", heads, router)
+        choose("embedded", heads, router)
     assert str(error.value) == (
         f"heads={heads!r} and {given} both choose heads; leave one of them out."
     )
 
 
-# the router that comes with the library
+# The router that comes with the library
 
 NAMES = ["embedded", "HuggingFaceTB/SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct", SMOL]
 
@@ -159,9 +233,9 @@ def test_the_router_that_comes_with_the_library_is_found_by_every_name_of_its_ll
     model: str,
 ) -> None:
     for selector in (
-        choose_selector(model),
-        choose_selector(model, layout="parallel"),
-        choose_selector(model, "routed"),
+        choose(model),
+        choose(model, layout="parallel"),
+        choose(model, "routed"),
     ):
         assert is_shipped(selector)
 
@@ -169,9 +243,9 @@ def test_the_router_that_comes_with_the_library_is_found_by_every_name_of_its_ll
 @pytest.mark.usefixtures("smol")
 def test_other_llms_read_every_head() -> None:
     for model in ("HuggingFaceTB/SmolLM2-360M-Instruct", "Qwen/Qwen3-0.6B"):
-        assert choose_selector(model) == AllHeads()
+        assert choose(model) == AllHeads()
         with pytest.raises(InputError) as error:
-            choose_selector(model, "routed")
+            choose(model, "routed")
         assert str(error.value) == (
             f"no router comes with the library for {model!r}; train one (routehead train) and give "
             'its folder, or heads="all".'
@@ -181,9 +255,9 @@ def test_other_llms_read_every_head() -> None:
 def test_where_no_router_comes_with_the_library_every_head_is_read(shipped: Path) -> None:
     assert shipped_router("embedded") is None
     shipped.mkdir()
-    assert choose_selector("embedded") == AllHeads()
+    assert choose("embedded") == AllHeads()
     (shipped / SMOL).write_text("no folder")
-    assert choose_selector("embedded") == AllHeads()
+    assert choose("embedded") == AllHeads()
 
 
 def test_a_folder_of_the_same_name_may_hold_any_llm(
@@ -194,10 +268,10 @@ def test_a_folder_of_the_same_name_may_hold_any_llm(
     local = tmp_path / "llms" / "SmolLM2-135M-Instruct"
     local.mkdir(parents=True)
     for model in (str(local), "llms/SmolLM2-135M-Instruct", "~/llms/SmolLM2-135M-Instruct"):
-        assert choose_selector(model) == AllHeads()
+        assert choose(model) == AllHeads()
         with pytest.raises(InputError, match="no router comes with the library for"):
-            choose_selector(model, "routed")
-    assert choose_selector(str(local), f"routed:{smol}") != AllHeads()
+            choose(model, "routed")
+    assert choose(str(local), f"routed:{smol}") != AllHeads()
 
 
 @pytest.mark.usefixtures("smol")
@@ -208,10 +282,10 @@ def test_what_lies_in_the_working_folder_changes_nothing(
     for name in (SMOL, "another-llm", "embedded"):
         (tmp_path / name).mkdir()
     assert shipped_router("Qwen/Qwen3-0.6B") is None
-    assert is_shipped(choose_selector("embedded"))
+    assert is_shipped(choose("embedded"))
 
 
 @pytest.mark.usefixtures("smol")
 def test_in_another_layout_every_head_is_read_unless_the_router_is_named() -> None:
-    assert choose_selector("embedded", layout="sequential") == AllHeads()
-    assert is_shipped(choose_selector("embedded", "routed", layout="sequential"))
+    assert choose("embedded", layout="sequential") == AllHeads()
+    assert is_shipped(choose("embedded", "routed", layout="sequential"))

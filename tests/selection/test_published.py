@@ -9,8 +9,8 @@ import pytest
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet
 from routehead_plugins.errors import HeadError
 from routehead_plugins.selection import published
+from routehead_plugins.selection.names import as_selector
 from routehead_plugins.selection.published import looks_published, published_heads, published_names
-from routehead_plugins.selection.selectors import as_selector
 
 # Hub id -> layers, query heads per layer.
 SHAPES = {
@@ -26,7 +26,7 @@ SHAPES = {
     "mistralai/Mistral-7B-Instruct-v0.2": (32, 32),
 }
 
-# Sets of our own for the embedded LLM bear its role, not its name.
+# Our own sets for the embedded LLM are named after its role, not its name.
 OWN = [name for name in published_names() if ":embedded/" in name]
 NAMES = [name for name in published_names() if name not in OWN]
 
@@ -41,7 +41,7 @@ def test_every_set_holds_heads_that_its_model_has(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_set_says_what_it_is_and_where_it_is_from(name: str) -> None:
+def test_every_set_records_its_method_model_and_source(name: str) -> None:
     heads = published_heads(name)
     method, _, model = name.partition(":")
     assert heads.method == method
@@ -150,7 +150,7 @@ def test_an_unknown_name_gets_one_line_with_near_names(name: str, meant: str) ->
 
 
 @pytest.mark.parametrize("name", ["zz:\n", "qr:", ""])
-def test_an_unknown_name_far_from_all_gets_what_there_is(name: str) -> None:
+def test_an_unknown_name_far_from_all_gets_the_list_of_names(name: str) -> None:
     with pytest.raises(HeadError) as error:
         published_heads(name)
     there_are = ", ".join(published_names())
@@ -175,14 +175,14 @@ def test_a_name_is_told_from_a_path_by_its_method(text: str, meant: bool) -> Non
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of head sets in place of ours."""
+    """An empty folder of head sets instead of ours."""
     monkeypatch.setattr(published, "files", lambda _: tmp_path)
-    root = tmp_path / "head_sets"
-    root.mkdir()
+    root = tmp_path / "assets" / "head_sets"
+    root.mkdir(parents=True)
     return root
 
 
-def test_a_file_that_is_put_there_is_found(elsewhere: Path) -> None:
+def test_a_file_that_is_added_gets_a_name(elsewhere: Path) -> None:
     (elsewhere / "own").mkdir()
     (elsewhere / "own" / "note.txt").write_text("no set")
     (elsewhere / "stray.json").write_text("no method")
@@ -220,8 +220,8 @@ def test_every_set_of_our_own_says_how_it_was_made(name: str) -> None:
     assert heads.source.startswith("routehead detect --collection dl21")
     assert f"--layout {layout} --method {method}," in heads.source
     if method == "weights":
-        assert heads.weights is not None
-        assert heads.first_stage_weight is not None
+        assert heads.recipe.weights is not None
+        assert heads.recipe.first_stage_weight is not None
     else:
         assert len(heads) == 8
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from routehead_plugins.errors import InputError
-from routehead_plugins.selection.query_space import QuerySpace, nearest
+from routehead_plugins.selection.query_space import QuerySpace, mean_nearest
 
 SEEDS = st.integers(0, 2**16)
 
@@ -29,7 +29,7 @@ def embeddings_of(count: int, width: int = 12, seed: int = 0) -> Tensor:
 
 
 def by_hand(anchors: Tensor, familiar: tuple[float, float], **changed: Any) -> QuerySpace:
-    """A space whose embeddings are standardised already."""
+    """A space for embeddings that are already standardised."""
     width = anchors.shape[1]
     given: dict[str, Any] = {
         "mean": torch.zeros(width),
@@ -44,15 +44,15 @@ def slow_similarities(embeddings: Tensor, coordinates: int) -> Tensor:
     varied = embeddings.double()[:, embeddings.std(dim=0) > 0]
     standard = (varied - varied.mean(dim=0)) / varied.std(dim=0, unbiased=False)
     values, vectors = torch.linalg.eigh(standard.T @ standard / len(standard))
-    kept = values.argsort(descending=True)[:coordinates]
-    placed = standard @ vectors[:, kept] / values[kept].sqrt()
-    placed = placed / placed.norm(dim=1, keepdim=True)
-    similarities: Tensor = placed @ placed.T
+    largest = values.argsort(descending=True)[:coordinates]
+    projected = standard @ vectors[:, largest] / values[largest].sqrt()
+    projected = projected / projected.norm(dim=1, keepdim=True)
+    similarities: Tensor = projected @ projected.T
     return similarities.float()
 
 
 def slow_standard(embeddings: Tensor, trained: Tensor) -> list[list[float]]:
-    """Embeddings by the middle and the deviation of others, column by column."""
+    """Embeddings standardised by the mean and deviation of others, column by column."""
     columns = []
     for column, known in zip(embeddings.T.tolist(), trained.T.tolist(), strict=True):
         middle = sum(known) / len(known)
@@ -71,14 +71,14 @@ def slow_distance(query: list[float], anchors: list[list[float]]) -> float:
 def slow_edges(anchors: list[list[float]]) -> tuple[float, float]:
     """Quantiles of how far each anchor is from the other ones."""
     away = sorted(
-        slow_distance(query, anchors[:place] + anchors[place + 1 :])
-        for place, query in enumerate(anchors)
+        slow_distance(query, anchors[:index] + anchors[index + 1 :])
+        for index, query in enumerate(anchors)
     )
 
     def quantile(share: float) -> float:
-        place = share * (len(away) - 1)
-        low, high = away[math.floor(place)], away[math.ceil(place)]
-        return low + (high - low) * (place - math.floor(place))
+        rank = share * (len(away) - 1)
+        low, high = away[math.floor(rank)], away[math.ceil(rank)]
+        return low + (high - low) * (rank - math.floor(rank))
 
     near = quantile(0.5)
     return near, max(quantile(0.95), near + 1e-3)
@@ -118,7 +118,7 @@ def test_no_more_coordinates_are_kept_than_vary(count: int, asked: int, kept: in
     assert space.basis.shape == (12, kept)
     assert bool(space.basis.isfinite().all())
     assert space.anchors.shape == (count, 12)
-    assert space.places.shape == (count, kept)
+    assert space.projected_anchors.shape == (count, kept)
     assert (space.layer, space.mean.shape, space.deviation.shape) == (2, (12,), (12,))
 
 
@@ -146,34 +146,34 @@ def test_the_scale_and_the_middle_of_coordinates_do_not_matter(
     assert one.familiar == pytest.approx(other.familiar, abs=1e-2)
 
 
-def test_the_mean_of_training_queries_is_nowhere() -> None:
+def test_the_mean_of_training_queries_is_projected_to_zero() -> None:
     space = QuerySpace.fit(embeddings_of(20), 2)
     assert torch.equal(space(space.mean[None]), torch.zeros(1, space.basis.shape[1]))
 
 
 @pytest.mark.parametrize(
-    ("count", "asked", "places"),
+    ("count", "asked", "indices"),
     [(10, 4, [0, 3, 6, 9]), (5, 5, [0, 1, 2, 3, 4]), (3, 9, [0, 1, 2]), (7, 2, [0, 6])],
 )
-def test_anchors_are_spaced_evenly(count: int, asked: int, places: list[int]) -> None:
+def test_anchors_are_spaced_evenly(count: int, asked: int, indices: list[int]) -> None:
     embeddings = embeddings_of(count)
     space = QuerySpace.fit(embeddings, 2, anchors=asked)
     standard = (embeddings - space.mean) / space.deviation
-    assert torch.equal(space.anchors, standard[places].half().float())
+    assert torch.equal(space.anchors, standard[indices].half().float())
 
 
-def test_512_anchors_are_kept_unless_others_are_asked_for() -> None:
+def test_512_anchors_are_kept_by_default() -> None:
     embeddings = embeddings_of(600)
     assert len(QuerySpace.fit(embeddings, 2).anchors) == 512
     assert len(QuerySpace.fit(embeddings, 2, anchors=600).anchors) == 600
 
 
-def test_the_places_of_anchors_are_those_of_their_queries() -> None:
+def test_anchors_are_projected_like_their_queries() -> None:
     embeddings = embeddings_of(30)
     space = QuerySpace.fit(embeddings, 2, coordinates=4)
     # But for the rounding of anchors.
-    torch.testing.assert_close(space.places, space(embeddings), atol=5e-3, rtol=0)
-    assert space.places is space.places
+    torch.testing.assert_close(space.projected_anchors, space(embeddings), atol=5e-3, rtol=0)
+    assert space.projected_anchors is space.projected_anchors
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_the_places_of_anchors_are_those_of_their_queries() -> None:
 def test_the_scale_of_familiarity_is_the_anchors_own(count: int, anchors: int) -> None:
     embeddings = embeddings_of(count)
     space = QuerySpace.fit(embeddings, 2, coordinates=4, anchors=anchors)
-    places = torch.linspace(0, count - 1, anchors).round().long()
-    expected = slow_edges(slow_standard(embeddings[places], embeddings))
+    indices = torch.linspace(0, count - 1, anchors).round().long()
+    expected = slow_edges(slow_standard(embeddings[indices], embeddings))
     assert space.familiar == pytest.approx(expected, abs=2e-3)
 
 
@@ -198,8 +198,8 @@ def test_the_scale_of_familiarity_is_the_anchors_own(count: int, anchors: int) -
 def test_familiarity_is_that_of_a_slow_search(count: int, anchors: int) -> None:
     embeddings = embeddings_of(count)
     space = QuerySpace.fit(embeddings, 2, coordinates=2, anchors=anchors)
-    places = torch.linspace(0, count - 1, anchors).round().long()
-    known = slow_standard(embeddings[places], embeddings)
+    indices = torch.linspace(0, count - 1, anchors).round().long()
+    known = slow_standard(embeddings[indices], embeddings)
     middle = embeddings.mean(dim=0)
     factors = torch.tensor([0.0, 0.5, 1.0, 1.3, 2.0]).repeat(8)[:, None]
     others = middle + factors * (embeddings_of(40, seed=1) - middle)
@@ -222,14 +222,14 @@ def test_anchors_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_anchor_in_twenty_is_strange_and_half_are_familiar() -> None:
     embeddings = embeddings_of(200)
     space = QuerySpace.fit(embeddings, 2, coordinates=4)
-    # Each is seen by a space that does not know it.
-    rest = [torch.arange(200) != place for place in range(200)]
-    found = [
+    # Each query is compared by a space without its own anchor.
+    rest = [torch.arange(200) != index for index in range(200)]
+    shares = [
         float(replace(space, anchors=space.anchors[rest[n]]).familiarity(embeddings[n : n + 1]))
         for n in range(200)
     ]
-    assert sum(share == 0 for share in found) == 10
-    assert sum(share == 1 for share in found) == 100
+    assert sum(share == 0 for share in shares) == 10
+    assert sum(share == 1 for share in shares) == 100
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -246,7 +246,7 @@ def test_queries_of_another_cloud_are_strange_however_alike_in_the_coordinates(s
     torch.testing.assert_close(space(foreign).norm(dim=1), torch.ones(60))
 
 
-def test_familiarity_is_the_place_between_two_distances() -> None:
+def test_familiarity_falls_linearly_between_two_distances() -> None:
     space = by_hand(torch.tensor([[1.0, 0.0]]), (1.0, 3.0))
     away = torch.tensor([0.0, 1.0, 1.5, 2.5, 3.0, 9.0])
     queries = torch.stack([torch.ones(6), away], dim=1)
@@ -267,9 +267,9 @@ def test_embeddings_are_standardised_before_they_are_compared() -> None:
 
 def test_the_five_nearest_anchors_are_asked() -> None:
     distances = torch.tensor([[9.1, 0.9, 9.0, 0.5, 0.4, 0.6, 0.5]])
-    torch.testing.assert_close(nearest(distances), torch.tensor([2.9 / 5]))
-    torch.testing.assert_close(nearest(distances, 2), torch.tensor([0.45]))
-    torch.testing.assert_close(nearest(distances[:, :2]), torch.tensor([5.0]))
+    torch.testing.assert_close(mean_nearest(distances), torch.tensor([2.9 / 5]))
+    torch.testing.assert_close(mean_nearest(distances, 2), torch.tensor([0.45]))
+    torch.testing.assert_close(mean_nearest(distances[:, :2]), torch.tensor([5.0]))
 
 
 @given(SEEDS, st.integers(1, 9), st.floats(0, 4), st.floats(0.01, 4))
@@ -278,13 +278,13 @@ def test_familiarity_lies_between_0_and_1_and_never_rises_as_queries_go_away(
     seed: int, anchors: int, near: float, more: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    some = torch.randn(anchors, 3, generator=generator)
+    anchors_drawn = torch.randn(anchors, 3, generator=generator)
     queries = 2 * torch.randn(20, 3, generator=generator)
-    found = by_hand(some, (near, near + more)).familiarity(queries)
-    assert float(found.min()) >= 0
-    assert float(found.max()) <= 1
-    order = nearest(torch.cdist(queries, some)).argsort()
-    assert bool((found[order].diff() <= 1e-4).all())
+    familiarity = by_hand(anchors_drawn, (near, near + more)).familiarity(queries)
+    assert float(familiarity.min()) >= 0
+    assert float(familiarity.max()) <= 1
+    order = mean_nearest(torch.cdist(queries, anchors_drawn)).argsort()
+    assert bool((familiarity[order].diff() <= 1e-4).all())
 
 
 def test_a_query_is_as_familiar_alone_as_among_others() -> None:
@@ -304,31 +304,34 @@ def test_training_queries_that_come_often_leave_a_scale() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_queries_that_are_all_alike_are_refused(count: int) -> None:
+def test_queries_with_one_embedding_are_refused(count: int) -> None:
     with pytest.raises(InputError) as error:
         QuerySpace.fit(torch.ones(count, 6), 2)
     assert str(error.value) == (
-        f"all {count} queries are alike to the LLM; give two or more different ones to train on."
+        f"all {count} queries have the same embedding; give two or more different queries to "
+        "train on."
     )
 
 
 @pytest.mark.parametrize(
     "familiar", [(math.nan, 1.0), (1.0, math.nan), (0.0, math.inf), (1.0, 1.0), (2.0, 1.0), (-1, 1)]
 )
-def test_a_scale_of_other_than_two_distances_is_refused(familiar: tuple[float, float]) -> None:
+def test_distances_that_do_not_increase_are_refused(familiar: tuple[float, float]) -> None:
     with pytest.raises(InputError) as error:
         by_hand(torch.eye(2), familiar)
     assert str(error.value) == (
-        f"familiar={familiar!r} are not two distances; give finite numbers from 0 on, the smaller "
-        "one first."
+        f"familiar={familiar!r} must be two increasing distances; give finite numbers, 0 or more, "
+        "the smaller one first."
     )
 
 
 @pytest.mark.parametrize("deviation", [0.0, -1.0, math.nan])
-def test_a_deviation_that_is_none_is_refused(deviation: float) -> None:
+def test_a_deviation_that_is_not_positive_is_refused(deviation: float) -> None:
     with pytest.raises(InputError) as error:
         by_hand(torch.eye(2), (0.0, 1.0), deviation=torch.tensor([1.0, deviation]))
-    assert str(error.value) == ("a deviation is not above 0; give infinity where nothing varies.")
+    assert str(error.value) == (
+        "a deviation is not above 0; give infinity for coordinates that do not vary."
+    )
 
 
 def test_spaces_can_be_compared() -> None:

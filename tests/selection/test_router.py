@@ -1,4 +1,4 @@
-"""Routers: what they say of a query, which heads that makes, and what comes back from a folder."""
+"""Routers: their logits, the heads these become, and their files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import families
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from routehead_plugins import FrozenLM, HeadSet
+from routehead_plugins import FrozenLM, HeadSet, Recipe
 from routehead_plugins.errors import (
     HeadError,
     InputError,
@@ -38,8 +39,7 @@ HEADS = HeadSet(
     layout="parallel",
     data="some questions",
     method="routed",
-    aggregation="log",
-    first_stage_weight=0.5,
+    recipe=Recipe(aggregation="log", first_stage_weight=0.5),
 )
 QUERIES = [f"{what} {which}?" for what in ("where is", "who has", "why") for which in "abcdefgh"]
 KINDS = ("heads", "neighbours")
@@ -66,9 +66,9 @@ def make(kind: str, space: QuerySpace, **changed: Any) -> Router:
 def by_hand(
     *, anchors: Tensor | None = None, familiar: tuple[float, float] = (0.5, 2.0)
 ) -> QuerySpace:
-    """A space of three coordinates that only brings embeddings to length 1."""
-    some = torch.eye(3)[:1] if anchors is None else anchors
-    return QuerySpace(LAYER, torch.zeros(3), torch.ones(3), torch.eye(3), some, familiar)
+    """A space of three coordinates that only normalises embeddings."""
+    anchors = torch.eye(3)[:1] if anchors is None else anchors
+    return QuerySpace(LAYER, torch.zeros(3), torch.ones(3), torch.eye(3), anchors, familiar)
 
 
 def fixed(bias: list[float], **changed: Any) -> Router:
@@ -93,7 +93,7 @@ def router(request: pytest.FixtureRequest, space: QuerySpace) -> Router:
     return make(request.param, space)
 
 
-# What is computed
+# Logits
 
 
 def dot(one: Tensor, two: Tensor) -> float:
@@ -108,15 +108,15 @@ def slow_logit(router: Router, embedding: Tensor, head: int) -> float:
     near, far = space.familiar
     share = (far - sum(few) / len(few)) / (far - near)
     (query,) = space(embedding[None])
-    cosines = [dot(place, query) for place in space.places]
+    cosines = [dot(anchor, query) for anchor in space.projected_anchors]
     bias = float(router.bias[head])
     if isinstance(router, HeadRouter):
         routed = torch.tensor([dot(row, query) for row in router.projection])
         correction = dot(routed, router.embeddings[head]) / math.sqrt(len(routed))
     else:
         voting = cast(NeighbourRouter, router)
-        order = sorted(range(len(cosines)), key=lambda place: -cosines[place])
-        votes = [float(voting.labels[place, head]) for place in order[: voting.neighbours]]
+        order = sorted(range(len(cosines)), key=lambda anchor: -cosines[anchor])
+        votes = [float(voting.labels[anchor, head]) for anchor in order[: voting.neighbours]]
         correction = sum(votes) / len(votes) - bias
     return bias + min(1.0, max(0.0, share)) * correction
 
@@ -131,11 +131,11 @@ def test_logits_follow_the_formula(
     logits = router.logits(embeddings)
     assert logits.shape == (4, len(HEADS))
     shares = set()
-    for embedding, found in zip(embeddings, logits.tolist(), strict=True):
+    for embedding, row in zip(embeddings, logits.tolist(), strict=True):
         shares.add(float(space.familiarity(embedding[None])))
         for head in range(len(HEADS)):
             expected = slow_logit(router, embedding, head)
-            assert found[head] == pytest.approx(expected, abs=1e-4)
+            assert row[head] == pytest.approx(expected, abs=1e-4)
     assert len(shares) > 1
 
 
@@ -154,9 +154,9 @@ def test_a_query_on_an_anchor_gets_the_whole_correction(kind: str) -> None:
     assert not torch.allclose(router.logits(query), router.bias)
 
 
-def test_the_nearest_training_query_alone_hands_on_its_label(space: QuerySpace) -> None:
+def test_with_one_neighbour_the_nearest_training_query_gives_its_label(space: QuerySpace) -> None:
     router = make("neighbours", space, neighbours=1)
-    correction = router.correction(space.places)
+    correction = router.correction(space.projected_anchors)
     labels = cast(NeighbourRouter, router).labels
     torch.testing.assert_close(correction + router.bias, labels)
 
@@ -164,16 +164,16 @@ def test_the_nearest_training_query_alone_hands_on_its_label(space: QuerySpace) 
 @given(st.integers(0, 2**16), st.integers(1, 12), st.integers(1, 15))
 @settings(max_examples=40, deadline=None)
 def test_the_vote_is_that_of_a_slow_search(seed: int, anchors: int, neighbours: int) -> None:
-    some = torch.nn.functional.normalize(random(anchors, 3, seed=seed))
-    router = make("neighbours", by_hand(anchors=some), neighbours=neighbours)
+    drawn = torch.nn.functional.normalize(random(anchors, 3, seed=seed))
+    router = make("neighbours", by_hand(anchors=drawn), neighbours=neighbours)
     queries = torch.nn.functional.normalize(random(4, 3, seed=seed + 1))
-    places = (queries @ some.T).argsort(dim=1, descending=True)[:, :neighbours]
+    nearest = (queries @ drawn.T).argsort(dim=1, descending=True)[:, :neighbours]
     labels = cast(NeighbourRouter, router).labels
-    votes = torch.stack([labels[row].mean(dim=0) for row in places])
+    votes = torch.stack([labels[row].mean(dim=0) for row in nearest])
     torch.testing.assert_close(router.correction(queries), votes - router.bias)
 
 
-# Which heads that makes
+# From logits to heads
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_logits_become_heads(
 ) -> None:
     chosen = fixed(logits, **changed).choose(torch.tensor(logits))
     assert str(chosen) == heads
-    assert chosen.weights == (None if weights is None else tuple(weights))
+    assert chosen.recipe.weights == (None if weights is None else tuple(weights))
 
 
 NUMBERS = st.floats(-4, 4, width=32)
@@ -220,22 +220,23 @@ def test_any_logits_become_the_heads_of_a_slow_choice(
     logits: list[float], threshold: float, most: int | None, reading: str
 ) -> None:
     size = [abs(number) if reading == "weights" else number for number in logits]
-    order = sorted(range(len(logits)), key=lambda place: -size[place])
-    expected = [place for place in order if size[place] > threshold] or order[:1]
+    order = sorted(range(len(logits)), key=lambda head: -size[head])
+    expected = [head for head in order if size[head] > threshold] or order[:1]
     router = fixed(logits, threshold=threshold, max_heads=most, reading=reading)
     chosen = router.choose(torch.tensor(logits))
-    assert [place for _, place in chosen] == expected[:most]
+    assert [head for _, head in chosen] == expected[:most]
 
 
 @pytest.mark.parametrize("reading", ["gates", "weights"])
-def test_what_is_chosen_records_what_the_router_was_fitted_for(reading: str) -> None:
+def test_a_choice_records_what_the_router_was_fitted_for(reading: str) -> None:
     chosen = fixed([1.0, 2.0], reading=reading).choose(torch.tensor([1.0, 2.0]))
-    recorded = replace(chosen, heads=[(0, 0)], weights=None)
+    unweighted = replace(chosen.recipe, weights=None)
+    recorded = replace(chosen, heads=[(0, 0)], recipe=unweighted)
     assert recorded == replace(HEADS, heads=[(0, 0)])
     assert (recorded.model, recorded.layout, recorded.method) == ("tiny", "parallel", "routed")
 
 
-def test_it_needs_the_layers_of_its_heads_and_one_behind_the_querys_embedding() -> None:
+def test_it_loads_the_layers_of_its_heads_and_one_after_the_querys_embedding() -> None:
     router = fixed([1.0])
     assert router.layout == "parallel"
     routing = fixed([1.0], projection=torch.ones(1, 3), embeddings=torch.ones(1, 1))
@@ -282,8 +283,9 @@ def test_queries_get_the_same_heads_one_by_one_and_all_at_once(
     for query, heads in zip(queries, together, strict=True):
         alone = router.select(query, llm)
         assert alone.heads == heads.heads
-        assert alone.weights == pytest.approx(heads.weights, abs=1e-4)
-        assert replace(alone, weights=None) == replace(heads, weights=None)
+        assert alone.recipe.weights == pytest.approx(heads.recipe.weights, abs=1e-4)
+        assert replace(alone, recipe=Recipe()) == replace(heads, recipe=Recipe())
+        assert replace(alone.recipe, weights=None) == replace(heads.recipe, weights=None)
     assert router.select_all([], llm) == []
 
 
@@ -309,7 +311,7 @@ def test_an_llm_without_the_layers_it_does_not_need_gets_the_same_heads(
     assert shallow.heads.last_layer == 2
     chosen, expected = router.select("why h?", shallow), router.select("why h?", llm)
     assert chosen.heads == expected.heads
-    assert chosen.weights == pytest.approx(expected.weights, abs=1e-4)
+    assert chosen.recipe.weights == pytest.approx(expected.recipe.weights, abs=1e-4)
 
 
 @pytest.mark.parametrize("query", ["", "where is a?"])
@@ -329,7 +331,7 @@ def test_an_llm_of_another_width_is_refused_whatever_its_name(
 ) -> None:
     config = LlamaConfig(**families.CONFIGS["llama"].to_dict() | {"hidden_size": 16, "head_dim": 4})
     narrow = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    # A folder may be named as anybody likes.
+    # A folder can have any name.
     other = FrozenLM(narrow.eval(), families.tiny_tokenizer(), name=str(tmp_path))
     with pytest.raises(RouterMismatchError) as error:
         router.select(query, other)
@@ -354,16 +356,16 @@ def test_heads_that_the_llm_does_not_have_are_named(
     assert str(error.value).startswith("'tiny' has no head 7-7; ")
 
 
-# What is refused
+# Invalid settings and tensors
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"reading": "tea"}, "reading='tea' is not one of gates, weights; give one of them."),
-        ({"threshold": math.nan}, "threshold=nan bounds nothing; give a finite number."),
-        ({"max_heads": 0}, "max_heads=0 is not a count; give 1 or more."),
-        ({"max_heads": -1}, "max_heads=-1 is not a count; give 1 or more."),
+        ({"threshold": math.nan}, "threshold=nan must be a finite number."),
+        ({"max_heads": 0}, "max_heads=0 is not a count; give a whole number, 1 or more."),
+        ({"max_heads": -1}, "max_heads=-1 is not a count; give a whole number, 1 or more."),
         (
             {"max_doc_tokens": 0},
             "max_doc_tokens=0 leaves nothing to read; give 1 or more, or None.",
@@ -389,7 +391,7 @@ def test_heads_that_the_llm_does_not_have_are_named(
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_does_not_fit_is_refused_in_one_line(
+def test_invalid_settings_are_refused_in_one_line(
     kind: str, changed: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as error:
@@ -421,7 +423,11 @@ def test_what_does_not_fit_is_refused_in_one_line(
             {"labels": torch.zeros(2, 5)},
             "the router's labels has shape (2, 5); expected (anchors=1, heads=5), none of them 0.",
         ),
-        ("neighbours", {"neighbours": 0}, "neighbours=0 is not a count; give 1 or more."),
+        (
+            "neighbours",
+            {"neighbours": 0},
+            "neighbours=0 is not a count; give a whole number, 1 or more.",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_each_other_are_refused_in_one_line(
@@ -502,7 +508,7 @@ JSON = st.recursive(
     weight=st.none() | st.floats(0, 1e30),
 )
 @settings(max_examples=25, deadline=None)
-def test_whatever_is_recorded_comes_back(
+def test_all_settings_come_back(
     tmp_path_factory: pytest.TempPathFactory,
     kind: str,
     reading: str,
@@ -515,10 +521,11 @@ def test_whatever_is_recorded_comes_back(
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "router-recorded"
     model, layout, data = named
+    recipe = replace(HEADS.recipe, first_stage_weight=weight)
     router = make(
         kind,
         by_hand(),
-        heads=replace(HEADS, first_stage_weight=weight, model=model, layout=layout, data=data),
+        heads=replace(HEADS, recipe=recipe, model=model, layout=layout, data=data),
         reading=reading,
         threshold=threshold,
         max_heads=most,
@@ -591,6 +598,13 @@ def test_a_router_for_an_llm_of_576_coordinates_is_smaller_than_a_megabyte(tmp_p
     assert (tmp_path / "model.safetensors").stat().st_size < 1_000_000
 
 
+def test_a_card_is_only_replaced_by_another(tmp_path: Path) -> None:
+    router = make("heads", by_hand())
+    for card, expected in (("# One\n", "# One\n"), (None, "# One\n"), ("# Two\n", "# Two\n")):
+        router.save_pretrained(tmp_path, card=card)
+        assert (tmp_path / "README.md").read_text(encoding="utf-8") == expected
+
+
 def test_slices_and_transposed_tensors_are_saved_alone(tmp_path: Path) -> None:
     projection = random(3, 1000).T[:2]
     router = make("heads", by_hand(), projection=projection, embeddings=random(5, 2))
@@ -641,7 +655,7 @@ def halved(name: str) -> Callable[[Path], None]:
 
 
 def refused(folder: Path) -> str:
-    """What is said of a folder, which must be named, in one line."""
+    """The one-line error about a folder, which it must name."""
     with pytest.raises(ModelLoadError) as error:
         Router.from_pretrained(folder)
     message = str(error.value)
@@ -667,7 +681,7 @@ def refused(folder: Path) -> str:
         (configured(kind=["heads"]), "TypeError"),
         (configured(reading="tea"), "reading='tea' is not one of gates, weights"),
         (configured(threshold="high"), "TypeError"),
-        (configured(threshold=math.inf), "threshold=inf bounds nothing"),
+        (configured(threshold=math.inf), "threshold=inf must be a finite number"),
         (configured(max_heads=0), "max_heads=0 is not a count"),
         (configured(max_heads="all"), "max_heads='all' is not a count"),
         (configured(max_doc_tokens=-1), "max_doc_tokens=-1 leaves nothing to read"),
@@ -683,7 +697,7 @@ def refused(folder: Path) -> str:
         (configured(heads=5), "TypeError"),
         (configured(aggregation="sum"), "aggregation='sum' does not exist"),
         (configured(first_stage_weight=-1), "first_stage_weight=-1 is not a weight"),
-        (configured(familiar=[0.5, 0.5]), "familiar=(0.5, 0.5) are not two distances"),
+        (configured(familiar=[0.5, 0.5]), "familiar=(0.5, 0.5) must be two increasing distances"),
         (reshaped("mean", lambda t: t[:2]), "the router's deviation has shape (3,)"),
         (reshaped("deviation", lambda t: t[:2]), "the router's deviation has shape (2,)"),
         (reshaped("deviation", lambda t: t * 0), "a deviation is not above 0"),
@@ -694,8 +708,8 @@ def refused(folder: Path) -> str:
         (reshaped("anchors", lambda t: t[:0]), "the router's anchors has shape (0, 3)"),
         (reshaped("bias", lambda t: t[:1]), "the router's bias has shape (1,)"),
         (reshaped("bias", lambda t: t[:, None]), "the router's bias has shape (5, 1)"),
-        (reshaped("bias", lambda t: t / 0), "not a finite number"),
-        (reshaped("anchors", lambda t: t * torch.nan), "not a finite number"),
+        (reshaped("bias", lambda t: t / 0), "a number that is not finite"),
+        (reshaped("anchors", lambda t: t * torch.nan), "a number that is not finite"),
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
@@ -722,7 +736,7 @@ def test_a_damaged_folder_is_named_in_one_line(
         ("neighbours", configured(kind="heads"), "lacks 'projection'"),
     ],
 )
-def test_what_one_kind_alone_has_is_checked_too(
+def test_the_values_of_a_single_kind_are_checked_too(
     kind: str, damage: Callable[[Path], None], said: str, tmp_path: Path
 ) -> None:
     make(kind, by_hand()).save_pretrained(tmp_path)
@@ -731,7 +745,7 @@ def test_what_one_kind_alone_has_is_checked_too(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_is_missing_from_the_files_is_named(kind: str, tmp_path: Path) -> None:
+def test_a_key_or_tensor_that_is_missing_is_named(kind: str, tmp_path: Path) -> None:
     make(kind, by_hand()).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -750,7 +764,7 @@ def test_whatever_is_missing_from_the_files_is_named(kind: str, tmp_path: Path) 
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_a_file_cut_anywhere_is_noticed(tmp_path: Path, name: str, data: st.DataObject) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str, data: st.DataObject) -> None:
     make("heads", by_hand()).save_pretrained(tmp_path)
     content = (tmp_path / name).read_bytes()
     # Without its last line feed the configuration is still whole.
@@ -819,14 +833,14 @@ def test_without_the_network_a_hub_id_is_refused_in_one_line(
         Router.from_pretrained("owner/router", local_files_only=local)
     message = str(error.value)
     assert message.startswith(
-        "router='owner/router' is neither a folder nor to be had from the Hub ("
+        "router='owner/router' is not a folder and cannot be fetched from the Hub ("
     )
     assert message.endswith("; check the name, or give the folder that `routehead train` wrote.")
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("error", [RuntimeError("proxy\nand more"), ValueError(), OSError(" \n")])
-def test_whatever_the_hubs_client_raises_is_one_line(
+def test_any_error_of_the_hubs_client_is_one_line(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -840,26 +854,67 @@ def test_whatever_the_hubs_client_raises_is_one_line(
     assert raised.value.__cause__ is error
 
 
+DEFAULTS = {
+    "local_files_only": False,
+    "revision": None,
+    "token": None,
+    "cache_dir": None,
+    "force_download": False,
+}
+OTHERS = {
+    "local_files_only": True,
+    "revision": "v1",
+    "token": "secret",
+    "cache_dir": "cache",
+    "force_download": True,
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"revision": "v1"}, OTHERS], ids=len)
 def test_a_router_comes_from_the_hub_with_the_files_it_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     router = make("heads", by_hand())
     router.save_pretrained(tmp_path)
-    asked = []
+    requests = []
 
     def download(name: str, **options: object) -> str:
-        asked.append((name, options))
+        requests.append((name, options))
         return str(tmp_path)
 
     monkeypatch.setattr(files, "snapshot_download", download)
-    assert same(Router.from_pretrained("owner/router"), router)
+    assert same(Router.from_pretrained("owner/router", **options), router)
     patterns = ["config.json", "model.safetensors", "README.md"]
-    expected = {"allow_patterns": patterns, "local_files_only": False}
-    assert asked == [("owner/router", expected)]
+    assert requests == [("owner/router", {"allow_patterns": patterns} | DEFAULTS | options)]
+
+
+def test_a_revision_is_read_from_the_given_cache_without_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--owner--router"
+    routers = {"old": fixed([1.0, 2.0]), "new": fixed([3.0, 4.0])}
+    for revision, router in routers.items():
+        router.save_pretrained(repository / "snapshots" / f"commit-{revision}")
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(f"commit-{revision}")
+    for revision, router in routers.items():
+        loaded = Router.from_pretrained("owner/router", revision=revision, cache_dir=tmp_path)
+        assert same(loaded, router)
+    with pytest.raises(ModelLoadError, match="cannot be fetched from the Hub"):
+        Router.from_pretrained("owner/router", revision="other", cache_dir=tmp_path)
+
+
+def test_a_damaged_folder_is_not_warned_of_in_a_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ModelLoadError):
+        Router.from_pretrained(tmp_path)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["router", "a/b/c", Path("owner/router")])
-def test_what_is_neither_a_folder_nor_an_id_is_refused_without_asking_the_hub(
+def test_a_name_that_is_neither_a_folder_nor_an_id_is_refused_without_asking_the_hub(
     name: str | Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "snapshot_download", None)
@@ -871,7 +926,7 @@ def test_what_is_neither_a_folder_nor_an_id_is_refused_without_asking_the_hub(
     )
 
 
-def test_a_file_is_no_router(tmp_path: Path) -> None:
+def test_a_file_is_not_a_router(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text("{}")
     with pytest.raises(ModelLoadError) as error:
@@ -880,21 +935,28 @@ def test_a_file_is_no_router(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("card", [None, "# A card\n"])
+@pytest.mark.parametrize("options", [{}, {"private": True, "token": "secret", "revision": "v2"}])
 def test_pushing_uploads_exactly_the_folders_files(
-    router: Router, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: str | None
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    card: str | None,
+    options: dict[str, Any],
 ) -> None:
-    made: list[object] = []
+    calls: list[object] = []
 
     class Hub:
-        def __init__(self, **options: object) -> None:
-            made.append(options)
+        def __init__(self, token: str | None) -> None:
+            calls.append(token)
 
-        def create_repo(self, repo_id: str, **options: object) -> None:
-            made.append((repo_id, options))
+        def create_repo(self, repo_id: str, **options: object) -> SimpleNamespace:
+            calls.append((repo_id, options))
+            return SimpleNamespace(repo_id=repo_id)
 
-        def upload_folder(self, *, repo_id: str, folder_path: str) -> object:
-            made.append(repo_id)
-            for path in Path(folder_path).iterdir():
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **options: object) -> object:
+            assert options.pop("commit_message")
+            calls.append((repo_id, {k: v for k, v in options.items() if v is not None}))
+            for path in folder_path.iterdir():
                 (tmp_path / path.name).write_bytes(path.read_bytes())
             return Address()
 
@@ -902,16 +964,25 @@ def test_pushing_uploads_exactly_the_folders_files(
         def __str__(self) -> str:
             return "https://hub/commit/1"
 
-    monkeypatch.setattr(files, "HfApi", Hub)
-    assert router.push_to_hub("owner/router", private=True, card=card) == "https://hub/commit/1"
-    assert made == [
-        {"library_name": "routehead-plugins"},
-        ("owner/router", {"private": True, "exist_ok": True}),
-        "owner/router",
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
+    assert router.push_to_hub("owner/router", card=card, **options) == "https://hub/commit/1"
+    branch = {"revision": options["revision"]} if options else {}
+    assert calls == [
+        options.get("token"),
+        ("owner/router", {"private": bool(options), "exist_ok": True}),
+        ("owner/router", {"repo_type": "model"} | branch),
     ]
     names = ["config.json", "model.safetensors"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md"] * bool(card) + names
     assert same(Router.from_pretrained(tmp_path), router)
+
+
+def test_a_description_that_is_not_json_creates_no_repository(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", None)
+    with pytest.raises(InputError, match=r"^the router's description is not JSON \("):
+        make("heads", by_hand(), description={"a": {1}}).push_to_hub("owner/router")
 
 
 def test_an_upload_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

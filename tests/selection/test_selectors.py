@@ -1,11 +1,11 @@
-"""Selectors: the heads they name, and how they are asked for."""
+"""Selectors: the heads they choose."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import families
 import pytest
@@ -13,17 +13,11 @@ import pytest
 from routehead_plugins import FrozenLM, HeadSet
 from routehead_plugins.errors import HeadError
 from routehead_plugins.selection.published import published_heads
-from routehead_plugins.selection.selectors import (
-    AllHeads,
-    FixedHeads,
-    LayerInterval,
-    Selector,
-    as_selector,
-)
+from routehead_plugins.selection.selectors import AllHeads, FixedHeads, LayerInterval
 
 
 def llm_of(layers: int, heads: int = 2) -> FrozenLM:
-    """As much of an LLM as selectors ask about."""
+    """An LLM with only what selectors look at."""
     every = HeadSet([(layer, index) for layer in range(layers) for index in range(heads)])
     return cast(FrozenLM, SimpleNamespace(name="tiny", heads=every, num_layers=layers))
 
@@ -87,76 +81,10 @@ def test_fixed_heads_that_the_llm_does_not_have_are_refused(llm: FrozenLM) -> No
     )
 
 
-@pytest.mark.parametrize(
-    ("heads", "selector"),
-    [
-        (None, AllHeads()),
-        ("all", AllHeads()),
-        ("layers", LayerInterval()),
-        ("layers:10-19", LayerInterval(10, 19)),
-        ("13-18,13-1", FixedHeads(HeadSet([(13, 18), (13, 1)]))),
-        (" 13-18 , 13-1 ", FixedHeads(HeadSet([(13, 18), (13, 1)]))),
-        (HeadSet([(1, 2)], method="qr"), FixedHeads(HeadSet([(1, 2)], method="qr"))),
-        ([(1, 2), (0, 0)], FixedHeads(HeadSet([(1, 2), (0, 0)]))),
-    ],
-    ids=str,
-)
-def test_heads_can_be_asked_for_in_many_ways(heads: Any, selector: Selector) -> None:
-    assert as_selector(heads) == selector
-
-
-@pytest.mark.parametrize("kind", [str, Path])
-def test_heads_can_be_asked_for_by_file(tmp_path: Path, kind: type) -> None:
-    path = tmp_path / "heads.json"
-    HeadSet([(1, 2)], model="tiny", scores=[0.5]).save(path)
-    assert as_selector(kind(path)) == FixedHeads(HeadSet([(1, 2)], model="tiny", scores=[0.5]))
-
-
-def test_a_path_is_a_path_whatever_it_looks_like(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    HeadSet([(1, 2)]).save("3-4")
-    assert as_selector(Path("3-4")) == FixedHeads(HeadSet([(1, 2)]))
-    assert as_selector("3-4") == FixedHeads(HeadSet([(3, 4)]))
-
-
-@pytest.mark.parametrize("name", ["qr:Llama-3.1-8B-Instruct", "core:Phi-4", "CoRe:microsoft/phi-4"])
-def test_published_heads_can_be_asked_for_by_name(name: str) -> None:
-    assert as_selector(name) == FixedHeads(published_heads(name))
-
-
-def test_a_published_set_that_does_not_exist_is_not_taken_for_a_file() -> None:
-    with pytest.raises(HeadError) as error:
-        as_selector("qr:Llama-3.1-8B-Instrukt")
-    assert "is not a published head set; did you mean qr:Llama-3.1-8B-Instruct" in str(error.value)
-
-
 def test_published_heads_that_the_llm_does_not_have_are_refused(llm: FrozenLM) -> None:
     unnamed = replace(published_heads("core:phi-4"), model=None)
     with pytest.raises(HeadError, match="'tiny' has no head 17-1"):
         FixedHeads(unnamed).select("q", llm)
-
-
-WRONG = ["13-18;13-1", "no/such/file.json", "layers:3", "layers:a-b", "ALL", "", ".", "1-2,", "C:x"]
-
-
-# A list of every head with one mistake in it is longer than a file name may be.
-@pytest.mark.parametrize("heads", [*WRONG, Path("no-file"), "1-1," * 200 + "1_2"])
-def test_a_text_that_names_no_heads_is_refused(heads: str | Path) -> None:
-    with pytest.raises(HeadError) as error:
-        as_selector(heads)
-    assert str(error.value) == (
-        f"heads={str(heads)!r} is neither a list of heads nor a file; "
-        'give "all", "layers:10-19", "13-18,13-1", "qr:Llama-3.1-8B-Instruct" '
-        "or the path of a head-set file."
-    )
-
-
-@pytest.mark.parametrize("heads", [5, [1, 2], ["1-2"], [(1, 2, 3)], [("a", "b")]], ids=str)
-def test_a_value_that_names_no_heads_is_refused(heads: Any) -> None:
-    with pytest.raises(HeadError):
-        as_selector(heads)
 
 
 @pytest.mark.parametrize(

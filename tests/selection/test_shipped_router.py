@@ -1,4 +1,4 @@
-"""The router that comes with the library, and what its card says of it."""
+"""The router that comes with the library, and the figures in its card."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from routehead_plugins import Document, FrozenLM, HeadRoutedAttentionReranker
+from routehead_plugins.options import RerankerOptions
 from routehead_plugins.selection.names import SHIPPED, choose_selector, shipped_router
 from routehead_plugins.selection.router import HeadRouter, Router
 
@@ -31,7 +32,7 @@ def test_every_shipped_router_is_whole_and_small(folder: Path) -> None:
 
 
 def test_the_embedded_llm_has_one_and_takes_it_by_default(embedded: FrozenLM) -> None:
-    router = choose_selector("embedded")
+    router = choose_selector(RerankerOptions("embedded"))
     assert isinstance(router, HeadRouter)
     reranker = HeadRoutedAttentionReranker.from_pretrained("embedded")
     assert repr(reranker.selector) == repr(router)
@@ -44,7 +45,7 @@ def test_the_embedded_llm_has_one_and_takes_it_by_default(embedded: FrozenLM) ->
 
 
 def test_it_counts_the_first_stage_where_there_is_one(embedded: FrozenLM) -> None:
-    reranker = HeadRoutedAttentionReranker(embedded, choose_selector("embedded"))
+    reranker = HeadRoutedAttentionReranker(embedded, choose_selector(RerankerOptions("embedded")))
     plain = reranker.score("Who painted the Mona Lisa?", DOCUMENTS)
     scored = [
         Document(text, score=score) for text, score in zip(DOCUMENTS, (9.0, 1.0), strict=True)
@@ -53,14 +54,14 @@ def test_it_counts_the_first_stage_where_there_is_one(embedded: FrozenLM) -> Non
     assert fused[0] - fused[1] > plain[0] - plain[1]
 
 
-def test_the_cards_figures_stand_in_the_results() -> None:
+def test_the_cards_figures_are_those_of_the_results() -> None:
     (card,) = ((folder / "README.md").read_text() for folder in FOLDERS)
     results = json.loads((ROOT / "benchmarks/results/router-parallel.json").read_text())
     means = results["unseen"]["macro-average"]["means"]
     rows = re.findall(r"^\| ([\w+]+) \| (0\.\d{4}) \|$", card, re.MULTILINE)
-    found = {name: figure for name, figure in rows if name in means}
-    assert set(found) == {"bm25", "all", "weights", "likelihood", "likelihood+bm25"}
-    assert found == {name: f"{means[name]:.4f}" for name in found}
+    quoted = {name: figure for name, figure in rows if name in means}
+    assert set(quoted) == {"bm25", "all", "weights", "likelihood", "likelihood+bm25"}
+    assert quoted == {name: f"{means[name]:.4f}" for name in quoted}
     unseen = json.loads((ROOT / "benchmarks/results/quality-bundled-parallel.json").read_text())
     methods = unseen["collections"]["bundled"]["methods"]
     before, after = (methods[name]["means"]["nDCG@10"] for name in ("bm25", "routed"))
