@@ -61,9 +61,6 @@ _AGGREGATIONS = {
 def get_aggregation(how: str) -> Aggregation:
     """Return an aggregation by its name.
 
-    Args:
-        how: ``"mean"``, ``"standardised"`` or ``"log"``.
-
     Raises:
         InputError: The name is unknown.
     """

@@ -72,14 +72,7 @@ class Readout:
         return self._fused(scores.cpu(), recipe, first_stage)
 
     def signals(self, attention: TokenAttention) -> Tensor:
-        """Compute the signals of each head alone, without ReAttn's weights.
-
-        Args:
-            attention: Attention of the heads to the prompt's tokens.
-
-        Returns:
-            Shape (heads, documents), on the CPU.
-        """
+        """Compute each head's signals without ReAttn's weights: (heads, documents), on the CPU."""
         return document_signals(
             attention.query, attention.null, attention.spans, drop_outliers=self.drop_outliers
         ).cpu()

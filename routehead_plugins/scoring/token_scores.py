@@ -69,17 +69,7 @@ def token_scores(
     *,
     drop_outliers: bool = True,
 ) -> Tensor:
-    """Calibrate every token (Eq. 2) and set outliers to zero (Eq. 3).
-
-    Args:
-        attention: See ``document_signals``, as for the other arguments.
-        null_attention: Attention of the null query.
-        spans: Tokens of each document.
-        drop_outliers: Whether to set outliers to zero.
-
-    Returns:
-        Shape (heads, tokens).
-    """
+    """Calibrate tokens (Eq. 2) and zero outliers (Eq. 3), with ``document_signals``' arguments."""
     tokens = attention if null_attention is None else attention - null_attention
     if not drop_outliers:
         return tokens

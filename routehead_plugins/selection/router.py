@@ -311,7 +311,7 @@ class Router(Selector):
         contents = RouterFiles(self._config(), self._all_tensors(), card)
         try:
             return str(contents.push_to_hub(repo_id, private=private, token=token, branch=revision))
-        except Exception as error:  # of many types, as in `router_folder`
+        except Exception as error:  # of many types, depending on the Hub's client
             raise InputError(
                 f"the router cannot be uploaded to {repo_id!r} ({files.first_line(error)}); check "
                 "the name, the network, and that you are logged in (hf auth login)."

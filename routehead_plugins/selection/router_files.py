@@ -47,15 +47,11 @@ class RouterFiles(ModelHubMixin):
             self._text = json.dumps(header | dict(config), indent=1, ensure_ascii=False) + "\n"
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"the router's description is not JSON ({error}); describe it by texts and numbers."
+                f"the router's description is not JSON ({error}); describe it in texts and numbers."
             ) from error
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """Write all files; ``config.json`` comes last, without which the folder is not a router.
-
-        Args:
-            save_directory: The folder; created if missing.
-            **_: Options of the mixin, which do not apply.
 
         Raises:
             InputError: A file cannot be written.
@@ -88,7 +84,7 @@ class RouterFiles(ModelHubMixin):
             ModelLoadError: There is no such router, its version is unknown, or files are damaged.
         """
         name = str(pretrained_model_name_or_path)
-        folder = router_folder(pretrained_model_name_or_path, **options)
+        folder = _find_folder(pretrained_model_name_or_path, options)
         try:
             config: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
             tensors = load((folder / TENSORS_FILE).read_bytes())
@@ -108,36 +104,6 @@ class RouterFiles(ModelHubMixin):
             wrong = TypeError("its description is not an object")
             raise ModelLoadError(unreadable(name, wrong))
         return cls(config, tensors)
-
-
-def router_folder(name: str | Path, **options: Any) -> Path:
-    """Return a router's folder, after fetching it if it is on the Hub.
-
-    Args:
-        name: A folder, or the id of a repository on the Hub.
-        **options: Options of ``huggingface_hub.snapshot_download``, such as ``local_files_only``.
-
-    Raises:
-        ModelLoadError: There is no such router.
-    """
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if not isinstance(name, str) or name.count("/") != 1 or path.exists():
-        raise ModelLoadError(
-            f"router={str(name)!r} is not a folder; give the one that `routehead train` wrote, or "
-            "the id of a repository on the Hub."
-        )
-    patterns = [CONFIG_FILE, TENSORS_FILE, CARD_FILE]
-    # Which errors a broken connection raises depends on the release of the Hub's client.
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **options))
-    except Exception as error:
-        raise ModelLoadError(
-            f"router={name!r} is not a folder and cannot be fetched from the Hub "
-            f"({first_line(error)}); check the name, or give the folder that `routehead train` "
-            "wrote."
-        ) from error
 
 
 def unreadable(name: str | Path, error: Exception) -> str:
@@ -193,3 +159,25 @@ def _packed(tensors: Mapping[str, Tensor]) -> bytes:
         for name, tensor in tensors.items()
     }
     return save(whole)
+
+
+def _find_folder(name: str | Path, options: Mapping[str, Any]) -> Path:
+    """Return a router's folder, in the Hub's cache if the name is a repository's id."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if not isinstance(name, str) or name.count("/") != 1 or path.exists():
+        raise ModelLoadError(
+            f"router={str(name)!r} is not a folder; give the one that `routehead train` wrote, or "
+            "the id of a repository on the Hub."
+        )
+    patterns = [CONFIG_FILE, TENSORS_FILE, CARD_FILE]
+    # Which errors a broken connection raises depends on the release of the Hub's client.
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, **options))
+    except Exception as error:
+        raise ModelLoadError(
+            f"router={name!r} is not a folder and cannot be fetched from the Hub "
+            f"({first_line(error)}); check the name, or give the folder that `routehead train` "
+            "wrote."
+        ) from error
