@@ -40,12 +40,7 @@ Options = TypeVar("Options")
 
 
 def run(command: Callable[..., None]) -> None:
-    """Run a command with the arguments of the process.
-
-    Args:
-        command: Function that typer can call. Its ``RouteHeadError`` ends in one line on standard
-            error and status 2.
-    """
+    """Run a command with the arguments of the process; its errors end in one line and status 2."""
     try:
         typer.run(command)
     except RouteHeadError as error:
@@ -119,11 +114,7 @@ def folders_by_name(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def source_files(*parts: str) -> tuple[Path, ...]:
-    """List source files of the package.
-
-    Args:
-        parts: Rooms such as ``"training"``, or modules such as ``"training/weights.py"``.
-    """
+    """List source files of the package, given rooms such as ``"training"`` or modules."""
     paths = [_PACKAGE / part for part in parts]
     return tuple(
         file for path in paths for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])

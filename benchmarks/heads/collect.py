@@ -140,12 +140,7 @@ class Collector:
         return self.retrieved(sampled)
 
     def collect(self, collection: Collection, part: str) -> None:
-        """Compute a part.
-
-        Args:
-            collection: A collection from `load`.
-            part: One of ``PARTS``.
-        """
+        """Compute one of ``PARTS`` of a collection from `load`."""
         if part == LIKELIHOOD:
             self.likelihoods(collection)
         else:

@@ -31,35 +31,12 @@ import typer
 from torch import Tensor
 
 from benchmarks.common import Cache, command_line, results_json, run, with_options
-from benchmarks.heads.collect import (
-    LAYOUTS,
-    PARTS,
-    SHUFFLE,
-    VARIANTS,
-    Collector,
-    ComparisonOptions,
-)
+from benchmarks.heads import methods, report
+from benchmarks.heads.collect import LAYOUTS, PARTS, SHUFFLE, VARIANTS, Collector, ComparisonOptions
 from benchmarks.heads.heatmap import plot_heads
-from benchmarks.heads.methods import (
-    FIRST_STAGE_WEIGHT,
-    FOLDS,
-    HEADS,
-    Chosen,
-    choose,
-    measure_rows,
-    score_rows,
-    steps,
-)
+from benchmarks.heads.methods import Chosen
 from benchmarks.heads.reliability import oracle, split_half
-from benchmarks.heads.report import (
-    BASELINES,
-    SEED,
-    Measured,
-    details,
-    macro_average,
-    overview,
-    routing,
-)
+from benchmarks.heads.report import Measured
 from routehead_plugins.cli.runtime import progress
 from routehead_plugins.errors import InputError
 from routehead_plugins.evaluation import Evaluation
@@ -125,7 +102,7 @@ def main(options: Options) -> None:
                 collector.collect(loaded[name], kind)
         return
     options.output.mkdir(parents=True, exist_ok=True)
-    report(collect(collector, loaded), options)
+    write_report(collect(collector, loaded), options)
 
 
 def collect(collector: Collector, collections: Mapping[str, Collection]) -> Data:
@@ -139,7 +116,7 @@ def collect(collector: Collector, collections: Mapping[str, Collection]) -> Data
     return Data(collections, signals, likelihoods)
 
 
-def report(data: Data, options: Options) -> None:
+def write_report(data: Data, options: Options) -> None:
     """Choose heads, measure every row, write the results and print the tables."""
     measured = measure_all(data, options)
     for name, collection in data.collections.items():
@@ -156,27 +133,23 @@ def report(data: Data, options: Options) -> None:
         text = _results(data, options, together, [])
         atomic_write_text(options.output / "compare-macro.json", text)
     for variant, collections in measured.items():
-        typer.echo(overview(variant, collections, together.get(variant)))
-    typer.echo(routing(measured, together))
+        typer.echo(report.overview(variant, collections, together.get(variant)))
+    typer.echo(report.routing(measured, together))
     for variant, collections in measured.items():
         for name, figures in collections.items():
-            typer.echo(details(variant, name, figures))
+            typer.echo(report.details(variant, name, figures))
 
 
 def measure_all(data: Data, options: Options) -> dict[str, dict[str, Measured]]:
-    """Choose heads for every collection and measure every row.
-
-    Returns:
-        Variant -> collection -> figures.
-    """
+    """Choose heads and measure every row; return variant -> collection -> figures."""
     chosen = _choose_all(data, options)
     measured: dict[str, dict[str, Measured]] = {variant: {} for variant in VARIANTS}
     with progress("measuring", len(VARIANTS) * len(data.collections)) as advance:
         for variant, (layout, _) in VARIANTS.items():
             for name, collection in data.collections.items():
                 signals, heads = data.signals[variant][name], chosen[layout, name]
-                rows = score_rows(signals, heads, data.likelihoods[name])
-                evaluations = measure_rows(collection, signals, rows, options.hits)
+                rows = methods.score_rows(signals, heads, data.likelihoods[name])
+                evaluations = methods.measure_rows(collection, signals, rows, options.hits)
                 measured[variant][name] = _measured(
                     evaluations, heads, signals.queries, options.seed
                 )
@@ -188,32 +161,34 @@ def _choose_all(data: Data, options: Options) -> dict[tuple[str, str], Chosen]:
     """Choose heads for each layout and each collection that they will be tested on."""
     cache = Cache(options.folder / "heads")
     by_layout = {layout: data.signals[layout] for layout in LAYOUTS}
-    total = sum(len(signals) * steps(signals) for signals in by_layout.values())
+    total = sum(len(signals) * methods.steps(signals) for signals in by_layout.values())
     with progress("choosing heads", total) as advance:
         return {
-            (layout, name): choose(name, signals, seed=options.seed, cache=cache, advance=advance)
+            (layout, name): methods.choose(
+                name, signals, seed=options.seed, cache=cache, advance=advance
+            )
             for layout, signals in by_layout.items()
             for name in signals
         }
 
 
 def _measured(
-    methods: Mapping[str, Evaluation],
+    rows: Mapping[str, Evaluation],
     chosen: Chosen | None,
     queries: Sequence[QuerySignals],
     seed: int,
 ) -> Measured:
     half, best = split_half(queries, seed=seed), oracle(queries, seed=seed)
-    return Measured(methods, chosen, half, best)
+    return Measured(rows, chosen, half, best)
 
 
 def _together(
     data: Data, measured: Mapping[str, Mapping[str, Measured]], variant: str, seed: int
 ) -> Measured:
     """Join all collections in one variant."""
-    methods = macro_average({name: each.methods for name, each in measured[variant].items()})
+    collections = {name: figures.methods for name, figures in measured[variant].items()}
     queries = [query for signals in data.signals[variant].values() for query in signals.queries]
-    return _measured(methods, None, queries, seed)
+    return _measured(report.macro_average(collections), None, queries, seed)
 
 
 def _single_heads(data: Data, name: str) -> dict[str, Any]:
@@ -249,14 +224,14 @@ def _results(
     settings = {
         **options.settings,
         "collections": names,
-        "heads": HEADS,
-        "folds": FOLDS,
-        "first_stage_weight": FIRST_STAGE_WEIGHT,
+        "heads": methods.HEADS,
+        "folds": methods.FOLDS,
+        "first_stage_weight": methods.FIRST_STAGE_WEIGHT,
         "shuffle": SHUFFLE,
     }
     parts = {
-        "baselines": list(BASELINES),
-        "seed": SEED,
+        "baselines": list(report.BASELINES),
+        "seed": report.SEED,
         "queries": list(queries),
         "variants": {
             name: measured.to_dict(per_query=bool(queries)) for name, measured in variants.items()

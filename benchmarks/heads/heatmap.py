@@ -70,11 +70,7 @@ def plot_heads(name: str, layouts: Mapping[str, Any], path: Path) -> bool:
 
 
 def grid(heads: Mapping[str, float]) -> list[list[float]]:
-    """Arrange figures in a row for each head index and a column for each layer; nan if missing.
-
-    Args:
-        heads: Head, written ``layer-head`` -> figure.
-    """
+    """Arrange ``layer-head`` -> figure by head index and layer; nan if missing."""
     named = HeadSet.parse(",".join(heads))
     rows = 1 + max(index for _, index in named)
     cells = [[math.nan] * (named.last_layer + 1) for _ in range(rows)]

@@ -196,15 +196,7 @@ def middle_third(heads: HeadSet) -> HeadSet:
 
 
 def folds(queries: Sequence[QuerySignals], seed: int) -> list[frozenset[str]]:
-    """Split queries into folds; queries of the same text share a fold.
-
-    Args:
-        queries: The queries.
-        seed: Random seed.
-
-    Returns:
-        The query ids of each fold; none where all queries have the same text.
-    """
+    """Split queries by their text into folds of query ids; none if all have the same text."""
     if len({query.query for query in queries}) < 2:
         return []
     parts = split_folds(queries, FOLDS, seed)

@@ -161,12 +161,7 @@ def oracle(
 
 
 def half_utilities(query: QuerySignals, splits: int, seed: int) -> Tensor | None:
-    """Measure every head's utility on both halves of a query's candidates.
-
-    Args:
-        query: Signals of the query.
-        splits: Number of random splits.
-        seed: Random seed.
+    """Measure every head's utility on random halves of a query's candidates.
 
     Returns:
         Correlations, shape (splits, 2, heads); ``None`` where the query cannot be halved.
@@ -182,10 +177,6 @@ def half_utilities(query: QuerySignals, splits: int, seed: int) -> Tensor | None
 
 def halves(gains: Tensor, generator: random.Random) -> tuple[list[int], list[int]] | None:
     """Halve candidates at random so that both halves have documents of different relevance.
-
-    Args:
-        gains: Judgments, shape (documents,).
-        generator: Random number generator.
 
     Returns:
         Indices of the documents in each half; ``None`` where no such halves exist.
@@ -222,16 +213,7 @@ def static_reliability(first: Tensor, second: Tensor, counts: Tensor) -> Tensor:
 
 
 def specific_reliability(first: Tensor, second: Tensor, counts: Tensor) -> Tensor:
-    """Correlate both halves, less each head's mean, over queries and heads.
-
-    Args:
-        first: Utility on one half, shape (queries, heads).
-        second: Utility on the other half, shape (queries, heads).
-        counts: How often each query is in each sample, shape (samples, queries).
-
-    Returns:
-        Shape (samples,).
-    """
+    """Correlate both halves, less each head's mean, over queries and heads; (samples,)."""
     shares = counts / counts.sum(dim=1, keepdim=True)
     one, other = shares @ first, shares @ second
 
@@ -248,11 +230,6 @@ def specific_reliability(first: Tensor, second: Tensor, counts: Tensor) -> Tenso
 
 def bootstrap_counts(queries: int, resamples: int, seed: int) -> Tensor:
     """Draw samples of queries with replacement.
-
-    Args:
-        queries: Number of queries.
-        resamples: Number of samples.
-        seed: Random seed.
 
     Returns:
         How often each query is in each sample, shape (1 + resamples, queries); the first sample

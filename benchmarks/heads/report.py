@@ -52,11 +52,7 @@ class Measured:
         }
 
     def to_dict(self, *, per_query: bool) -> dict[str, Any]:
-        """Return everything as JSON can hold it.
-
-        Args:
-            per_query: Whether to include every query's values, in the order of the queries.
-        """
+        """Return everything as JSON can hold it, with or without the values of every query."""
         methods: dict[str, Any] = {}
         for row, evaluation in self.methods.items():
             methods[row] = {"means": evaluation.means}
@@ -74,7 +70,7 @@ class Measured:
                 for by_row in measures.values()
                 for comparison in by_row.values()
             ],
-            "heads": {row: _described(found) for row, found in heads.items() if found},
+            "heads": {row: _described(chosen) for row, chosen in heads.items() if chosen},
             "notes": [] if self.chosen is None else self.chosen.notes,
             "reliability": None if self.reliability is None else asdict(self.reliability),
             "oracle": None if self.oracle is None else asdict(self.oracle),
@@ -96,7 +92,9 @@ def macro_average(collections: Mapping[str, Mapping[str, Evaluation]]) -> dict[s
     for row, first in rows.items():
         values: dict[str, dict[str, float]] = {}
         for measure in first.values:
-            by_collection = {name: each[row].values[measure] for name, each in collections.items()}
+            by_collection = {
+                name: by_row[row].values[measure] for name, by_row in collections.items()
+            }
             total = sum(map(len, by_collection.values()))
             values[measure] = {
                 f"{name}/{query_id}": value * total / (len(by_collection) * len(queries))
@@ -108,13 +106,7 @@ def macro_average(collections: Mapping[str, Mapping[str, Evaluation]]) -> dict[s
 
 
 def overview(variant: str, collections: Mapping[str, Measured], whole: Measured | None) -> str:
-    """Lay out nDCG@10 of every row on every collection, and the mean of the collections.
-
-    Args:
-        variant: Name of the variant, for the heading.
-        collections: Collection -> figures.
-        whole: Figures of all together; ``None`` where there is one collection.
-    """
+    """Lay out nDCG@10 of every row by collection, and the mean if there are several."""
     measure = "nDCG@10"
     header = ["method", *collections]
     if whole is not None:
@@ -145,12 +137,7 @@ def details(variant: str, collection: str, measured: Measured) -> str:
 def routing(
     measured: Mapping[str, Mapping[str, Measured]], together: Mapping[str, Measured]
 ) -> str:
-    """Lay out how much choosing heads per query can gain.
-
-    Args:
-        measured: Variant -> collection -> figures.
-        together: Variant -> figures of all collections together; empty where there is one.
-    """
+    """Lay out how much choosing heads per query can gain, by variant and collection."""
     rows = [
         [
             *("collection", "variant", "queries halved", "static r", "query-specific r"),

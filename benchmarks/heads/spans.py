@@ -44,12 +44,7 @@ def main() -> None:
 
 
 def find_answers(reranker: HeadRoutedAttentionReranker, collection: Collection) -> list[Outcome]:
-    """Look for every marked answer of the bundled collection among five passages.
-
-    Args:
-        reranker: Re-ranker that reads spans.
-        collection: The bundled collection, with 5 candidates per query.
-    """
+    """Look for every marked answer of the bundled collection among five passages."""
     lines = (BUNDLED / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     answers = [json.loads(line) for line in lines]
     outcomes = []

@@ -37,10 +37,7 @@ _BATCHES = (1, 4, 16, 64)
 
 
 def shared_twin(model: PreTrainedModel, attention: str) -> PreTrainedModel:
-    """Make a second tree of modules over the same weights, with another attention implementation.
-
-    Sharing saves memory, which a second set of weights might not fit into.
-    """
+    """Make a second tree of modules over the same weights, with another attention."""
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     twin: PreTrainedModel = copy.deepcopy(model, shared).eval()
     twin.set_attn_implementation(attention)
@@ -53,10 +50,6 @@ def handwritten(subject: Subject, documents: Sequence[str]) -> Method:
     Favours the baseline: logits are computed for one token only, and the first pass is summed up
     and dropped before the second begins. If the matrices of all layers do not fit into memory, each
     is summed up and dropped at once, and the notes say so.
-
-    Args:
-        subject: The LLM.
-        documents: The documents to rank.
 
     Raises:
         UnavailableError: The prompt is longer than the context, or a matrix than the memory.
@@ -137,10 +130,6 @@ def likelihood(subject: Subject, documents: Sequence[str]) -> Method:
 
     One forward per document, several in a batch, logits for the query's tokens alone. Favours the
     baseline: there is no chat template, and the best of several batch sizes is chosen.
-
-    Args:
-        subject: The LLM.
-        documents: The documents to rank.
     """
     encoder, device = subject.llm.encoder, subject.device
     (instruction,) = encoder.encode([_ASK_FOR_QUERY])
@@ -215,10 +204,6 @@ def listwise(subject: Subject, documents: Sequence[str]) -> Method:
     Exactly as many tokens are generated as a permutation has, since a small LLM that stops early
     would only look fast.
 
-    Args:
-        subject: The LLM.
-        documents: The documents to rank.
-
     Raises:
         UnavailableError: A window is longer than the context.
     """
@@ -279,12 +264,7 @@ def _generated(subject: Subject, prompt: tuple[int, ...], new_tokens: int) -> st
 
 
 def permutation(text: str, count: int) -> list[int]:
-    """Read the permutation that a text names; indices that it leaves out follow in order.
-
-    Args:
-        text: Numbers counted from 1, such as ``"[2] > [1]"``.
-        count: Length of the permutation.
-    """
+    """Read the permutation in a text such as ``"[2] > [1]"``; missing indices follow in order."""
     named = [int(number) - 1 for number in re.findall(r"\d{1,9}", text)]
     return list(dict.fromkeys([*(n for n in named if 0 <= n < count), *range(count)]))
 
@@ -293,10 +273,6 @@ def floor(subject: Subject, documents: Sequence[str]) -> Method:
     """A bare forward over prefix and tail, the minimum for any method of this depth.
 
     SDPA, no cache, no logits, every layer down to the deepest head; tokenized beforehand.
-
-    Args:
-        subject: The LLM.
-        documents: The documents of the prompt.
     """
     decoder = truncated_decoder(subject)
     inputs: list[Tensor] = []
@@ -324,12 +300,7 @@ def truncated_decoder(subject: Subject) -> PreTrainedModel:
 
 
 def forward_flops(subject: Subject, lengths: Iterable[int]) -> int:
-    """Count the operations of the floor's forward: two per weight and token, and causal attention.
-
-    Args:
-        subject: The LLM and its head set.
-        lengths: Length of each sequence, in tokens.
-    """
+    """Count the floor's operations: two per weight and token, and causal attention."""
     decoder = truncated_decoder(subject)
     weights = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, nn.Linear))
     width = subject.config.num_attention_heads * subject.head_dim

@@ -66,26 +66,14 @@ def main(options: Options) -> None:
 
 
 def check_methods(names: Sequence[str]) -> None:
-    """Check that all methods exist.
-
-    Raises:
-        InputError: A method is unknown.
-    """
+    """Check that all methods exist."""
     unknown = [name for name in names if name not in METHODS or name in SHARE]
     if unknown:
         raise InputError(f"method {unknown[0]!r} is unknown; choose from {DEFAULT_METHODS}.")
 
 
 def measure_sizes(options: Options, path: Path) -> dict[str, Any]:
-    """Measure the sizes that are not in a file yet, and write the file after each.
-
-    Args:
-        options: What to measure; the device as picked.
-        path: File of the results.
-
-    Returns:
-        Content of the file.
-    """
+    """Measure the sizes that a file lacks, write it after each, and return its content."""
     device = torch.device(options.device or "cpu")
     results = _stored(path, _settings(options, device), fresh=options.fresh)
     missing = [size for size in options.document_counts if str(size) not in results["sizes"]]

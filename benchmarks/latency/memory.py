@@ -40,12 +40,7 @@ def available_bytes(device: torch.device) -> int:
 def peak_over_now(call: Callable[[], object], device: torch.device) -> int:
     """Run a call, and return the peak of memory above the level before it, in bytes.
 
-    An accelerator's allocator counts. On a CPU the kernel's high-water mark of the resident set
-    counts, which is reset first.
-
-    Args:
-        call: The call to measure.
-        device: Device on which it works.
+    An accelerator's allocator counts; on a CPU, the kernel's high-water mark of the resident set.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

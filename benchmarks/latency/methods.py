@@ -142,12 +142,7 @@ METHODS: dict[str, Callable[[Subject, Sequence[str]], Method]] = {
 
 
 def make_method(name: str, subject: Subject, documents: Sequence[str]) -> Method:
-    """Prepare a method.
-
-    Args:
-        name: A key of ``METHODS``.
-        subject: The LLM.
-        documents: The documents to rank, one or more.
+    """Prepare one of ``METHODS`` for one or more documents.
 
     Raises:
         UnavailableError: The method cannot be run on these documents here.

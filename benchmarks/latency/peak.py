@@ -23,11 +23,6 @@ _ROOT = Path(__file__).parents[2]
 def peak_in_process(options: Options, method: str, documents: int) -> int:
     """Measure the peak of a method over the loaded model, in bytes, in a new process.
 
-    Args:
-        options: The LLM and the documents; device and dtype as picked.
-        method: Name of the method.
-        documents: Number of documents.
-
     Raises:
         RuntimeError: The process failed; the message is the last line it wrote.
     """

@@ -95,11 +95,7 @@ def summarise(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 
 def targets(sizes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Compare every target with the measured ratio.
-
-    Args:
-        sizes: Number of documents, as text -> record of that size.
-    """
+    """Compare every target with the measured ratio, given size, as text -> its record."""
     rows = []
     for target in TARGETS:
         for size in target.sizes:

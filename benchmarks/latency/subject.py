@@ -174,9 +174,6 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 def load_subject(options: Options) -> Subject:
     """Load an LLM by name, or make one of random weights in a published shape.
 
-    Args:
-        options: The LLM, its device and dtype, and the heads.
-
     Raises:
         RouteHeadError: The LLM, shape, device or head does not exist, or memory is too small.
     """
@@ -196,10 +193,6 @@ def choose_heads(heads: str, llm: FrozenLM) -> HeadSet:
     """Read ``--heads``; ``"spread"`` is 16 heads evenly over the middle third of the layers.
 
     The last of them lies at two thirds of the depth, as deep as published head sets go.
-
-    Args:
-        heads: A name of heads, or ``"spread"``.
-        llm: The LLM that has them.
     """
     if heads != "spread":
         return as_selector(heads).select("", llm)

@@ -12,14 +12,9 @@ from routehead_plugins.io import BUNDLED, read_corpus, read_topics
 
 
 def make_documents(encoder: PromptEncoder, count: int, tokens: int) -> list[str]:
-    """Cut the bundled collection into distinct documents of a minimum length.
+    """Cut the bundled collection into distinct documents of a minimum length, in tokens.
 
     Read with ``max_doc_tokens=tokens``, all have exactly that length.
-
-    Args:
-        encoder: Tokenizes the documents.
-        count: Number of documents.
-        tokens: Minimum length, in tokens.
 
     Raises:
         InputError: The collection is too short.
@@ -54,12 +49,7 @@ def _tokens(encoder: PromptEncoder, words: Sequence[str]) -> tuple[int, ...]:
 
 
 def make_queries(encoder: PromptEncoder, count: int) -> list[str]:
-    """Return the queries of the bundled collection that are nearest to the median length.
-
-    Args:
-        encoder: Tokenizes the queries.
-        count: Number of queries; they repeat if the collection has fewer.
-    """
+    """Return the bundled collection's queries nearest to the median length, repeated if few."""
     queries = list(read_topics(BUNDLED / "queries.jsonl").values())
     lengths = dict(zip(queries, map(len, encoder.encode(queries)), strict=True))
     median = sorted(lengths.values())[len(lengths) // 2]

@@ -50,15 +50,7 @@ class Change:
 
 
 def changes(layers: Sequence[int], depth: int) -> Iterator[Change]:
-    """Yield every change of the training itself.
-
-    Args:
-        layers: Layers after which queries are embedded; the last one is the default.
-        depth: Number of layers of the LLM.
-
-    Yields:
-        The default of each objective, which has no name, and its changes.
-    """
+    """Yield the default of each objective, which has no name, and its changes."""
     plain = Fit(FitOptions(layer=layers[-1]), FORCED_STRENGTHS["listwise"])
     yield Change("", plain)
     for strength in (10.0, 3.0, 0.3):
@@ -93,15 +85,7 @@ def denoised() -> dict[str, LabelOptions]:
 
 
 def data_changes(layer: int, *, synthesized: bool) -> Iterator[Change]:
-    """Yield changes of the training data for unseen collections.
-
-    Args:
-        layer: Layer after which queries are embedded.
-        synthesized: Whether there are synthesized queries.
-
-    Yields:
-        The changes.
-    """
+    """Yield changes of the training data for unseen collections."""
     plain = Fit(FitOptions(layer=layer), FORCED_STRENGTHS["listwise"])
     if synthesized:
         for kind in (JUDGED, SYNTHESIZED):
@@ -117,13 +101,6 @@ def ablate(
     advance: Callable[[], None],
 ) -> tuple[list[Variant], list[str]]:
     """Train with every change, and with the static bias alone.
-
-    Args:
-        trainer: Fits the routers.
-        corpora: Samples to train and test on.
-        wanted: Pairs of question and change, from ``questions``.
-        hits: Candidates per query.
-        advance: Callback after every change.
 
     Returns:
         The figures, and the reasons why figures are missing.
@@ -148,13 +125,7 @@ def ablate(
 
 
 def questions(corpora: Corpora, layers: Sequence[int], depth: int) -> list[tuple[str, Change]]:
-    """List the pairs of question and change that these collections allow.
-
-    Args:
-        corpora: Samples to train and test on.
-        layers: Layers after which queries are embedded.
-        depth: Number of layers of the LLM.
-    """
+    """List the pairs of question and change that these collections allow."""
     synthesized = all(SYNTHESIZED in samples for samples in corpora.values())
     pairs = [(OWN, change) for change in changes(layers, depth) if synthesized]
     if len(corpora) > 1:
@@ -169,11 +140,6 @@ def label_reliabilities(
     """Measure labels of judged queries on documents that they were not searched on.
 
     Synthesized queries have one relevant document, which cannot be on both halves.
-
-    Args:
-        trainer: Holds the cache.
-        corpora: Samples with judged queries.
-        layer: Layer after which queries are embedded.
 
     Returns:
         Name of the options -> figures; none where no query can be halved.

@@ -40,35 +40,11 @@ import typer
 
 from benchmarks.common import command_line, results_json, run, with_options
 from benchmarks.heads.collect import LAYOUTS, ComparisonOptions
-from benchmarks.routers.ablations import ablate, label_reliabilities, questions
+from benchmarks.routers import ablations, data, methods, report
 from benchmarks.routers.cost import cost_table, routing_cost
-from benchmarks.routers.data import (
-    FOLDS,
-    SYNTHESIZED,
-    Corpora,
-    RouterCollector,
-    Sample,
-    Task,
-    own_judged,
-    own_synthesized,
-    unseen,
-)
-from benchmarks.routers.methods import (
-    FORCED_STRENGTHS,
-    RowScores,
-    Trainer,
-    own_rows,
-    unseen_rows,
-)
-from benchmarks.routers.report import (
-    Outcome,
-    ablations,
-    differences,
-    measure_seeds,
-    overview,
-    reliabilities,
-    variants_json,
-)
+from benchmarks.routers.data import SYNTHESIZED, Corpora, RouterCollector, Sample, Task
+from benchmarks.routers.methods import RowScores, Trainer
+from benchmarks.routers.report import Outcome
 from routehead_plugins.cli.runtime import check_minimum, progress
 from routehead_plugins.errors import InputError
 from routehead_plugins.io import atomic_write_text
@@ -121,19 +97,19 @@ def main(options: Options) -> None:
     corpora = {
         name: _samples(collector, path, options.synthesize) for name, path in options.paths.items()
     }
-    text = report(corpora, collector, options)
+    text = make_report(corpora, collector, options)
     options.output.mkdir(parents=True, exist_ok=True)
     atomic_write_text(options.output / f"router-{options.layout}.json", text)
 
 
-def report(corpora: Corpora, collector: RouterCollector, options: Options) -> str:
+def make_report(corpora: Corpora, collector: RouterCollector, options: Options) -> str:
     """Answer every question, print tables, and return the results as JSON."""
     trainer, layers = Trainer(collector.cache_folder), collector.layers
     parts: dict[str, Any] = {}
     for name, (tasks, rows) in _questions(corpora).items():
         outcome = _outcome(name, tasks, rows, trainer, layers[-1], options)
         parts[name] = outcome.to_dict()
-        typer.echo(f"{overview(outcome)}\n{differences(outcome)}")
+        typer.echo(f"{report.overview(outcome)}\n{report.differences(outcome)}")
     if not options.skip_ablations:
         parts["ablations"] = _ablations(corpora, collector, trainer)
     if options.cost:
@@ -142,9 +118,9 @@ def report(corpora: Corpora, collector: RouterCollector, options: Options) -> st
     settings = {
         **options.settings,
         "collections": list(corpora),
-        "folds": FOLDS,
+        "folds": data.FOLDS,
         "embedding_layers": list(layers),
-        "forced_strengths": FORCED_STRENGTHS,
+        "forced_strengths": methods.FORCED_STRENGTHS,
     }
     shown = options.settings | {"skip_ablations": options.skip_ablations, "cost": options.cost}
     command = command_line("benchmarks.routers.compare", list(corpora), shown)
@@ -164,10 +140,10 @@ def _questions(corpora: Corpora) -> dict[str, tuple[Mapping[str, Task], _Rows]]:
     """Return the questions that these collections allow."""
     allowed: dict[str, tuple[Mapping[str, Task], _Rows]] = {}
     if len(corpora) > 1:
-        allowed["unseen"] = (unseen(corpora), unseen_rows)
+        allowed["unseen"] = (data.unseen(corpora), methods.unseen_rows)
     if all(SYNTHESIZED in samples for samples in corpora.values()):
-        allowed["own, judged"] = (own_judged(corpora), own_rows)
-        allowed["own, synthesized"] = (own_synthesized(corpora), own_rows)
+        allowed["own, judged"] = (data.own_judged(corpora), methods.own_rows)
+        allowed["own, synthesized"] = (data.own_synthesized(corpora), methods.own_rows)
     return allowed
 
 
@@ -183,7 +159,7 @@ def _outcome(
     with progress(name, sum(len(task.splits) for task in tasks.values())) as advance:
         for collection, task in tasks.items():
             scores = rows(trainer, task, layer, options.seeds, advance)
-            collections[collection] = measure_seeds(task.sample, scores, options.hits)
+            collections[collection] = report.measure_seeds(task.sample, scores, options.hits)
             sizes = [len(train.signals.queries) for train, _ in task.splits]
             trained[collection] = round(sum(sizes) / len(sizes))
     return Outcome(name, trained, collections)
@@ -191,14 +167,16 @@ def _outcome(
 
 def _ablations(corpora: Corpora, collector: RouterCollector, trainer: Trainer) -> dict[str, Any]:
     layers = collector.layers
-    wanted = questions(corpora, layers, collector.llm.num_layers)
+    wanted = ablations.questions(corpora, layers, collector.llm.num_layers)
     with progress("ablations", len(wanted)) as advance:
-        variants, notes = ablate(trainer, corpora, wanted, collector.options.hits, advance)
-    labels = label_reliabilities(trainer, corpora, layers[-1])
-    typer.echo(ablations(variants, notes))
+        variants, notes = ablations.ablate(
+            trainer, corpora, wanted, collector.options.hits, advance
+        )
+    labels = ablations.label_reliabilities(trainer, corpora, layers[-1])
+    typer.echo(report.ablations(variants, notes))
     if labels:
-        typer.echo(reliabilities(labels))
-    return {"variants": variants_json(variants), "notes": notes, "labels": labels}
+        typer.echo(report.reliabilities(labels))
+    return {"variants": report.variants_json(variants), "notes": notes, "labels": labels}
 
 
 if __name__ == "__main__":

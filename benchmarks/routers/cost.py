@@ -32,11 +32,6 @@ _TIMED = {
 def routing_cost(trainer: Trainer, collector: RouterCollector, corpora: Corpora) -> dict[str, Any]:
     """Time routers trained on all samples, and query likelihood by the same LLM.
 
-    Args:
-        trainer: Fits the routers.
-        collector: Holds the LLM and the options.
-        corpora: Samples to train on; the first one is also timed.
-
     Returns:
         Medians over a few queries of the first collection, in milliseconds: of choosing heads
         alone; of a whole re-ranking, choice included, without and with documents in the cache; the

@@ -116,12 +116,7 @@ class Task:
 
 
 class RouterCollector(Collector):
-    """Computes samples, or loads them.
-
-    Args:
-        options: The collections and how they are read.
-        layout: Prompt layout.
-    """
+    """Computes samples in one layout, or loads them."""
 
     def __init__(self, options: ComparisonOptions, layout: str) -> None:
         super().__init__(options)
@@ -136,9 +131,6 @@ class RouterCollector(Collector):
     def judged(self, path: Path) -> Sample:
         """Sample the judged queries of a collection.
 
-        Args:
-            path: BEIR folder.
-
         Raises:
             CollectionError: No query is judged.
         """
@@ -150,10 +142,6 @@ class RouterCollector(Collector):
 
     def synthesized(self, collection: Collection, count: int) -> Sample:
         """Synthesize queries from a collection's passages; those that retrieve theirs are used.
-
-        Args:
-            collection: The collection.
-            count: Number of queries to generate.
 
         Raises:
             CollectionError: No query retrieves its passage.
@@ -249,13 +237,7 @@ def own_synthesized(corpora: Corpora) -> dict[str, Task]:
 
 
 def folds_by_passage(sample: Sample) -> Tensor:
-    """Split synthesized queries into folds; queries of one passage share a fold.
-
-    Args:
-        sample: Synthesized queries.
-
-    Returns:
-        The fold of each query, from 0.
+    """Return the fold of each synthesized query, from 0; queries of one passage share it.
 
     Raises:
         InputError: All queries are from the same passage.
@@ -263,8 +245,8 @@ def folds_by_passage(sample: Sample) -> Tensor:
     passages = [min(sample.collection.qrels[query.query_id]) for query in sample.queries]
     if len(set(passages)) < 2:
         raise InputError(
-            f"all {len(passages)} queries written for {sample.collection.name!r} are of one "
-            "passage, and cannot be cross-validated; give a larger --synthesize."
+            f"all {len(passages)} queries synthesized for {sample.collection.name!r} are of one "
+            "passage and cannot be cross-validated; give a larger --synthesize."
         )
     ordered = sorted(set(passages), key=lambda name: hashlib.sha256(name.encode()).digest())
     folds = {passage: index % FOLDS for index, passage in enumerate(ordered)}

@@ -214,23 +214,15 @@ def measure_seeds(sample: Sample, scores: Mapping[str, RowScores], hits: int) ->
 def micro_average(
     collections: Mapping[str, Mapping[str, Evaluation]], measure: str
 ) -> dict[str, Evaluation]:
-    """Join collections so that each query counts the same.
-
-    Args:
-        collections: Collection -> row -> evaluation.
-        measure: Name of the measure.
-
-    Returns:
-        Row -> evaluation.
-    """
+    """Join collections so that each query counts the same; return row -> evaluation."""
     rows = next(iter(collections.values()))
     return {
         row: Evaluation(
             {
                 measure: {
                     f"{name}/{query}": value
-                    for name, each in collections.items()
-                    for query, value in each[row].per_query(measure).items()
+                    for name, by_row in collections.items()
+                    for query, value in by_row[row].per_query(measure).items()
                 }
             }
         )
@@ -243,7 +235,7 @@ def overview(outcome: Outcome) -> str:
     rows = [["method", *outcome.collections, "macro", "seeds +-"]]
     for row in next(iter(outcome.collections.values())):
         figures = [
-            each[row].evaluation.mean(outcome.measure) for each in outcome.collections.values()
+            by_row[row].evaluation.mean(outcome.measure) for by_row in outcome.collections.values()
         ]
         figures.append(outcome.evaluations[MACRO][row].mean(outcome.measure))
         rows.append([row, *(f"{figure:.4f}" for figure in figures), _spread(outcome.spread(row))])

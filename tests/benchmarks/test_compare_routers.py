@@ -523,7 +523,7 @@ def test_own_corpora_are_learned_from_without_judgments(corpora: Corpora) -> Non
 
 def test_queries_of_one_passage_cannot_be_parted() -> None:
     few = sample("few", "synthesized", queries=2)
-    with pytest.raises(InputError, match="all 2 queries written for 'few' are of one passage"):
+    with pytest.raises(InputError, match="all 2 queries synthesized for 'few' are of one passage"):
         data.folds_by_passage(few)
 
 
