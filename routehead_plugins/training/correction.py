@@ -63,7 +63,7 @@ def listwise(
     table = tabulate(queries, aggregation, first_stage=first_stage_weight is not None)
     signals = table.features[..., :-1].float() * table.scale[:-1].float()
     first_stage = table.features[..., -1].float() * (first_stage_weight or 0.0)
-    entropy = Listwise(table.gains.float(), table.present)
+    entropy = Listwise(table.judgments.gains.float(), table.judgments.present)
 
     def loss(bias: Tensor, correction: Tensor) -> Tensor:
         scores = torch.einsum("qdh,qh->qd", signals, bias + correction) + first_stage

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from routehead_plugins.errors import InputError
 from routehead_plugins.scoring import features, get_aggregation, standardise
-from routehead_plugins.signals import QuerySignals
+from routehead_plugins.signals import Judgments, QuerySignals
 
 OBJECTIVES = ("listwise", "pairs")
 
@@ -70,15 +70,13 @@ class Table:
     Attributes:
         features: Shape (queries, documents, heads + 1), the retrieval score in the last column.
         scale: Divisor of each column, shape (heads + 1,).
-        gains: Judged relevance, shape (queries, documents).
-        sizes: Number of documents of each query, shape (queries,).
+        judgments: Judgments of the same documents.
         objective: ``"listwise"`` or ``"pairs"``.
     """
 
     features: Tensor
     scale: Tensor
-    gains: Tensor
-    sizes: Tensor
+    judgments: Judgments
     objective: str = "listwise"
 
     @cached_property
@@ -86,10 +84,9 @@ class Table:
         """The features without the grouping by queries, shape (queries * documents, heads + 1)."""
         return self.features.flatten(0, 1)
 
-    @cached_property
-    def present(self) -> Tensor:
-        """Mask of the documents, false in the padding; shape (queries, documents)."""
-        return torch.arange(self.gains.shape[1]) < self.sizes[:, None]
+    def by_query(self, rows: Tensor) -> Tensor:
+        """Group rows by query: (queries * documents, fits) to (queries, documents, fits)."""
+        return rows.view(*self.features.shape[:2], -1)
 
     def slopes(self, scores: Tensor, shares: Tensor) -> Tensor:
         """Differentiate the loss by the scores.
@@ -102,7 +99,7 @@ class Table:
             Shape (queries * documents, fits).
         """
         if self.objective == "listwise":
-            slopes = self._listwise.slopes(scores.view(*self.gains.shape, -1))
+            slopes = self._listwise.slopes(self.by_query(scores))
         else:
             slopes = self._pairs(scores)
         return (slopes * shares[:, None]).flatten(0, 1)
@@ -113,21 +110,22 @@ class Table:
 
     @cached_property
     def _listwise(self) -> Listwise:
-        return Listwise(self.gains, self.present)
+        return Listwise(self.judgments.gains, self.judgments.present)
 
     def _pairs(self, scores: Tensor) -> Tensor:
         better, worse, share = self._adjacent
         pull = share * torch.sigmoid(scores[worse] - scores[better])  # (pairs, fits)
         slopes = torch.zeros_like(scores).index_add_(0, worse, pull).index_add_(0, better, -pull)
-        return slopes.view(*self.gains.shape, -1)
+        return self.by_query(slopes)
 
     @cached_property
     def _adjacent(self) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs of adjacent grades: rows of the better and worse documents, weight of each pair."""
         better, worse, share = [], [], []
-        for query, size in enumerate(self.sizes.tolist()):
-            levels = self.gains[query, :size].unique(return_inverse=True)[1]
-            pairs = (levels[:, None] == levels + 1).nonzero() + query * self.gains.shape[1]
+        gains = self.judgments.gains
+        for query, size in enumerate(self.judgments.sizes.tolist()):
+            levels = gains[query, :size].unique(return_inverse=True)[1]
+            pairs = (levels[:, None] == levels + 1).nonzero() + query * gains.shape[1]
             better.append(pairs[:, 0])
             worse.append(pairs[:, 1])
             share.append(torch.full((len(pairs), 1), 1 / max(len(pairs), 1), dtype=torch.float64))
@@ -156,24 +154,25 @@ def tabulate(
         raise InputError(
             f"objective={objective!r} does not exist; choose one of {', '.join(OBJECTIVES)}."
         )
-    sizes = torch.tensor([len(query.gains) for query in queries])
-    longest, heads = int(sizes.max()), len(queries[0].mass)
-    table = torch.zeros(len(queries), longest, heads + 1, dtype=torch.float64)
-    gains = torch.zeros(len(queries), longest, dtype=torch.float64)
-    for row, (query, size) in enumerate(zip(queries, sizes.tolist(), strict=True)):
+    judgments = Judgments.stack(
+        [query.gains for query in queries], [query.ideal_gains for query in queries]
+    )
+    heads = len(queries[0].mass)
+    table = torch.zeros(*judgments.gains.shape, heads + 1, dtype=torch.float64)
+    for row, query in enumerate(queries):
+        size = len(query.gains)
         columns = features(aggregation, query.calibrated.double(), query.mass.double())
         # No loss depends on a query's mean, and without it the problem is better conditioned.
         table[row, :size, :-1] = (columns - columns.mean(dim=1, keepdim=True)).T
         if first_stage:  # zeros where a retrieval score is missing
             table[row, :size, -1] = standardise(query.first_stage.double())
-        gains[row, :size] = query.gains
     scale = torch.ones(heads + 1, dtype=torch.float64)
     if not get_aggregation(aggregation).comparable:
         # Otherwise a penalty would prefer heads that happen to receive much attention.
-        deviation = (table.square().sum(dim=(0, 1)) / sizes.sum()).sqrt()[:-1]
+        deviation = (table.square().sum(dim=(0, 1)) / judgments.sizes.sum()).sqrt()[:-1]
         scale[:-1] = torch.where(deviation > 0, deviation, 1.0)
         table /= scale
-    return Table(table, scale, gains, sizes, objective)
+    return Table(table, scale, judgments, objective)
 
 
 def solve(

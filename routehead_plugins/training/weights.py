@@ -28,7 +28,7 @@ from torch import Tensor
 
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet, Recipe
-from routehead_plugins.signals import Judgments, QuerySignals, SignalSet
+from routehead_plugins.signals import QuerySignals, SignalSet
 from routehead_plugins.training.proximal import Table, solve, tabulate
 
 _FOLDS = 5
@@ -133,13 +133,10 @@ def _cross_validated(
     for step in range(1, _STRENGTHS + 1):  # strong to weak, each starting from the last solution
         l1 = strongest * _WEAKEST ** (step / _STRENGTHS)
         weights = solve(table, shares, l1, weights, _ROUGH * strongest)
-        scores = (table.rows @ weights).view(*table.gains.shape, -1)
+        scores = table.by_query(table.rows @ weights)
         held_out.append(scores[torch.arange(len(folds)), :, folds])
         choices.append((l1, weights[:, -1:]))
-    judgments = Judgments.stack(
-        [query.gains for query in queries], [query.ideal_gains for query in queries]
-    )
-    ndcg = judgments.ndcg(torch.stack(held_out, dim=1))  # (queries, strengths)
+    ndcg = table.judgments.ndcg(torch.stack(held_out, dim=1))  # (queries, strengths)
     return choices[int(ndcg.T.contiguous().mean(dim=1).argmax())]  # the strongest of equals
 
 
