@@ -82,13 +82,13 @@ def present(value: T | None) -> T:
     return value
 
 
-def write_collection(folder: Path, queries: int, place: str) -> Path:
+def write_collection(folder: Path, queries: int, suffix: str) -> Path:
     """Every query is a word; the document that has it is relevant, and the next one somewhat."""
     (folder / "qrels").mkdir(parents=True)
     count = len(WORDS)
-    rows = [{"_id": f"d{n}", "text": f"there is a {w} {place}"} for n, w in enumerate(WORDS)]
+    rows = [{"_id": f"d{n}", "text": f"there is a {w} {suffix}"} for n, w in enumerate(WORDS)]
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    rows = [{"_id": f"q{n}", "text": f"{WORDS[n]} {place}?"} for n in range(queries)]
+    rows = [{"_id": f"q{n}", "text": f"{WORDS[n]} {suffix}?"} for n in range(queries)]
     (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
     judged = [
         f"q{n}\td{(n + away) % count}\t{2 - away}\n" for n in range(queries) for away in (0, 1)
@@ -139,7 +139,7 @@ def test_plain_rows_are_what_the_reranker_gives(setting: Setting) -> None:
         methods = setting.results("there")["variants"][variant]["methods"]
         reranker = HeadRoutedAttentionReranker(llm, layout=layout, max_doc_tokens=120)
         likelihood = QueryLikelihood(llm, max_doc_tokens=120)
-        for place, (query_id, query) in enumerate(collection.topics.items()):
+        for index, (query_id, query) in enumerate(collection.topics.items()):
             documents = collection.candidates(query_id, 5)
             first_stage = torch.tensor([document.score or 0.0 for document in documents])
             for row, scores in (
@@ -147,14 +147,14 @@ def test_plain_rows_are_what_the_reranker_gives(setting: Setting) -> None:
                 ("all", torch.tensor(reranker.score(query, documents))),
                 ("likelihood", torch.tensor(likelihood.score(query, documents))),
             ):
-                found = {row: scores, f"{row}+bm25": fuse(scores, first_stage, 1.0)}
-                for name in found.keys() & methods.keys():
+                scores_by_row = {row: scores, f"{row}+bm25": fuse(scores, first_stage, 1.0)}
+                for name in scores_by_row.keys() & methods.keys():
                     gains = [
                         float(collection.qrels[query_id].get(d.id or "", 0)) for d in documents
                     ]
                     judged = torch.tensor(gains)
-                    expected = float(ndcg(found[name][None], judged, judged))
-                    measured = methods[name]["per_query"]["nDCG@10"][place]
+                    expected = float(ndcg(scores_by_row[name][None], judged, judged))
+                    measured = methods[name]["per_query"]["nDCG@10"][index]
                     assert measured == pytest.approx(expected, abs=1e-6), (variant, name)
 
 
@@ -306,10 +306,10 @@ def collector(setting: Setting, tmp_path: Path) -> Collector:
 
 
 def test_the_sample_is_the_one_that_detection_draws(setting: Setting, collector: Collector) -> None:
-    found = collector.load(setting.folders[1])
+    sample = collector.load(setting.folders[1])
     whole = load_collection(setting.folders[1])
-    assert list(found.topics) == list(found.qrels) == sample_queries(whole, 3, 7)
-    assert len(found.topics) == 3
+    assert list(sample.topics) == list(sample.qrels) == sample_queries(whole, 3, 7)
+    assert len(sample.topics) == 3
 
 
 def test_candidates_from_bm25_are_kept(
@@ -419,9 +419,9 @@ def test_heads_are_chosen_once_for_the_same_signals(
 def test_queries_of_the_same_text_share_a_fold() -> None:
     queries = list(signal_set(queries=6).queries)
     queries.append(replace(queries[0], query_id="again"))
-    found = list(methods.folds(queries, 0))
-    assert sum("again" in part and "q0" in part for part in found) == 1
-    assert sum(map(len, found)) == 7
+    folds = list(methods.folds(queries, 0))
+    assert sum("again" in part and "q0" in part for part in folds) == 1
+    assert sum(map(len, folds)) == 7
     assert list(methods.folds(queries[:1], 0)) == []
 
 
@@ -449,7 +449,7 @@ def test_scores_become_rankings_with_ties_in_order_and_blank_documents_last() ->
         {"q": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}},
     )
     query = replace(query_signals([[0.0] * 3], [0, 0, 1], query_id="q"), docids=("a", "c", "d"))
-    found = methods.measure_rows(
+    evaluations = methods.measure_rows(
         collection,
         table([query]),
         {
@@ -459,7 +459,7 @@ def test_scores_become_rankings_with_ties_in_order_and_blank_documents_last() ->
         },
         4,
     )
-    reciprocal = {row: each.per_query("RR@10") for row, each in found.items()}
+    reciprocal = {row: evaluation.per_query("RR@10") for row, evaluation in evaluations.items()}
     assert reciprocal["bm25"] == {"q": 1 / 4, "empty": 0.0}
     assert reciprocal["tied"] == {"q": pytest.approx(1 / 3), "empty": 0.0}
     assert reciprocal["right"] == {"q": 1.0, "empty": 0.0}
@@ -477,12 +477,12 @@ def test_collections_count_the_same_however_many_queries_they_have() -> None:
             for row, values in methods.items()
         }
 
-    found = report.macro_average(
+    averages = report.macro_average(
         {"small": evaluations(a=[1.0], b=[0.5]), "large": evaluations(a=[0.2] * 3, b=[0.3] * 3)}
     )
-    assert found["a"].mean("nDCG@10") == pytest.approx((1.0 + 0.2) / 2)
-    assert found["b"].mean("nDCG@10") == pytest.approx((0.5 + 0.3) / 2)
-    assert len(found["a"].per_query("nDCG@10")) == 4
+    assert averages["a"].mean("nDCG@10") == pytest.approx((1.0 + 0.2) / 2)
+    assert averages["b"].mean("nDCG@10") == pytest.approx((0.5 + 0.3) / 2)
+    assert len(averages["a"].per_query("nDCG@10")) == 4
 
 
 # reliability
@@ -538,13 +538,13 @@ def test_nothing_correlates_with_nothing() -> None:
 
 @pytest.mark.parametrize("gains", [[0, 0, 1, 1], [0, 1, 2, 0, 0, 0, 0], [2, 2, 2, 0, 1]])
 def test_both_halves_have_documents_of_different_relevance(gains: list[int]) -> None:
-    lot = random.Random(0)
+    generator = random.Random(0)
     seen = set()
     for _ in range(20):
-        first, second = present(reliability.halves(torch.tensor(gains), lot))
+        first, second = present(reliability.halves(torch.tensor(gains), generator))
         assert sorted(first + second) == list(range(len(gains)))
         assert len(second) - len(first) in (0, 1)
-        assert all(len({gains[place] for place in half}) > 1 for half in (first, second))
+        assert all(len({gains[index] for index in half}) > 1 for half in (first, second))
         seen.add(tuple(sorted(first)))
     assert len(seen) > 1
 
@@ -559,12 +559,12 @@ def test_queries_with_one_relevant_document_cannot_be_halved(gains: list[int]) -
 def test_utility_is_the_correlation_on_either_half() -> None:
     query = signal_set(queries=1, documents=(12, 12), grades=3).queries[0]
     utilities = present(reliability.half_utilities(query, 3, 5))
-    lot = random.Random("5 q0")
+    generator = random.Random("5 q0")
     for split in range(3):
-        for number, half in enumerate(present(reliability.halves(query.gains, lot))):
-            gains = [float(query.gains[place]) for place in half]
+        for number, half in enumerate(present(reliability.halves(query.gains, generator))):
+            gains = [float(query.gains[index]) for index in half]
             for head in range(12):
-                signal = [float(query.calibrated[head, place]) for place in half]
+                signal = [float(query.calibrated[head, index]) for index in half]
                 expected = slow_correlation(signal, gains)
                 assert float(utilities[split, number, head]) == pytest.approx(expected, abs=1e-6)
 
@@ -572,15 +572,15 @@ def test_utility_is_the_correlation_on_either_half() -> None:
 def routed(queries: int, *, by_query: bool) -> SignalSet:
     """Half of the heads know what is relevant: the same for all queries, or others for each."""
     generator = torch.Generator().manual_seed(3)
-    found = []
+    signals = []
     for number in range(queries):
         gains = torch.zeros(20)
         gains[:8] = 1.0
         order = torch.randperm(20, generator=generator) if by_query else torch.arange(20)
         knows = (order < 10).float()[:, None]
         signal = torch.randn(20, 20, generator=generator) + 2 * knows * gains
-        found.append(query_signals(signal, gains.tolist(), query_id=f"q{number}"))
-    return table(found)
+        signals.append(query_signals(signal, gains.tolist(), query_id=f"q{number}"))
+    return table(signals)
 
 
 def test_what_differs_by_query_is_told_from_what_does_not() -> None:
@@ -601,43 +601,43 @@ def test_easy_queries_alone_leave_nothing_to_route() -> None:
         knows = 3.0 * (number % 2)  # all heads alike, for every other query
         signal = torch.randn(10, 20, generator=generator) + knows * gains
         queries.append(query_signals(signal, gains.tolist(), query_id=f"q{number}"))
-    found = present(reliability.split_half(queries))
-    assert found.specific.value > 0.5
-    assert abs(found.routable.value) < 0.15
+    figures = present(reliability.split_half(queries))
+    assert figures.specific.value > 0.5
+    assert abs(figures.routable.value) < 0.15
 
 
 def test_the_oracle_is_the_best_head_beside_the_best_random_ranking() -> None:
     signals = signal_set(queries=5, documents=(10, 14), grades=2)
-    found = present(reliability.oracle(signals.queries, draws=200))
+    figures = present(reliability.oracle(signals.queries, draws=200))
     heads = [
         [float(ndcg(q.calibrated[h][None], q.gains, q.ideal_gains)) for h in range(12)]
         for q in signals.queries
     ]
-    assert (found.queries, found.heads) == (5, 12)
-    assert found.best_head == pytest.approx(sum(map(max, heads)) / 5)
-    assert found.static_head == pytest.approx(
+    assert (figures.queries, figures.heads) == (5, 12)
+    assert figures.best_head == pytest.approx(sum(map(max, heads)) / 5)
+    assert figures.static_head == pytest.approx(
         max(sum(head) / 5 for head in zip(*heads, strict=True))
     )
-    lot, best, single = random.Random(1), [], []
+    generator, best, single = random.Random(1), [], []
     for query in signals.queries:
         drawn = []
         for _ in range(2400):
-            places = [float(place) for place in range(len(query.gains))]
-            lot.shuffle(places)
-            drawn.append(float(ndcg(torch.tensor([places]), query.gains, query.ideal_gains)))
+            ranking = [float(rank) for rank in range(len(query.gains))]
+            generator.shuffle(ranking)
+            drawn.append(float(ndcg(torch.tensor([ranking]), query.gains, query.ideal_gains)))
         best += [max(drawn[start : start + 12]) for start in range(0, 2400, 12)]
         single += drawn
-    assert found.best_random == pytest.approx(sum(best) / len(best), abs=0.02)
-    assert found.random == pytest.approx(sum(single) / len(single), abs=0.02)
-    assert found.difference.value == pytest.approx(found.best_head - found.best_random)
-    assert found.difference.low <= found.difference.value <= found.difference.high
+    assert figures.best_random == pytest.approx(sum(best) / len(best), abs=0.02)
+    assert figures.random == pytest.approx(sum(single) / len(single), abs=0.02)
+    assert figures.difference.value == pytest.approx(figures.best_head - figures.best_random)
+    assert figures.difference.low <= figures.difference.value <= figures.difference.high
     assert reliability.oracle([]) is None
 
 
 def test_heads_that_know_nothing_are_no_better_than_chance() -> None:
-    found = present(reliability.oracle(signal_set(queries=40, planted=[]).queries))
-    assert found.difference.low < 0 < found.difference.high
-    assert found.best_head > found.random + 0.2  # and yet look as if they were
+    figures = present(reliability.oracle(signal_set(queries=40, planted=[]).queries))
+    assert figures.difference.low < 0 < figures.difference.high
+    assert figures.best_head > figures.random + 0.2  # and yet look as if they were
 
 
 def test_a_figure_is_shown_with_its_interval() -> None:

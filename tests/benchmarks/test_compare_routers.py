@@ -70,17 +70,17 @@ class Setting:
         return json.loads((self.options["output"] / "router-parallel.json").read_text())
 
 
-def passage(thing: str, place: str) -> str:
-    return f"Many people far and wide tell old stories about the {thing} of {place} and its end."
+def passage(thing: str, country: str) -> str:
+    return f"Many people far and wide tell old stories about the {thing} of {country} and its end."
 
 
 def write_folder(folder: Path) -> Path:
     """A passage for each thing; a judged query for each finds its passage third."""
     (folder / "qrels").mkdir(parents=True)
-    count, place = len(THINGS), folder.name
-    rows = [{"_id": f"d{n}", "text": passage(thing, place)} for n, thing in enumerate(THINGS)]
+    count, country = len(THINGS), folder.name
+    rows = [{"_id": f"d{n}", "text": passage(thing, country)} for n, thing in enumerate(THINGS)]
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    rows = [{"_id": f"q{n}", "text": f"{thing} in {place}"} for n, thing in enumerate(THINGS)]
+    rows = [{"_id": f"q{n}", "text": f"{thing} in {country}"} for n, thing in enumerate(THINGS)]
     (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
     judged = [f"q{n}\td{(n + far) % count}\t{2 - far}\n" for n in range(count) for far in (0, 1)]
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judged))
@@ -106,9 +106,9 @@ def retrieve(collection: Collection, topics: Mapping[str, str], hits: int) -> Co
     """The passage that a query is about comes second."""
     run: Run = {}
     for query_id, text in topics.items():
-        place, count = THINGS.index(thing_of(text)), len(THINGS)
+        index, count = THINGS.index(thing_of(text)), len(THINGS)
         run[query_id] = {
-            f"d{(place + far) % count}": 5.0 - rank
+            f"d{(index + far) % count}": 5.0 - rank
             for rank, far in enumerate((1, 0, 2, 3, 4)[:hits])
         }
     return replace(collection, run=run)
@@ -165,13 +165,13 @@ def reported(folders: list[Path], options: dict[str, Any]) -> str:
 
 def test_every_question_has_its_rows_on_every_query(setting: Setting) -> None:
     for question, rows in QUESTIONS.items():
-        found = setting.results[question]
-        assert list(found["collections"]) == ["here", "there"]
-        for one in found["collections"].values():
-            assert list(one["rows"]) == rows
-            for figures in one["rows"].values():
-                assert len(figures["per_query"]) == len(one["queries"])
-                mean = math.fsum(figures["per_query"]) / len(one["queries"])
+        outcome = setting.results[question]
+        assert list(outcome["collections"]) == ["here", "there"]
+        for collection in outcome["collections"].values():
+            assert list(collection["rows"]) == rows
+            for figures in collection["rows"].values():
+                assert len(figures["per_query"]) == len(collection["queries"])
+                mean = math.fsum(figures["per_query"]) / len(collection["queries"])
                 assert figures["mean"] == pytest.approx(mean, abs=1e-6)
     judged, synthesized = (setting.results[f"own, {kind}"] for kind in ("judged", "synthesized"))
     assert judged["measure"] == setting.results["unseen"]["measure"] == "nDCG@10"
@@ -203,16 +203,16 @@ def test_chosen_strengths_are_told_split_by_split(setting: Setting) -> None:
 
 def test_routers_are_compared_where_they_must_rise_above(setting: Setting) -> None:
     for question in QUESTIONS:
-        found = setting.results[question]
+        outcome = setting.results[question]
         others = {"all", "likelihood+bm25"} if question == "unseen" else set()
         baselines = {"bm25", "weights"} | others
         wanted = {(b, row) for b in baselines for row in LEARNED if row != b}
         for routed, static in (("routed-labels", "labels"), ("neighbours", "neighbours-static")):
             wanted |= {(static, routed), (static, f"{routed}-forced")}
         for where in (
-            *found["collections"].values(),
-            found["micro-average"],
-            found["macro-average"],
+            *outcome["collections"].values(),
+            outcome["micro-average"],
+            outcome["macro-average"],
         ):
             assert {(c["baseline"], c["method"]) for c in where["comparisons"]} == wanted
             assert all({"low", "high", "p", "p_holm"} <= one.keys() for one in where["comparisons"])
@@ -220,22 +220,27 @@ def test_routers_are_compared_where_they_must_rise_above(setting: Setting) -> No
 
 def test_all_together_are_averaged_over_queries_and_over_collections(setting: Setting) -> None:
     for question in QUESTIONS:
-        found = setting.results[question]
-        for row, mean in found["macro-average"]["means"].items():
-            of_each = [one["rows"][row] for one in found["collections"].values()]
-            assert mean == pytest.approx(statistics.fmean(each["mean"] for each in of_each))
-            values = [value for each in of_each for value in each["per_query"]]
-            assert found["micro-average"]["means"][row] == pytest.approx(
+        outcome = setting.results[question]
+        for row, mean in outcome["macro-average"]["means"].items():
+            rows = [content["rows"][row] for content in outcome["collections"].values()]
+            assert mean == pytest.approx(statistics.fmean(figures["mean"] for figures in rows))
+            values = [value for figures in rows for value in figures["per_query"]]
+            assert outcome["micro-average"]["means"][row] == pytest.approx(
                 statistics.fmean(values), abs=1e-6
             )
-        queries = sum(len(one["queries"]) for one in found["collections"].values())
-        assert {one["queries"] for one in found["micro-average"]["comparisons"]} == {queries}
+        queries = sum(len(content["queries"]) for content in outcome["collections"].values())
+        assert {content["queries"] for content in outcome["micro-average"]["comparisons"]} == {
+            queries
+        }
 
 
 def test_every_change_of_the_training_is_tried(setting: Setting) -> None:
-    found = setting.results["ablations"]
-    assert found["notes"] == []
-    tried = {(each["question"], each["objective"], each["change"]) for each in found["variants"]}
+    content = setting.results["ablations"]
+    assert content["notes"] == []
+    tried = {
+        (variant["question"], variant["objective"], variant["change"])
+        for variant in content["variants"]
+    }
     everywhere = [
         ("listwise", ["", "strength 10", "strength 3", "strength 0.3", "rank 2", "rank 32"]),
         ("listwise", ["coordinates 8", "coordinates 64", "layer 2", "max_layer 1"]),
@@ -251,9 +256,9 @@ def test_every_change_of_the_training_is_tried(setting: Setting) -> None:
     }
     data = ["judged only", "synthesized only", "judged, teacher 0.3"]
     assert tried == expected | {("unseen", "listwise", change) for change in data}
-    assert len(tried) == len(found["variants"])
-    assert set(found["labels"]) == set(ablations.denoised())
-    assert all(each["queries"] > 0 for each in found["labels"].values())
+    assert len(tried) == len(content["variants"])
+    assert set(content["labels"]) == set(ablations.denoised())
+    assert all(variant["queries"] > 0 for variant in content["labels"].values())
 
 
 def test_changes_are_measured_beside_their_own_static_bias(setting: Setting) -> None:
@@ -304,9 +309,9 @@ def test_tables_are_printed_narrow_enough_to_read(setting: Setting) -> None:
     ]
     assert [line for line in lines if len(line) > 100] == []
     for question in QUESTIONS:
-        found = setting.results[question]
-        for row, mean in found["macro-average"]["means"].items():
-            figures = [one["rows"][row]["mean"] for one in found["collections"].values()]
+        outcome = setting.results[question]
+        for row, mean in outcome["macro-average"]["means"].items():
+            figures = [content["rows"][row]["mean"] for content in outcome["collections"].values()]
             cells = " | ".join(f"{figure:.4f}" for figure in (*figures, mean))
             assert f"| {row} | {cells} |" in setting.printed
 
@@ -357,10 +362,11 @@ def test_a_run_that_was_stopped_goes_on(
     reported(setting.folders[:1], options | {"signals": tmp_path / "others"})
     # What was under way when it stopped is begun anew: here the choice of one strength.
     assert len(fits) < stopped <= len(fits) + 6
-    found = json.loads((tmp_path / "results" / "router-parallel.json").read_text())
-    assert "ablations" not in found
+    content = json.loads((tmp_path / "results" / "router-parallel.json").read_text())
+    assert "ablations" not in content
     rows, expected = (
-        each["own, synthesized"]["collections"]["here"]["rows"] for each in (found, setting.results)
+        results["own, synthesized"]["collections"]["here"]["rows"]
+        for results in (content, setting.results)
     )
     assert rows["weights"] == expected["weights"]
     forced = "routed-listwise-forced"
@@ -383,20 +389,22 @@ def test_signals_are_those_of_the_comparison(
 def test_one_collection_is_its_own_and_none_is_unseen(setting: Setting, tmp_path: Path) -> None:
     options = setting.options | {"output": tmp_path, "skip_ablations": True}
     reported(setting.folders[:1], options)
-    found = json.loads((tmp_path / "router-parallel.json").read_text())
-    assert QUESTIONS.keys() & found.keys() == {"own, judged", "own, synthesized"}
+    content = json.loads((tmp_path / "router-parallel.json").read_text())
+    assert QUESTIONS.keys() & content.keys() == {"own, judged", "own, synthesized"}
 
 
 def test_without_synthesized_queries_only_the_unseen_are_asked_for(
     setting: Setting, tmp_path: Path
 ) -> None:
     reported(setting.folders, setting.options | {"output": tmp_path, "synthesize": None})
-    found = json.loads((tmp_path / "router-parallel.json").read_text())
-    assert QUESTIONS.keys() & found.keys() == {"unseen"}
-    assert {each["question"] for each in found["ablations"]["variants"]} == {"unseen"}
-    assert "synthesized only" not in {each["change"] for each in found["ablations"]["variants"]}
-    assert found["unseen"]["collections"]["here"]["training_queries"] == 6
-    assert "--synthesize" not in found["command"]
+    content = json.loads((tmp_path / "router-parallel.json").read_text())
+    assert QUESTIONS.keys() & content.keys() == {"unseen"}
+    assert {variant["question"] for variant in content["ablations"]["variants"]} == {"unseen"}
+    assert "synthesized only" not in {
+        variant["change"] for variant in content["ablations"]["variants"]
+    }
+    assert content["unseen"]["collections"]["here"]["training_queries"] == 6
+    assert "--synthesize" not in content["command"]
 
 
 @pytest.mark.parametrize(
@@ -436,7 +444,7 @@ def test_collections_that_leave_nothing_to_train_on_are_refused(
 def sample(name: str, kind: str, seed: int = 0, queries: int = 12) -> Sample:
     """Queries of two kinds that embeddings tell apart; one head answers each, others are noise."""
     generator = torch.Generator().manual_seed(seed)
-    found, embeddings, qrels = [], [], {}
+    sampled, embeddings, qrels = [], [], {}
     for number in range(queries):
         gains = torch.zeros(8)
         gains[torch.randperm(8, generator=generator)[: 2 if kind == "judged" else 1]] = 1
@@ -445,15 +453,15 @@ def sample(name: str, kind: str, seed: int = 0, queries: int = 12) -> Sample:
         query = query_signals(0.01 * signal, gains.tolist(), query_id=f"{name}-{kind}-{number}")
         averaged, mass = signal.mean(dim=0), (signal - 4).exp()
         first_stage = torch.randn(8, generator=generator)
-        found.append(replace(query, mass=mass, averaged=averaged, first_stage=first_stage))
+        sampled.append(replace(query, mass=mass, averaged=averaged, first_stage=first_stage))
         embedding = 0.3 * torch.randn(4, generator=generator)
         embedding[0] += (-1, 1)[number % 2]
         embeddings.append(embedding)
         # Two queries in a row are written from the same passage.
         qrels[query.query_id] = {f"passage-{number // 2}": 1}
     heads = [(layer, index) for layer in range(3) for index in range(3)]
-    signals = table(found, heads, [name])
-    topics = {query.query_id: query.query for query in found}
+    signals = table(sampled, heads, [name])
+    topics = {query.query_id: query.query for query in sampled}
     collection = Collection(name, Path(), {}, topics, qrels)
     likelihoods = {query: torch.randn(8, generator=generator) for query in topics}
     examples = data.Examples(signals, {2: torch.stack(embeddings)})
