@@ -29,6 +29,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
 ) -> None:
     """Measure every selector on collections and write the tables."""
+    output.mkdir(parents=True, exist_ok=True)
     for collection in collections or [BUNDLED]:
         options = {
             "collection": collection,
