@@ -29,6 +29,7 @@ from routehead_plugins.layouts import (
     check_layout,
     check_null_share,
     get_layout,
+    make_layout,
 )
 from routehead_plugins.options import OptionValues, RerankerOptions
 from routehead_plugins.scoring import (
@@ -134,22 +135,11 @@ class HeadRoutedAttentionReranker:
             llm: The LLM of these options, where it is loaded already.
         """
         selector = choose_selector(options)
-        layout = get_layout(
-            options.layout or selector.layout,
-            document_cache=options.document_cache,
-            window=options.window,
-            stride=options.stride,
-        )
+        layout = make_layout(options, selector.layout)
         check_layout(layout, selector.layout)
         check_max_doc_tokens(options.max_doc_tokens)
         if llm is None:
-            llm = FrozenLM.from_pretrained(
-                options.model,
-                device=options.device,
-                dtype=options.dtype,
-                local_files_only=options.local_files_only,
-                layers=selector.layers,
-            )
+            llm = FrozenLM.from_options(options, selector.layers)
         selector.check(llm)
         return cls(
             llm,

@@ -21,7 +21,6 @@ from benchmarks.heads.collect import DOCUMENT_CACHE, LAYOUTS
 from routehead_plugins import FrozenLM
 from routehead_plugins.cli.runtime import (
     load_llm,
-    make_layout,
     progress,
     ranked,
     sample_queries,
@@ -30,7 +29,7 @@ from routehead_plugins.cli.runtime import (
 )
 from routehead_plugins.evaluation import Evaluation, ResultTable, evaluate
 from routehead_plugins.io import BUNDLED, Collection, load_collection
-from routehead_plugins.layouts import Layout, ReadOptions
+from routehead_plugins.layouts import Layout, ReadOptions, make_layout
 from routehead_plugins.options import RerankerOptions
 from routehead_plugins.scoring import Readout, Reweighting
 from routehead_plugins.selection import Selector, choose_selector
@@ -63,7 +62,7 @@ def main(
         for name in LAYOUTS:
             chosen = replace(options, layout=name, document_cache=DOCUMENT_CACHE[name])
             selector = choose_selector(chosen)
-            reader = _Reader(llm, selector, make_layout(chosen, selector), max_doc_tokens)
+            reader = _Reader(llm, selector, make_layout(chosen, selector.layout), max_doc_tokens)
             table = ResultTable(
                 {collection.name: reader.evaluate(collection, hits)},
                 baseline=PLAIN,

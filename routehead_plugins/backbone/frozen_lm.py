@@ -21,6 +21,7 @@ from routehead_plugins.backbone.token_tree import token_tree
 from routehead_plugins.data import check_text
 from routehead_plugins.errors import UnsupportedModelError
 from routehead_plugins.heads import HeadSet
+from routehead_plugins.options import RerankerOptions
 
 
 class FrozenLM(TextTasks):
@@ -96,6 +97,19 @@ class FrozenLM(TextTasks):
             layers=None if layers is None else lambda total: min(total, layers(total)),
         )
         return cls(loaded, tokenizer, name=model)
+
+    @classmethod
+    def from_options(
+        cls, options: RerankerOptions, layers: Callable[[int], int] | None = None
+    ) -> FrozenLM:
+        """Load the LLM that the options name; see ``from_pretrained``."""
+        return cls.from_pretrained(
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            local_files_only=options.local_files_only,
+            layers=layers,
+        )
 
     @property
     def device(self) -> torch.device:

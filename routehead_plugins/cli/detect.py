@@ -14,7 +14,6 @@ from routehead_plugins.cli.options import LLM, PROMPT, Seed, Signals, with_optio
 from routehead_plugins.cli.runtime import (
     check_minimum,
     load_llm,
-    make_layout,
     progress,
     sample_queries,
     signals_folder,
@@ -133,11 +132,11 @@ def _check(arguments: DetectArguments) -> None:
 
 def _signals(arguments: DetectArguments, options: RerankerOptions) -> SignalSet:
     """Compute the signals of all collections, or read those that were kept."""
-    from routehead_plugins.selection import AllHeads
+    from routehead_plugins.layouts import make_layout
     from routehead_plugins.signals import CollectOptions, collect_signals
 
     collections = [load_collection(path) for path in arguments.collection]
-    layout = make_layout(options, AllHeads())
+    layout = make_layout(options)
     llm = load_llm(options)
     folder = arguments.signals or signals_folder()
     collect = CollectOptions(

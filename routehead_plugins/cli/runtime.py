@@ -1,4 +1,4 @@
-"""What several commands need: the LLM and its layout, candidates from BM25, a progress bar.
+"""What several commands need: the LLM, candidates from BM25, a progress bar.
 
 Importing this module loads no torch; its functions import the rooms they use.
 """
@@ -26,7 +26,6 @@ from routehead_plugins.options import RerankerOptions
 if TYPE_CHECKING:
     from routehead_plugins.adapters.pyserini import HeadRoutedStage
     from routehead_plugins.backbone import FrozenLM
-    from routehead_plugins.layouts import Layout
     from routehead_plugins.reranker import HeadRoutedAttentionReranker
     from routehead_plugins.selection import Selector
 
@@ -45,13 +44,7 @@ def load_llm(options: RerankerOptions, selector: Selector | None = None) -> Froz
 
     check_max_doc_tokens(options.max_doc_tokens)
     with err.status(f"Loading {options.model} ..."):
-        return FrozenLM.from_pretrained(
-            options.model,
-            device=options.device,
-            dtype=options.dtype,
-            layers=None if selector is None else selector.layers,
-            local_files_only=options.local_files_only,
-        )
+        return FrozenLM.from_options(options, None if selector is None else selector.layers)
 
 
 def load_reranker(options: RerankerOptions) -> HeadRoutedAttentionReranker:
@@ -60,18 +53,6 @@ def load_reranker(options: RerankerOptions) -> HeadRoutedAttentionReranker:
 
     with err.status(f"Loading {options.model} ..."):
         return HeadRoutedAttentionReranker.from_options(options)
-
-
-def make_layout(options: RerankerOptions, selector: Selector) -> Layout:
-    """Make the layout that the options name, or the one that the selector's heads are for."""
-    from routehead_plugins.layouts import get_layout
-
-    return get_layout(
-        options.layout or selector.layout,
-        document_cache=options.document_cache,
-        window=options.window,
-        stride=options.stride,
-    )
 
 
 def settings(options: RerankerOptions) -> dict[str, Any]:

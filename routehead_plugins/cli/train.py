@@ -17,7 +17,6 @@ from routehead_plugins.cli.runtime import (
     check_minimum,
     err,
     load_llm,
-    make_layout,
     progress,
     sample_queries,
     signals_folder,
@@ -118,13 +117,13 @@ def train_router(arguments: TrainArguments, options: RerankerOptions) -> Router:
         RouteHeadError: An option cannot be used, a collection is malformed or has nothing to
             learn from, or the LLM fails.
     """
-    from routehead_plugins.selection import AllHeads
+    from routehead_plugins.layouts import make_layout
     from routehead_plugins.training import router_card
 
     _check(arguments)
     fit_options = _fit_options(arguments)
     collections = [_load(path, arguments) for path in arguments.collection]
-    layout = make_layout(options, AllHeads())
+    layout = make_layout(options)
     llm = load_llm(options)
     fit_options = replace(fit_options, layer=_embedding_layer(llm, arguments))
     llm.check_embedding_layer(fit_options.layer)

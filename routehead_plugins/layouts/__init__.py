@@ -5,7 +5,7 @@ caller's order of documents.
 """
 
 from routehead_plugins.layouts.base import Layout, ReadOptions, check_null_share
-from routehead_plugins.layouts.names import check_layout, get_layout
+from routehead_plugins.layouts.names import check_layout, get_layout, make_layout
 from routehead_plugins.layouts.parallel import ParallelLayout
 from routehead_plugins.layouts.sequential import SequentialLayout, check_window
 
@@ -18,4 +18,5 @@ __all__ = [
     "check_null_share",
     "check_window",
     "get_layout",
+    "make_layout",
 ]

@@ -7,6 +7,7 @@ from routehead_plugins.errors import InputError
 from routehead_plugins.layouts.base import Layout
 from routehead_plugins.layouts.parallel import ParallelLayout
 from routehead_plugins.layouts.sequential import SequentialLayout, check_window
+from routehead_plugins.options import RerankerOptions
 
 LAYOUTS = ("sequential", "parallel")
 
@@ -42,6 +43,21 @@ def get_layout(
             )
         return ParallelLayout(cache)
     return SequentialLayout(window, stride, **({} if cache is None else {"cache": cache}))
+
+
+def make_layout(options: RerankerOptions, chosen_for: str | None = None) -> Layout:
+    """Make the layout that the options name, or else the one that the heads were chosen for.
+
+    Args:
+        options: ``layout``, ``document_cache``, ``window`` and ``stride`` are read.
+        chosen_for: Name of the layout that the heads record; ``None`` for any.
+    """
+    return get_layout(
+        options.layout or chosen_for,
+        document_cache=options.document_cache,
+        window=options.window,
+        stride=options.stride,
+    )
 
 
 def check_layout(layout: Layout, chosen_for: str | None) -> None:
