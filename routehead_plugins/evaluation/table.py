@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,10 +12,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from routehead_plugins import __version__
-from routehead_plugins.errors import InputError
 from routehead_plugins.evaluation.measures import Evaluation
 from routehead_plugins.evaluation.significance import Comparison, compare
-from routehead_plugins.io import StrPath, atomic_write_text
+from routehead_plugins.io import StrPath, atomic_write_text, encode_json
 
 if TYPE_CHECKING:
     import rich.table
@@ -27,6 +25,8 @@ _PACKAGES = ("torch", "transformers", "ir_measures", "pytrec-eval-terrier", "sci
 @dataclass(frozen=True)
 class ResultTable:
     """Methods by measures on one or more collections, with the settings needed to repeat it.
+
+    All methods raise ``InputError`` where ``comparisons`` does.
 
     Attributes:
         evaluations: Collection -> method -> evaluation.
@@ -58,11 +58,7 @@ class ResultTable:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, values per query included, as a dict for JSON.
-
-        Raises:
-            InputError: The baseline is missing, or methods differ in measures or queries.
-        """
+        """Return everything, values per query included, as a dict for JSON."""
         return {
             "date": self.date,
             "versions": _versions(),
@@ -88,35 +84,20 @@ class ResultTable:
             path: Path of the file.
 
         Raises:
-            InputError: The baseline is missing, methods differ in measures or queries, JSON cannot
-                hold the settings, or the file cannot be written.
+            InputError: JSON cannot hold the settings, or the file cannot be written.
         """
-        content = self.to_dict()
-        try:
-            text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"settings={dict(self.settings)!r} cannot be written as JSON ({error}); expected "
-                "text, finite numbers, lists and dicts; convert them."
-            ) from error
+        name = f"settings={dict(self.settings)!r}"
+        text = encode_json(self.to_dict(), name, indent=2, ensure_ascii=False, allow_nan=False)
         atomic_write_text(path, text + "\n")
 
     def to_markdown(self) -> str:
-        """Lay out the means, and the comparisons by the first measure, in Markdown.
-
-        Raises:
-            InputError: The baseline is missing, or methods differ in measures or queries.
-        """
+        """Lay out the means, and the comparisons by the first measure, in Markdown."""
         header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in self._rows()]
         rule = ["---", "---", *["---:"] * (len(header) - 2)]
         return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))
 
     def to_rich(self) -> rich.table.Table:
-        """Lay out the means, and the comparisons by the first measure, for the terminal.
-
-        Raises:
-            InputError: The baseline is missing, or methods differ in measures or queries.
-        """
+        """Lay out the means, and the comparisons by the first measure, for the terminal."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text

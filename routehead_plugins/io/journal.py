@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from routehead_plugins.errors import InputError
-from routehead_plugins.io.text_files import JSON, StrPath, unwritable
+from routehead_plugins.io.text_files import JSON, StrPath, encode_json, unwritable
 
 
 class Journal:
@@ -67,12 +67,7 @@ class Journal:
             raise InputError(unwritable(self.path, error)) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def append(self, key: str, value: JSON) -> None:
@@ -125,24 +120,15 @@ class Journal:
 
 
 def _encode(value: JSON, name: str) -> bytes:
-    try:
-        text = json.dumps(value, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{name} cannot be written as JSON ({error}); "
-            "expected text, finite numbers, lists and dicts; convert it."
-        ) from error
-    return text.encode("ascii") + b"\n"
+    return f"{encode_json(value, name, sort_keys=True, allow_nan=False)}\n".encode("ascii")
 
 
 def _decode(line: bytes) -> tuple[str, Any] | None:
+    """Return the key and value of an entry; a job that was killed may have left half a line."""
     try:
-        # A job that was killed may have left half a line.
-        entry = json.loads(line) if line.endswith(b"\n") else None
+        match json.loads(line) if line.endswith(b"\n") else None:
+            case [str(key), value]:
+                return key, value
     except ValueError:
-        return None
-    match entry:
-        case [str(key), value]:
-            return key, value
-        case _:
-            return None
+        pass
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 import sys
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from routehead_plugins.io.beir import titled_text
 from routehead_plugins.io.text_files import (
     StrPath,
     atomic_write_text,
+    encode_json,
     first_key,
     json_id,
     json_records,
@@ -125,14 +125,8 @@ def _line(request: Request) -> str:
             )
         candidates.append({"docid": document.id, "score": document.score, "doc": _doc(document)})
     query = {"text": request.query, "qid": request.query_id}
-    record = {"query": query, "candidates": candidates}
-    try:
-        return json.dumps(record, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"query {request.query_id!r} cannot be written as JSON ({error}); expected metadata "
-            "of text, finite numbers, lists and dicts, and finite scores; convert it."
-        ) from error
+    name = f"the metadata or a score of query {request.query_id!r}"
+    return encode_json({"query": query, "candidates": candidates}, name, allow_nan=False) + "\n"
 
 
 def _doc(document: Document) -> dict[str, Any]:

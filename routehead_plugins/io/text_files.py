@@ -103,9 +103,7 @@ def unwritable(path: StrPath, error: OSError) -> str:
 def read_lines(path: StrPath, expected: str) -> Iterator[tuple[str, str]]:
     """Yield the lines that are not blank, without their line ends, with their locations.
 
-    Args:
-        path: UTF-8 file, with or without a byte order mark.
-        expected: Description of the expected content, for the errors.
+    A byte order mark is skipped; ``expected`` describes the content, for the errors.
 
     Raises:
         CollectionError: The file is missing, unreadable, or not UTF-8.
@@ -154,6 +152,26 @@ def json_records(path: StrPath, expected: str) -> Iterator[tuple[str, dict[str, 
         yield location, record
 
 
+def encode_json(value: object, name: str, **options: Any) -> str:
+    """Encode a value as JSON.
+
+    Args:
+        value: The value.
+        name: Name of the value, for the error.
+        **options: Options of ``json.dumps``.
+
+    Raises:
+        InputError: JSON cannot hold the value.
+    """
+    try:
+        return json.dumps(value, **options)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{name} cannot be written as JSON ({error}); "
+            "expected text, finite numbers, lists and dicts; convert other values."
+        ) from error
+
+
 def first_key(record: Mapping[str, Any], keys: Sequence[str]) -> str:
     """Return the first key whose value is not null, or the first key if there is none."""
     return next((key for key in keys if record.get(key) is not None), keys[0])
@@ -186,8 +204,8 @@ def json_text(record: Mapping[str, Any], keys: Sequence[str], location: str, *, 
 
     Args:
         record: One JSON object.
-        keys: Names of the field; the first that is there counts.
-        location: File and number of the line, for the error.
+        keys: See ``json_id``.
+        location: See ``json_id``.
         blank: Whether the text may be blank.
 
     Raises:
@@ -203,17 +221,7 @@ def json_text(record: Mapping[str, Any], keys: Sequence[str], location: str, *, 
 
 
 def reject_repeated(name: str, known: Mapping[str, object], kind: str, location: str) -> None:
-    """Check that an id did not occur before.
-
-    Args:
-        name: The id.
-        known: Records read so far, by id.
-        kind: Kind of the record, for the error.
-        location: File and number of the line, for the error.
-
-    Raises:
-        CollectionError: The id occurred before.
-    """
+    """Check that the id of a record is not among those known so far."""
     if name in known:
         raise CollectionError(
             f"{location}: {kind} {name!r} occurs twice; expected each id once; remove one."

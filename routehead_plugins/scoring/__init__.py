@@ -1,6 +1,6 @@
 """Scoring: pure functions of tensors, from token attention to one score per document."""
 
-from routehead_plugins.scoring.aggregation import aggregate, features, get_aggregation
+from routehead_plugins.scoring.aggregation import COMPARABLE, aggregate, features
 from routehead_plugins.scoring.evidence import evidence_spans
 from routehead_plugins.scoring.readout import Readout
 from routehead_plugins.scoring.reattn import Reweighting
@@ -13,6 +13,7 @@ from routehead_plugins.scoring.token_scores import (
 )
 
 __all__ = [
+    "COMPARABLE",
     "Readout",
     "Reweighting",
     "TokenAttention",
@@ -21,7 +22,6 @@ __all__ = [
     "evidence_spans",
     "features",
     "fuse",
-    "get_aggregation",
     "residuals",
     "standardise",
 ]

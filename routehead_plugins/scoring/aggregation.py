@@ -16,32 +16,21 @@ The three ways, under their names in head-set files:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from routehead_plugins.errors import InputError
+from routehead_plugins.heads import AGGREGATIONS
 from routehead_plugins.scoring.token_scores import standardise
 
 # Attention below this is treated as this: the logarithms of smaller values are mostly noise.
 _LEAST_MASS = 1e-9
 
 
-@dataclass(frozen=True)
-class Aggregation:
-    """One way to combine signals.
-
-    Attributes:
-        features: Maps calibrated signals and attention mass, both of shape (heads, documents), to
-            the features, of the same shape, of which scores are weighted sums over the heads.
-        comparable: Whether the features of all heads have the same spread, so that their weights
-            can be compared.
-    """
-
-    features: Callable[[Tensor, Tensor], Tensor]
-    comparable: bool
+COMPARABLE = ("standardised", "log")
+"""Aggregations that give the features of all heads the same spread, so that weights compare."""
 
 
 def _z_scores(signals: Tensor) -> Tensor:
@@ -49,33 +38,11 @@ def _z_scores(signals: Tensor) -> Tensor:
     return standardise(signals).where(signals.isfinite().all(dim=-1, keepdim=True), torch.nan)
 
 
-_AGGREGATIONS = {
-    "mean": Aggregation(lambda calibrated, _: calibrated, comparable=False),
-    "standardised": Aggregation(lambda calibrated, _: _z_scores(calibrated), comparable=True),
-    "log": Aggregation(
-        lambda _, mass: _z_scores(mass.clamp(min=_LEAST_MASS).log()), comparable=True
-    ),
-}
-
-
-def get_aggregation(how: str) -> Aggregation:
-    """Return an aggregation by its name.
-
-    Raises:
-        InputError: The name is unknown.
-    """
-    if how not in _AGGREGATIONS:
-        raise InputError(
-            f"aggregation={how!r} does not exist; choose one of {', '.join(_AGGREGATIONS)}."
-        )
-    return _AGGREGATIONS[how]
-
-
 def features(how: str, calibrated: Tensor, mass: Tensor) -> Tensor:
     """Compute the features of which scores are weighted sums, and on which weights are learned.
 
     Args:
-        how: Name of the aggregation.
+        how: One of ``heads.AGGREGATIONS``; see the top of this module.
         calibrated: Attention that each document receives, minus that from the null query, shape
             (heads, documents).
         mass: Attention before calibration, shape (heads, documents).
@@ -86,13 +53,18 @@ def features(how: str, calibrated: Tensor, mass: Tensor) -> Tensor:
     Raises:
         InputError: The aggregation is unknown, or the shapes differ.
     """
-    aggregation = get_aggregation(how)
+    if how not in AGGREGATIONS:
+        raise InputError(
+            f"aggregation={how!r} does not exist; choose one of {', '.join(AGGREGATIONS)}."
+        )
     if calibrated.ndim != 2 or calibrated.shape != mass.shape:
         raise InputError(
             f"calibrated has shape {tuple(calibrated.shape)} and mass {tuple(mass.shape)}; "
             "give both as (heads, documents) of the same heads and documents."
         )
-    return aggregation.features(calibrated, mass)
+    if how == "mean":
+        return calibrated
+    return _z_scores(calibrated if how == "standardised" else mass.clamp(min=_LEAST_MASS).log())
 
 
 def aggregate(
@@ -104,10 +76,9 @@ def aggregate(
     """Combine the signals of several heads into one score per document.
 
     Args:
-        how: ``"mean"``, ``"standardised"`` or ``"log"``; see the top of this module.
-        calibrated: Attention that each document receives, minus that from the null query, shape
-            (heads, documents).
-        mass: Attention before calibration, shape (heads, documents).
+        how: Name of the aggregation.
+        calibrated: See ``features``.
+        mass: See ``features``.
         weights: Signed weight of each head, shape (heads,); scores are the weighted sum. ``None``
             takes the mean over the heads.
 

@@ -36,7 +36,9 @@ def evidence_spans(
     words = [word for word in words if word.start < read_end]
     if not words:
         return ()
-    smooth = _smoothed(sums[: len(words)])
+    # Each word is averaged with its neighbours.
+    windows = [sums[max(0, index - 1) : min(index + 2, len(words))] for index in range(len(words))]
+    smooth = [sum(window) / len(window) for window in windows]
     mean = sum(smooth) / len(smooth)
     above = [score - mean for score in smooth]
     spans = [
@@ -61,21 +63,8 @@ def _word_scores(
     return sums
 
 
-def _smoothed(scores: Sequence[float]) -> list[float]:
-    """Average every score with its neighbours."""
-    windows = (scores[max(0, index - 1) : index + 2] for index in range(len(scores)))
-    return [sum(window) / len(window) for window in windows]
-
-
 def maximal_segments(scores: Sequence[float]) -> list[tuple[int, int]]:
-    """Find all maximal scoring segments (Ruzzo and Tompa, ISMB 1999).
-
-    Args:
-        scores: Positive where an item adds to a segment, negative where it takes away.
-
-    Returns:
-        Half-open index ranges, ascending, each with a positive sum.
-    """
+    """Find all maximal scoring segments (Ruzzo and Tompa, ISMB 1999), as half-open index ranges."""
     # (start, end, sum before the start, sum up to the end)
     segments: list[tuple[int, int, float, float]] = []
     total = 0.0

@@ -17,7 +17,6 @@ from routehead_plugins.scoring.token_scores import (
     TokenAttention,
     document_signals,
     fuse,
-    membership,
     standardise,
     token_scores,
 )
@@ -79,13 +78,12 @@ class Readout:
 
     def _summed(self, attention: TokenAttention, *, drop_outliers: bool) -> Tensor:
         """Sum the token scores of each document, with ReAttn's weights: (heads, documents)."""
-        spans = attention.spans
-        tokens = token_scores(attention.query, attention.null, spans, drop_outliers=drop_outliers)
+        read = (attention.query, attention.null, attention.spans)
         if self.reweighting is None:
-            return tokens @ membership(spans, tokens)
-        return reweighted_signals(
-            tokens, spans, attention.query_ids, attention.document_ids, self.reweighting
-        )
+            return document_signals(*read, drop_outliers=drop_outliers)
+        tokens = token_scores(*read, drop_outliers=drop_outliers)
+        ids = attention.query_ids, attention.document_ids
+        return reweighted_signals(tokens, attention.spans, *ids, self.reweighting)
 
     def _fused(self, scores: Tensor, recipe: Recipe, first_stage: Sequence[float | None]) -> Tensor:
         finite = [score for score in first_stage if score is not None and math.isfinite(score)]

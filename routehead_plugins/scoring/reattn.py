@@ -28,7 +28,7 @@ from torch import Tensor
 
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError
-from routehead_plugins.scoring.token_scores import document_signals, membership
+from routehead_plugins.scoring.token_scores import membership
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,27 +59,11 @@ def reweighted_signals(
     document_ids: Sequence[Sequence[int]],
     reweighting: Reweighting,
 ) -> Tensor:
-    """Sum the weighted scores of each document's tokens.
-
-    ``Reweighting(idf=False, entropy=0)`` gives the same as ``scoring.document_signals``.
-
-    Args:
-        token_scores: Calibrated, zero where outliers were dropped, shape (heads, tokens).
-        spans: Tokens of each document, one span per document; they do not overlap.
-        query_ids: Token ids of the query alone; see ``idf_weights``.
-        document_ids: Token ids of each document as they were read, in the order of the spans.
-        reweighting: Which weights to apply.
-
-    Returns:
-        Shape (heads, documents).
-
-    Raises:
-        InputError: A span and its document do not have the same number of tokens.
-    """
+    """Sum the weighted scores of each document's tokens: (heads, tokens) to (heads, documents)."""
     if reweighting.idf:
         weights = idf_weights(query_ids, document_ids)
         token_scores = token_scores * _prompt_weights(weights, spans, document_ids, token_scores)
-    sums = document_signals(token_scores, None, spans, drop_outliers=False)
+    sums = token_scores @ membership(spans, token_scores)
     return sums * entropy_factors(token_scores, spans, reweighting.entropy)
 
 
@@ -92,11 +76,6 @@ def idf_weights(query_ids: Sequence[int], document_ids: Sequence[Sequence[int]])
 
     Tokens are compared by id. A word has the same id in query and document only in the same case
     and with the same space before it; query and documents both start behind a space.
-
-    Args:
-        query_ids: Token ids of the query as it stands in the prompt, without the instruction
-            around it. Repetitions make no difference.
-        document_ids: Token ids of each document.
 
     Returns:
         Between 0 and 1, float32, shape (tokens,), document by document.
@@ -120,13 +99,8 @@ def entropy_factors(token_scores: Tensor, spans: Sequence[Span], alpha: float) -
 
     A document whose sum is not positive gets 1: a larger factor would lower it the more, the more
     evenly it was read. Since the product is 0 where the sum is, scores change continuously there,
-    and no document changes its sign.
-
-    Args:
-        token_scores: Shape (heads, tokens), already weighted if weights apply. Dropped tokens, as
-            zeros, still count as tokens of their document.
-        spans: Tokens of each document, one span per document; they do not overlap.
-        alpha: Bonus of a document whose tokens all have the same score.
+    and no document changes its sign. Dropped tokens still count as tokens of their document; spans
+    must not overlap.
 
     Returns:
         From 1, all on one token, to 1 + alpha, shape (heads, documents). A document of one token

@@ -129,17 +129,10 @@ def fuse(scores: Tensor, first_stage: Tensor, weight: float) -> Tensor:
 
 
 def membership(spans: Sequence[Span], like: Tensor) -> Tensor:
-    """Mark which token belongs to which document.
+    """Return 1 where a token belongs to a document, else 0, shape (tokens, documents).
 
     As a matrix, it makes sums over documents one product: without a loop, and the same on every
     run, which scattered additions on an accelerator are not.
-
-    Args:
-        spans: Tokens of each document.
-        like: Tensor with the tokens in its last dimension; gives device and dtype.
-
-    Returns:
-        1 where a token belongs to a document, else 0, shape (tokens, documents).
     """
     tokens = torch.arange(like.shape[-1], device=like.device)[:, None]
     edges = torch.tensor(spans, device=like.device)  # (documents, 2)

@@ -15,12 +15,12 @@ from routehead_plugins.selection.neighbours import NeighbourRouter
 from routehead_plugins.selection.published import published_heads, published_names
 from routehead_plugins.selection.query_space import QuerySpace
 from routehead_plugins.selection.router import HeadRouter, Router
+from routehead_plugins.selection.router_files import router_size
 from routehead_plugins.selection.selectors import (
     AllHeads,
     FixedHeads,
     LayerInterval,
     Selector,
-    same_model,
 )
 
 __all__ = [
@@ -41,7 +41,7 @@ __all__ = [
     "choose_selector",
     "published_heads",
     "published_names",
-    "same_model",
+    "router_size",
     "shipped_router",
     "split_methods",
 ]

@@ -54,9 +54,8 @@ def choose_selector(options: RerankerOptions) -> Selector:
     """Return the selector that the options ask for.
 
     Args:
-        options: Of these, ``model``, ``heads``, ``router``, ``layout``, ``window`` and
-            ``local_files_only`` are used. A router that comes with the library is the default only
-            in the layout that it was trained for.
+        options: A router that comes with the library is the default only in the layout that it
+            was trained for.
 
     Raises:
         InputError: Both heads and a router are given, or ``"routed"`` is given and no router comes
@@ -65,12 +64,17 @@ def choose_selector(options: RerankerOptions) -> Selector:
         ModelLoadError: The router cannot be read.
     """
     heads, router = options.heads, options.router
-    if isinstance(heads, str) and (heads == ROUTED or heads.startswith(f"{ROUTED}:")):
-        _check_alone(heads, router)
-        name = heads.removeprefix(ROUTED).removeprefix(":")
-        router, heads = name or _shipped_folder(options.model), None
+    if heads is not None and router is not None:
+        given = "router" if isinstance(router, Router) else f"router={str(router)!r}"
+        raise InputError(f"heads={heads!r} and {given} both choose heads; leave one of them out.")
+    if isinstance(heads, str) and heads.partition(":")[0] == ROUTED:
+        router, heads = heads.partition(":")[2] or shipped_router(options.model), None
+        if router is None:
+            raise InputError(
+                f"no router comes with the library for {options.model!r}; train one (routehead "
+                'train) and give its folder, or heads="all".'
+            )
     if heads is not None:
-        _check_alone(heads, router)
         return as_selector(heads)
     if isinstance(router, Router):
         return router
@@ -115,21 +119,17 @@ def as_selector(heads: HeadsLike | None) -> Selector:
 
 
 def shipped_router(model: str) -> Path | None:
-    """Find the router that comes with the library for an LLM.
+    """Return the folder of the library's router for an LLM, or ``None`` if there is none.
 
     Args:
         model: The LLM's name.
-
-    Returns:
-        Its folder; ``None`` if there is no router for the LLM.
     """
     # A local folder or file may hold any LLM; the embedded one is never a path.
     local = model != EMBEDDED and os.path.exists(os.path.expanduser(model))
     if local or not SHIPPED.is_dir():
         return None
-    folders = (folder for folder in sorted(SHIPPED.iterdir()) if folder.is_dir())
-    wanted = short_name(model)
-    return next((folder for folder in folders if short_name(folder.name) == wanted), None)
+    named = {short_name(path.name): path for path in SHIPPED.iterdir() if path.is_dir()}
+    return named.get(short_name(model))
 
 
 def split_methods(text: str) -> list[str]:
@@ -154,21 +154,3 @@ def split_methods(text: str) -> list[str]:
     if repeated:
         raise InputError(f"method {repeated[0]!r} is named twice; name each method once.")
     return methods
-
-
-def _shipped_folder(model: str) -> Path:
-    folder = shipped_router(model)
-    if folder is None:
-        raise InputError(
-            f"no router comes with the library for {model!r}; train one (routehead train) and give "
-            f'its folder, or heads="all".'
-        )
-    return folder
-
-
-def _check_alone(heads: object, router: Router | str | Path | None) -> None:
-    """Check that heads and a router are not both given."""
-    if router is None:
-        return
-    given = "router" if isinstance(router, Router) else f"router={str(router)!r}"
-    raise InputError(f"heads={heads!r} and {given} both choose heads; leave one of them out.")

@@ -9,15 +9,13 @@ embedded LLM add their layout, ``core:embedded/parallel``. Names follow the file
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from difflib import get_close_matches
-from importlib.resources import as_file, files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from routehead_plugins.errors import HeadError
 from routehead_plugins.heads import HeadSet
 
-_SUFFIX = ".json"
+_FOLDER = Path(__file__).parents[1] / "assets" / "head_sets"
 _INSTRUCT = re.compile(r"-instruct(?=[-/]|$)")
 _OWNER = re.compile(r"(?<=:)[^/]+/")
 
@@ -44,8 +42,7 @@ def published_heads(name: str) -> HeadSet:
     wanted = name.strip().lower()
     for spelling in (wanted, _OWNER.sub("", wanted, count=1)):
         if spelling in spellings:
-            with as_file(sets[spellings[spelling]]) as path:
-                return HeadSet.load(path)
+            return HeadSet.load(sets[spellings[spelling]])
     close = dict.fromkeys(spellings[near] for near in get_close_matches(wanted, spellings))
     hint = f"did you mean {' or '.join(close)}? There" if close else "there"
     raise HeadError(f"{name!r} is not a published head set; {hint} are {', '.join(sets)}.")
@@ -58,17 +55,8 @@ def looks_published(text: str) -> bool:
     return bool(colon) and any(name.lower().startswith(prefix) for name in _sets())
 
 
-def _sets() -> dict[str, Traversable]:
+def _sets() -> dict[str, Path]:
     """Map names to files."""
-    root = files("routehead_plugins") / "assets" / "head_sets"
-    sets = {path.replace("/", ":", 1): file for path, file in _files(root) if "/" in path}
+    paths = {path.relative_to(_FOLDER): path for path in _FOLDER.rglob("*/*.json")}
+    sets = {name.with_suffix("").as_posix().replace("/", ":", 1): paths[name] for name in paths}
     return dict(sorted(sets.items(), key=lambda item: item[0].lower()))
-
-
-def _files(folder: Traversable, parents: str = "") -> Iterator[tuple[str, Traversable]]:
-    """Yield every head-set file below a folder, with its path from there without the suffix."""
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _files(entry, f"{parents}{entry.name}/")
-        elif entry.name.endswith(_SUFFIX):
-            yield parents + entry.name.removesuffix(_SUFFIX), entry

@@ -158,15 +158,7 @@ class QuerySpace:
 
 
 def mean_nearest(distances: Tensor, count: int = _NEAREST) -> Tensor:
-    """Average the smallest distances of each query.
-
-    Args:
-        distances: Shape (queries, anchors).
-        count: How many to average; all where there are fewer.
-
-    Returns:
-        Shape (queries,).
-    """
+    """Average each query's smallest distances: (queries, anchors) to (queries,)."""
     count = min(count, distances.shape[-1])
     return distances.topk(count, dim=-1, largest=False).values.mean(dim=-1)
 

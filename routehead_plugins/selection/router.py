@@ -200,8 +200,7 @@ class Router(Selector):
         return embeddings
 
     def _check(self, llm: FrozenLM) -> None:
-        trained_for = self.heads.model
-        if trained_for is not None and not same_model(trained_for, llm.name):
+        if not same_model(self.heads.model, llm.name):
             raise self._mismatch(llm)
         self.heads.check_within(llm.heads, llm.name)
 

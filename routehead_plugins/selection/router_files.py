@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from routehead_plugins.errors import InputError, ModelLoadError
-from routehead_plugins.io import atomic_write_bytes, atomic_write_text
+from routehead_plugins.io import atomic_write_bytes, atomic_write_text, encode_json
 
 CONFIG_FILE, TENSORS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 _FORMAT, _VERSION = "routehead-router", 1
@@ -43,19 +43,12 @@ class RouterFiles(ModelHubMixin):
     ) -> None:
         self.config, self.tensors, self.card = config, tensors, card
         header = {"format": _FORMAT, "version": _VERSION}
-        try:
-            self._text = json.dumps(header | dict(config), indent=1, ensure_ascii=False) + "\n"
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(
-                f"the router's description is not JSON ({error}); describe it in texts and numbers."
-            ) from error
+        name = "the router's description"
+        text = encode_json(header | dict(config), name, indent=1, ensure_ascii=False)
+        self._text = text + "\n"
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """Write all files; ``config.json`` comes last, without which the folder is not a router.
-
-        Raises:
-            InputError: A file cannot be written.
-        """
+        """Write all files; ``config.json`` comes last, without which the folder is not a router."""
         folder, content = Path(save_directory), _packed(self.tensors)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,15 +67,7 @@ class RouterFiles(ModelHubMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, **options: Any
     ) -> RouterFiles:
-        """Read the configuration and the tensors.
-
-        Args:
-            pretrained_model_name_or_path: A folder, or the id of a repository on the Hub.
-            **options: Options of ``huggingface_hub.snapshot_download``.
-
-        Raises:
-            ModelLoadError: There is no such router, its version is unknown, or files are damaged.
-        """
+        """Read the configuration and the tensors; options are those of ``snapshot_download``."""
         name = str(pretrained_model_name_or_path)
         folder = _find_folder(pretrained_model_name_or_path, options)
         try:
@@ -101,9 +86,24 @@ class RouterFiles(ModelHubMixin):
                 f"version {_VERSION}: upgrade routehead-plugins."
             )
         if not isinstance(config.get("description"), dict | None):
-            wrong = TypeError("its description is not an object")
-            raise ModelLoadError(unreadable(name, wrong))
+            raise ModelLoadError(unreadable(name, TypeError("its description is not an object")))
         return cls(config, tensors)
+
+
+def router_size(name: str) -> int:
+    """Return the size of a router's tensors in bytes.
+
+    Args:
+        name: A folder, or the id of a repository that is in the Hub's cache.
+
+    Raises:
+        ModelLoadError: There is no such router.
+    """
+    folder = _find_folder(name, {"local_files_only": True})
+    try:
+        return (folder / TENSORS_FILE).stat().st_size
+    except OSError as error:
+        raise ModelLoadError(unreadable(name, error)) from error
 
 
 def unreadable(name: str | Path, error: Exception) -> str:
@@ -128,15 +128,12 @@ def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
 def check_shapes(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, str], sizes: Mapping[str, int]
 ) -> None:
-    """Check that the shapes of tensors match.
+    """Check tensors against the names of their axes, such as ``"heads d"``; none may be empty.
 
-    Args:
-        tensors: Tensors by name.
-        shapes: Names of each tensor's axes, such as ``"heads d"``.
-        sizes: Sizes of axes; one that is missing is taken from the first tensor that has it.
+    A size that is missing is taken from the first tensor that has the axis.
 
     Raises:
-        InputError: A tensor has another shape, or is empty.
+        InputError: The shapes do not match.
     """
     sizes = dict(sizes)
     for name, axes in ((name, axes.split()) for name, axes in shapes.items()):
@@ -151,14 +148,12 @@ def check_shapes(
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> bytes:
-    # Cloned, as safetensors refuses transposed tensors and saves the storage behind a slice.
-    whole = {
-        name: tensor.to(torch.float16 if name in _HALF else torch.float32).clone(
-            memory_format=torch.contiguous_format
-        )
-        for name, tensor in tensors.items()
-    }
-    return save(whole)
+    packed = {}
+    for name, tensor in tensors.items():
+        rounded = tensor.half() if name in _HALF else tensor.float()
+        # Cloned, as safetensors refuses transposed tensors and saves the storage behind a slice.
+        packed[name] = rounded.clone(memory_format=torch.contiguous_format)
+    return save(packed)
 
 
 def _find_folder(name: str | Path, options: Mapping[str, Any]) -> Path:

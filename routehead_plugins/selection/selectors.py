@@ -124,7 +124,11 @@ class FixedHeads(Selector):
         Raises:
             HeadError: The LLM does not have them, or they were chosen for another one.
         """
-        _check_model(self.heads.model, llm.name)
+        if not same_model(self.heads.model, llm.name):
+            raise HeadError(
+                f"the heads were chosen for {self.heads.model!r}, but the LLM is {llm.name!r}; "
+                "choose heads for this one, or give them as layer-head to try them all the same."
+            )
         self.heads.check_within(llm.heads, llm.name)
         return self.heads
 
@@ -135,18 +139,9 @@ def short_name(model: str) -> str:
     return _EMBEDDED_LLM if short == EMBEDDED else short
 
 
-def same_model(name: str, other: str) -> bool:
-    """Tell whether two names can stand for the same LLM."""
+def same_model(recorded: str | None, name: str) -> bool:
+    """Tell whether a recorded name, where there is one, can stand for the same LLM as another."""
     # A folder or file may hold any LLM.
-    if os.path.exists(name) or os.path.exists(other):
+    if recorded is None or os.path.exists(recorded) or os.path.exists(name):
         return True
-    return short_name(name) == short_name(other)
-
-
-def _check_model(chosen_for: str | None, model: str) -> None:
-    """Check that heads were not chosen for another LLM."""
-    if chosen_for is not None and not same_model(chosen_for, model):
-        raise HeadError(
-            f"the heads were chosen for {chosen_for!r}, but the LLM is {model!r}; choose heads for "
-            "this one, or give them as layer-head to try them all the same."
-        )
+    return short_name(recorded) == short_name(name)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.errors import InputError
-from routehead_plugins.scoring import features, get_aggregation, standardise
+from routehead_plugins.scoring import COMPARABLE, features, standardise
 from routehead_plugins.signals import Judgments, QuerySignals
 
 OBJECTIVES = ("listwise", "pairs")
@@ -39,14 +39,7 @@ class Listwise:
     present: Tensor
 
     def losses(self, scores: Tensor) -> Tensor:
-        """Compute the loss of each query.
-
-        Args:
-            scores: Shape (queries, documents).
-
-        Returns:
-            Shape (queries,), differentiable by the scores.
-        """
+        """Compute the loss of each query, differentiable: (queries, documents) to (queries,)."""
         shown = scores.masked_fill(~self.present, _NEVER)
         return -(self._target * shown.log_softmax(dim=1)).sum(dim=1)
 
@@ -89,14 +82,9 @@ class Table:
         return rows.view(*self.features.shape[:2], -1)
 
     def slopes(self, scores: Tensor, shares: Tensor) -> Tensor:
-        """Differentiate the loss by the scores.
+        """Differentiate the loss by the scores, shape (queries * documents, fits) both.
 
-        Args:
-            scores: Shape (queries * documents, fits).
-            shares: Weight of each query in each fit, shape (queries, fits).
-
-        Returns:
-            Shape (queries * documents, fits).
+        ``shares`` holds the weight of each query in each fit, shape (queries, fits).
         """
         if self.objective == "listwise":
             slopes = self._listwise.slopes(self.by_query(scores))
@@ -139,13 +127,7 @@ def tabulate(
     *,
     first_stage: bool,
 ) -> Table:
-    """Lay signals out for fitting.
-
-    Args:
-        queries: The signals, which must be finite.
-        aggregation: Features that are weighted.
-        objective: ``"listwise"`` or ``"pairs"``.
-        first_stage: Whether the retrieval score has a column; the column is zero otherwise.
+    """Lay finite signals out for fitting; without first stage, the last column is zero.
 
     Raises:
         InputError: The aggregation or the objective does not exist.
@@ -167,7 +149,7 @@ def tabulate(
         if first_stage:  # zeros where a retrieval score is missing
             table[row, :size, -1] = standardise(query.first_stage.double())
     scale = torch.ones(heads + 1, dtype=torch.float64)
-    if not get_aggregation(aggregation).comparable:
+    if aggregation not in COMPARABLE:
         # Otherwise a penalty would prefer heads that happen to receive much attention.
         deviation = (table.square().sum(dim=(0, 1)) / judgments.sizes.sum()).sqrt()[:-1]
         scale[:-1] = torch.where(deviation > 0, deviation, 1.0)
@@ -186,7 +168,7 @@ def solve(
         table: The features and losses.
         shares: Weight of each query in each fit, shape (queries, fits).
         l1: Strength of the penalty; infinite for the retrieval score alone.
-        start: Initial weights, best those of a similar strength, shape (heads + 1, fits).
+        start: Initial weights, shape (heads + 1, fits).
         tolerance: Largest violation of the conditions of an optimum, in units of ``l1``.
 
     Returns:
@@ -211,16 +193,8 @@ def _descend(
 ) -> Tensor:
     """Take accelerated proximal gradient steps on some heads until the optimum is reached.
 
-    Args:
-        table: The losses.
-        rows: Features of these heads, shape (queries * documents, heads + 1).
-        shares: Weight of each query in each fit, shape (queries, fits).
-        l1: Strength of the penalty.
-        start: Initial weights, shape (heads + 1, fits).
-        tolerance: Largest violation of the conditions of an optimum.
-
-    Returns:
-        Weights of shape (heads + 1, fits).
+    As for `solve`, with the features of these heads: ``rows``, shape (queries * documents, heads +
+    1).
     """
     penalty = torch.full((len(start), 1), l1, dtype=start.dtype)
     penalty[-1] = 0.0

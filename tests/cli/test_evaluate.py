@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from routehead_plugins.errors import InputError
-from routehead_plugins.selection import split_methods
-
 Invoke = Callable[..., Result]
 
 
@@ -49,29 +46,3 @@ def test_a_heavy_first_stage_weight_gives_the_first_stage_order(
 def test_an_unknown_baseline_is_refused(invoke: Invoke, collection: Path) -> None:
     result = invoke("evaluate", "--collection", collection, "--methods", "all")
     assert str(result.exception).startswith("baseline 'bm25' is not among the methods all; add it")
-
-
-@pytest.mark.parametrize(
-    ("text", "methods"),
-    [
-        ("bm25,all", ["bm25", "all"]),
-        ("bm25, 13-18,13-1 ,all", ["bm25", "13-18,13-1", "all"]),
-        ("13-18,all,13-1", ["13-18", "all", "13-1"]),
-        ("1-1,2-2+bm25", ["1-1,2-2+bm25"]),
-    ],
-)
-def test_neighbouring_heads_are_one_method(text: str, methods: list[str]) -> None:
-    assert split_methods(text) == methods
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (" ,", '--methods names no method; give some, such as "bm25,all,layers".'),
-        ("all,bm25,all", "method 'all' is named twice; name each method once."),
-    ],
-)
-def test_unclear_methods_are_refused(text: str, message: str) -> None:
-    with pytest.raises(InputError) as error:
-        split_methods(text)
-    assert str(error.value) == message

@@ -89,7 +89,7 @@ def test_settings_that_json_cannot_hold_are_refused(tmp_path: Path) -> None:
         replace(table(), settings={"heads": {1}}).write_json(tmp_path / "table.json")
     assert str(caught.value) == (
         "settings={'heads': {1}} cannot be written as JSON (Object of type set is not JSON "
-        "serializable); expected text, finite numbers, lists and dicts; convert them."
+        "serializable); expected text, finite numbers, lists and dicts; convert other values."
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -153,7 +153,7 @@ def test_a_value_that_json_cannot_hold_is_refused_and_not_recorded(tmp_path: Pat
             journal.append("q1", math.nan)
         assert str(caught.value).startswith("the entry for 'q1' cannot be written as JSON (")
         assert str(caught.value).endswith(
-            "); expected text, finite numbers, lists and dicts; convert it."
+            "); expected text, finite numbers, lists and dicts; convert other values."
         )
         assert journal.done == {}
     assert finished(tmp_path / "out", {}) == {}
@@ -164,7 +164,7 @@ def test_a_fingerprint_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path / "out", {"path": tmp_path})  # type: ignore[dict-item]
     assert str(caught.value) == (
         "the fingerprint cannot be written as JSON (Object of type PosixPath is not JSON "
-        "serializable); expected text, finite numbers, lists and dicts; convert it."
+        "serializable); expected text, finite numbers, lists and dicts; convert other values."
     )
 
 

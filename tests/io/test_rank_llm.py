@@ -180,9 +180,9 @@ def test_any_document_keeps_its_text_id_and_score_in_a_request(
         ),
         (
             Document("t", "d", {"path": {1, 2}}),
-            "query 'q' cannot be written as JSON (Object of type set is not JSON serializable); "
-            "expected metadata of text, finite numbers, lists and dicts, and finite scores; "
-            "convert it.",
+            "the metadata or a score of query 'q' cannot be written as JSON (Object of type set is "
+            "not JSON serializable); expected text, finite numbers, lists and dicts; convert other "
+            "values.",
         ),
     ],
 )

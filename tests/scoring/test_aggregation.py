@@ -13,7 +13,7 @@ from torch import Tensor
 
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import AGGREGATIONS
-from routehead_plugins.scoring.aggregation import aggregate, features, get_aggregation
+from routehead_plugins.scoring.aggregation import COMPARABLE, aggregate, features
 from routehead_plugins.scoring.token_scores import standardise
 
 CALIBRATED = torch.tensor([[0.1, -0.2, 0.4], [0.3, 0.3, 0.3], [-0.5, 0.0, 0.5]])
@@ -131,7 +131,7 @@ def test_signals_are_left_as_they_are() -> None:
 
 def test_head_sets_record_every_aggregation() -> None:
     assert set(HOWS) == set(AGGREGATIONS)
-    assert [how for how in AGGREGATIONS if get_aggregation(how).comparable] == HOWS_COMPARABLE
+    assert list(COMPARABLE) == HOWS_COMPARABLE
 
 
 def test_an_unknown_aggregation_is_refused_with_those_there_are() -> None:

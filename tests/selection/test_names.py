@@ -12,7 +12,12 @@ from routehead_plugins import HeadSet, Recipe
 from routehead_plugins.errors import HeadError, InputError, ModelLoadError
 from routehead_plugins.options import RerankerOptions
 from routehead_plugins.selection import names
-from routehead_plugins.selection.names import as_selector, choose_selector, shipped_router
+from routehead_plugins.selection.names import (
+    as_selector,
+    choose_selector,
+    shipped_router,
+    split_methods,
+)
 from routehead_plugins.selection.published import published_heads
 from routehead_plugins.selection.query_space import QuerySpace
 from routehead_plugins.selection.router import HeadRouter, Router
@@ -289,3 +294,32 @@ def test_what_lies_in_the_working_folder_changes_nothing(
 def test_in_another_layout_every_head_is_read_unless_the_router_is_named() -> None:
     assert choose("embedded", layout="sequential") == AllHeads()
     assert is_shipped(choose("embedded", "routed", layout="sequential"))
+
+
+# Methods of an evaluation
+
+
+@pytest.mark.parametrize(
+    ("text", "methods"),
+    [
+        ("bm25,all", ["bm25", "all"]),
+        ("bm25, 13-18,13-1 ,all", ["bm25", "13-18,13-1", "all"]),
+        ("13-18,all,13-1", ["13-18", "all", "13-1"]),
+        ("1-1,2-2+bm25", ["1-1,2-2+bm25"]),
+    ],
+)
+def test_neighbouring_heads_are_one_method(text: str, methods: list[str]) -> None:
+    assert split_methods(text) == methods
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (" ,", '--methods names no method; give some, such as "bm25,all,layers".'),
+        ("all,bm25,all", "method 'all' is named twice; name each method once."),
+    ],
+)
+def test_unclear_methods_are_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        split_methods(text)
+    assert str(error.value) == message

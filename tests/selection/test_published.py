@@ -176,10 +176,8 @@ def test_a_name_is_told_from_a_path_by_its_method(text: str, meant: bool) -> Non
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of head sets instead of ours."""
-    monkeypatch.setattr(published, "files", lambda _: tmp_path)
-    root = tmp_path / "assets" / "head_sets"
-    root.mkdir(parents=True)
-    return root
+    monkeypatch.setattr(published, "_FOLDER", tmp_path)
+    return tmp_path
 
 
 def test_a_file_that_is_added_gets_a_name(elsewhere: Path) -> None:

@@ -32,6 +32,7 @@ from routehead_plugins.selection import router_files as files
 from routehead_plugins.selection.neighbours import NeighbourRouter
 from routehead_plugins.selection.query_space import QuerySpace
 from routehead_plugins.selection.router import HeadRouter, Router
+from routehead_plugins.selection.router_files import router_size
 
 HEADS = HeadSet(
     [(0, 1), (2, 3), (1, 0), (2, 0), (0, 3)],
@@ -816,7 +817,7 @@ def test_a_description_that_is_not_json_leaves_the_former_router_as_it_was(
     router.save_pretrained(tmp_path)
     with pytest.raises(InputError) as error:
         replace(router, description=description).save_pretrained(tmp_path)
-    assert str(error.value).startswith("the router's description is not JSON (")
+    assert str(error.value).startswith("the router's description cannot be written as JSON (")
     assert same(Router.from_pretrained(tmp_path), router)
 
 
@@ -905,6 +906,24 @@ def test_a_revision_is_read_from_the_given_cache_without_the_network(
         Router.from_pretrained("owner/router", revision="other", cache_dir=tmp_path)
 
 
+def test_the_size_of_a_router_is_read_from_its_folder_or_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--router"
+    folder = repository / "snapshots" / "commit"
+    fixed([1.0, 2.0]).save_pretrained(folder)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("commit")
+    size = (folder / "model.safetensors").stat().st_size
+    assert router_size(str(folder)) == router_size("owner/router") == size > 0
+    with pytest.raises(ModelLoadError, match="cannot be fetched from the Hub"):
+        router_size("owner/other")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="cannot be read"):
+        router_size(str(folder))
+
+
 def test_a_damaged_folder_is_not_warned_of_in_a_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -981,7 +1000,7 @@ def test_a_description_that_is_not_json_creates_no_repository(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", None)
-    with pytest.raises(InputError, match=r"^the router's description is not JSON \("):
+    with pytest.raises(InputError, match=r"^the router's description cannot be written as JSON \("):
         make("heads", by_hand(), description={"a": {1}}).push_to_hub("owner/router")
 
 
