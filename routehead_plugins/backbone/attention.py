@@ -26,8 +26,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from routehead_plugins.errors import UnsupportedModelError
 from routehead_plugins.heads import HeadSet
 
-_Attention = Callable[..., tuple[Tensor, Tensor | None]]
-
 # Names with "sdpa", "flash" or "flex_attention" in them trigger transformers' own support checks.
 _TAP_NAMES = {"eager": "routehead_tap_additive", "sdpa": "routehead_tap_boolean"}
 
@@ -52,8 +50,7 @@ class Rows:
         weights: Weight of every row in each average, shape (averages, rows).
         positions: Position of every row, shape (rows,).
         sees: Mask of the rows that each row may look at, itself included, shape (rows, rows).
-        past: Position of every key in the cache, shape (past keys,); each row may look at all
-            within the layer's window.
+        past: Position of every key in the cache, shape (past keys,).
     """
 
     weights: Tensor
@@ -83,8 +80,7 @@ class Tap:
         rows: Tokens whose attention is read; ``None`` where nothing is read.
         states_before: The forward stops before this layer and keeps the states that reach it.
         states: Those states, shape (batch, tokens, width).
-        read: Filled by the forward: layer -> attention, shape (averages, heads of the layer, past
-            keys).
+        read: Layer -> attention read there, shape (averages, heads of the layer, past keys).
     """
 
     last_layer: int
@@ -128,17 +124,10 @@ class _Options:
 def _mean_attention(
     query: Tensor, key: Tensor, heads: Tensor, rows: Rows, options: _Options
 ) -> Tensor:
-    """Average the attention of the chosen heads over the query rows.
+    """Average the attention of some query heads over the rows; (averages, heads, past keys).
 
-    Args:
-        query: After rotary embedding, shape (1, query heads, rows, dim).
-        key: After rotary embedding, shape (1, key heads, all keys, dim).
-        heads: Indices of the query heads to read, shape (heads,).
-        rows: Weights and masks of the rows.
-        options: Scaling, soft cap, sinks and window of this layer.
-
-    Returns:
-        Attention in float32, shape (averages, heads, past keys).
+    Queries, (1, query heads, rows, dim), and keys, (1, key heads, all keys, dim), come after rotary
+    embedding. The result is float32.
     """
     mask = rows.mask(options.sliding_window)[0]
     groups = query.shape[1] // key.shape[1]
@@ -168,20 +157,16 @@ def _softmax(scores: Tensor, mask: Tensor, options: _Options, heads: Tensor) -> 
 def _packed_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
 ) -> Tensor:
-    """Attend with the query heads of a group as further rows, so that no key is copied.
-
-    Returns:
-        Shape (batch, rows, query heads, dim).
-    """
+    """Attend with the query heads of a group as further rows, so that no key is copied."""
     batch, heads, rows, _ = query.shape
     groups = heads // key.shape[1]
     packed = query.reshape(batch, key.shape[1], groups * rows, -1)
     mask = mask[..., : key.shape[2]].repeat(1, 1, groups, 1)
     attended = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
-    return attended.view(batch, heads, rows, -1).transpose(1, 2)
+    return attended.view(batch, heads, rows, -1).transpose(1, 2)  # (batch, rows, heads, dim)
 
 
-def _make_tap(flavour: str) -> _Attention:
+def _make_tap(flavour: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """Wrap the attention function of a flavour: call the tap, then attend as usual."""
 
     def attend(
@@ -234,17 +219,7 @@ def _register(flavour: str) -> str:
 
 
 def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
-    """Build a second tree of modules over the same parameters, with the tap as its attention.
-
-    Args:
-        model: Any decoder of transformers; left as it is.
-
-    Returns:
-        The whole model, in evaluation mode; its ``get_decoder`` is tapped.
-
-    Raises:
-        UnsupportedModelError: Its attention function cannot be exchanged.
-    """
+    """Build a second tree of modules over the same parameters, with the tap as its attention."""
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     view: PreTrainedModel = copy.deepcopy(model, shared).eval()
     for module in view.modules():
@@ -258,8 +233,7 @@ def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
     if view._can_set_attn_implementation():
         view.set_attn_implementation(name)
     if view.config._attn_implementation != name:
-        reason = "its code goes around transformers' AttentionInterface"
-        raise UnsupportedModelError(_unsupported(model, reason))
+        raise _unsupported(model, "its code goes around transformers' AttentionInterface")
     return view
 
 
@@ -280,9 +254,8 @@ def _watch_layers(view: PreTrainedModel) -> None:
         layer.register_forward_pre_hook(watch(number), with_kwargs=True)
 
 
-def _unsupported(model: PreTrainedModel, reason: str) -> str:
-    """Word the error for a model that cannot be read."""
-    return (
+def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
         f"{type(model).__name__!r} has no attention that can be read ({reason}); "
         "use a decoder such as Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, Granite or GPT-OSS."
     )
@@ -298,7 +271,7 @@ def run(
         ids: Token ids, shape (batch, tokens).
         positions: Position of every token, shape (batch, tokens).
         cache: Keys and values to look back at; those of the tokens are added to it.
-        tap: The request: heads to read, and the layer to stop in.
+        tap: Heads to read, and the layer to stop in.
     """
     with contextlib.suppress(_StopForward):
         view(
@@ -310,26 +283,17 @@ def run(
         )
 
 
-def readable_heads(view: PreTrainedModel, model: PreTrainedModel) -> HeadSet:
-    """List the heads that can be read, by running one token through all layers.
-
-    Args:
-        view: The decoder of a ``tapped_view``.
-        model: The model that the view was made of, for the message.
-
-    Raises:
-        UnsupportedModelError: The trial run failed, or no layer called the tap.
-    """
+def readable_heads(view: PreTrainedModel) -> HeadSet:
+    """List the heads that can be read, by running one token through all layers of a view."""
     census = _Census()
     ids = torch.zeros((1, 1), dtype=torch.long, device=view.device)
     with torch.inference_mode():
         try:
-            run(view, ids, torch.zeros_like(ids), DynamicCache(), cast(Tap, census))
+            run(view.get_decoder(), ids, torch.zeros_like(ids), DynamicCache(), cast(Tap, census))
         except (TypeError, AttributeError, IndexError, ValueError) as error:
-            reason = f"a trial run failed: {error}"
-            raise UnsupportedModelError(_unsupported(model, reason)) from error
+            raise _unsupported(view, f"a trial run failed: {error}") from error
     if not census.heads:
-        raise UnsupportedModelError(_unsupported(model, "none of its layers computes attention"))
+        raise _unsupported(view, "none of its layers computes attention")
     return HeadSet(
         [(layer, index) for layer, heads in census.heads.items() for index in range(heads)]
     )

@@ -34,6 +34,8 @@ class FrozenLM(TextTasks):
         name: The name it was loaded by.
         heads: Every head that can be read.
         encoder: Builds prompts for it.
+        num_layers: Number of layers, loaded or not.
+        width: Size of a hidden state.
         max_tokens: Longest sequence it accepts; ``None`` when it names no limit.
     """
 
@@ -53,9 +55,11 @@ class FrozenLM(TextTasks):
         self._identity = object()
         self._whole = tapped_view(model)
         self._view = cast(PreTrainedModel, self._whole.get_decoder())
-        self.heads = readable_heads(self._view, model)
+        self.heads = readable_heads(self._whole)
         self.encoder = PromptEncoder(tokenizer)
-        config = model.config.get_text_config(decoder=True)
+        config = self._whole.config.get_text_config(decoder=True)
+        self.num_layers = int(config.num_hidden_layers)
+        self.width = int(config.hidden_size)
         self.max_tokens: int | None = getattr(config, "max_position_embeddings", None)
 
     @classmethod
@@ -71,14 +75,11 @@ class FrozenLM(TextTasks):
         """Load an LLM and its tokenizer.
 
         Args:
-            model: ``"embedded"``, a Hub id such as ``"Qwen/Qwen3-0.6B"``, a local directory, or a
-                ``.gguf`` file.
+            model: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
             device: ``None`` picks cuda, then mps, then cpu.
-            dtype: ``"auto"`` takes bfloat16 where the device is measured to be fast at it and
-                float32 elsewhere.
+            dtype: ``"auto"`` takes bfloat16 where the device is fast at it, float32 elsewhere.
             local_files_only: Never ask the Hub, use its local cache.
-            layers: Maps the model's depth to the number of leading layers to load; deeper ones are
-                not loaded and cannot be read. ``None`` loads all.
+            layers: Maps the model's depth to the number of leading layers to load; ``None``: all.
 
         Raises:
             ModelLoadError: Nothing of that name can be loaded.
@@ -122,16 +123,6 @@ class FrozenLM(TextTasks):
         return self._view.dtype
 
     @property
-    def num_layers(self) -> int:
-        """Number of layers of the LLM, loaded or not."""
-        return int(self._view.config.get_text_config(decoder=True).num_hidden_layers)
-
-    @property
-    def width(self) -> int:
-        """Size of a hidden state."""
-        return int(self._view.config.get_text_config(decoder=True).hidden_size)
-
-    @property
     def cache_key(self) -> Hashable:
         """Cache key that changes whenever the weights change.
 
@@ -154,7 +145,7 @@ class FrozenLM(TextTasks):
 
         Args:
             sequences: Token ids; run as one batch, padded to the longest.
-            last_layer: Keys and values are kept up to this layer; no deeper layer is run.
+            last_layer: The deepest layer to run and to keep keys and values of.
             behind: A prefix that every sequence follows and looks back at.
 
         Returns:
@@ -181,9 +172,8 @@ class FrozenLM(TextTasks):
         """Read the attention of several tails to the tokens before them, in one pass.
 
         Args:
-            context: Gives the keys and values to look back at, in any number of pieces, from
-                ``prefill`` or a cache; they are left as they are. Called while no other thread
-                uses the LLM, so that many threads hold the context of one query at a time.
+            context: Returns the pieces of keys and values to look back at. Called while no other
+                thread uses the LLM, so that many threads hold the context of one query at a time.
             tails: Token ids of each tail; a tail sees the context and itself only.
             heads: Heads to read, none deeper than the context.
             start: Position of the tails' first token; ``None`` for the end of the context.
@@ -196,12 +186,11 @@ class FrozenLM(TextTasks):
             past = context()
             start = max(piece.end for piece in past) if start is None else start
             ids, depths = tree.ids.to(self.device)[None], (start + tree.depths).to(self.device)
-            past_positions = [torch.arange(piece.start, piece.end) for piece in past]
             rows = Rows(
                 weights=tree.weights.to(self.device),
                 positions=depths,
                 sees=tree.sees.to(self.device),
-                past=torch.cat(past_positions).to(self.device),
+                past=torch.cat([torch.arange(p.start, p.end) for p in past]).to(self.device),
             )
             tap = Tap(heads.last_layer, heads, rows)
             run(self._view, ids, depths[None], joined(past, last_layer=tap.last_layer), tap)

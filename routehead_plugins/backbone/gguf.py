@@ -18,9 +18,9 @@ _LOCK = threading.RLock()  # the functions of a package are one per process
 def parsed_once() -> Iterator[None]:
     """Cache readers by file and tables of tensor names by architecture inside the ``with`` block.
 
-    Transformers builds a reader for the configuration, for the weights and for the tokenizer, and
-    a table of names for every module of the LLM. This replaces both functions of the package
-    ``gguf`` with cached ones; other threads still get the original ones.
+    Transformers builds a reader for the configuration, the weights and the tokenizer, and a table
+    of names for every module of the LLM. Other threads still get the uncached functions of the
+    package ``gguf``.
 
     Raises:
         ImportError: The package ``gguf`` is not installed.

@@ -71,11 +71,7 @@ class _JoinedLayer(DynamicLayer):
         self.is_initialized = True
 
     def update(
-        self,
-        key_states: Tensor,
-        value_states: Tensor,
-        *_: Any,
-        **__: Any,
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         self.keys, self.values = key_states, value_states
         if not self._pieces:
@@ -107,25 +103,16 @@ def joined(pieces: Sequence[KeyValues], *, last_layer: int, batch: int = 1) -> D
 
 
 def added(cache: DynamicCache, lengths: Sequence[int], *, start: int) -> list[KeyValues]:
-    """Cut out the keys and values that a forward added to a cache made by ``joined``.
+    """Cut out what a forward added to a cache made by ``joined``: views, one per sequence.
 
-    Args:
-        cache: After the forward.
-        lengths: Number of tokens of each sequence; the rest is padding.
-        start: Position of the first token.
-
-    Returns:
-        One per sequence; views, not copies.
+    Tokens of a sequence beyond its length are padding.
     """
-    layers = [cast(_JoinedLayer, layer) for layer in cache.layers]
+    layers = [(layer.keys, layer.values) for layer in cast(list[Any], cache.layers)]
     return [
         KeyValues(
             tuple(
-                (
-                    cast(Tensor, layer.keys)[row : row + 1, :, :length],
-                    cast(Tensor, layer.values)[row : row + 1, :, :length],
-                )
-                for layer in layers
+                (keys[row : row + 1, :, :length], values[row : row + 1, :, :length])
+                for keys, values in layers
             ),
             start,
         )
@@ -160,11 +147,6 @@ class KeyValueCache:
         return len(self._held)
 
     @property
-    def max_bytes(self) -> int:
-        """The bound."""
-        return int(self._held.maxsize)
-
-    @property
     def nbytes(self) -> int:
         """Bytes held now."""
         return int(self._held.currsize)
@@ -183,13 +165,8 @@ class KeyValueCache:
         """Keep keys and values in place of what was there, and drop what no longer fits."""
         with self._lock:
             self._held.pop(key, None)
-            if kept.nbytes <= self.max_bytes:
+            if kept.nbytes <= self._held.maxsize:
                 self._held[key] = kept
-
-    def clear(self) -> None:
-        """Drop everything."""
-        with self._lock:
-            self._held.clear()
 
 
 def parse_bytes(size: int | str) -> int:

@@ -43,9 +43,26 @@ def load(
     local_files_only: bool = False,
     layers: Callable[[int], int] | None = None,
 ) -> tuple[PreTrainedModel, Any]:
-    """Load the weights and the tokenizer.
+    """Load the weights and the tokenizer; a GGUF file is parsed once for both.
 
-    A GGUF file is parsed once for both. Arguments and errors are those of `load_model`.
+    Args:
+        name: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
+        dtype: Number format of the parameters.
+        device: Device for the parameters.
+        local_files_only: Use the local cache of the Hub only, never the network.
+        layers: Maps the model's depth to the number of layers to load, from the first on; ``None``
+            loads all. Deeper layers take no memory, and are not read from safetensors files. A
+            decoder without a single list of its layers is loaded whole. Exceptions of ``layers``
+            are passed on.
+
+    Returns:
+        The LLM in evaluation mode, whose configuration names the full number of layers, and the
+        tokenizer.
+
+    Raises:
+        ModelLoadError: There is no such LLM, or it cannot be loaded.
+        MissingExtraError: A package that this kind of file needs is not installed.
+        InputError: ``layers`` returns less than 1 or more than the depth.
     """
     _, arguments = _locate(name)
     with _parsing(arguments):
@@ -63,27 +80,7 @@ def load_model(
     local_files_only: bool = False,
     layers: Callable[[int], int] | None = None,
 ) -> PreTrainedModel:
-    """Load the weights.
-
-    Args:
-        name: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
-        dtype: Number format of the parameters.
-        device: Device for the parameters.
-        local_files_only: Use the local cache of the Hub only, never the network.
-        layers: Maps the model's depth to the number of layers to load, from the first on; ``None``
-            loads all. Deeper layers take no memory, and are not read from safetensors files. A
-            decoder without a single list of its layers is loaded whole. Exceptions of ``layers``
-            are passed on.
-
-    Returns:
-        The LLM in evaluation mode. Its configuration still names the full number of layers, since
-        in some families the behaviour of the first layers depends on it.
-
-    Raises:
-        ModelLoadError: There is no such LLM, or it cannot be loaded.
-        MissingExtraError: A package that this kind of file needs is not installed.
-        InputError: ``layers`` returns less than 1 or more than the depth.
-    """
+    """Load the weights; see ``load``."""
     source, arguments = _locate(name)
     arguments["local_files_only"] = local_files_only
     with _parsing(arguments):
@@ -101,16 +98,7 @@ def load_model(
 
 
 def load_tokenizer(name: str, *, local_files_only: bool = False) -> Any:
-    """Load the tokenizer that belongs to ``load_model(name)``.
-
-    Args:
-        name: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
-        local_files_only: Use the local cache of the Hub only, never the network.
-
-    Raises:
-        ModelLoadError: There is no such tokenizer, or it cannot be loaded.
-        MissingExtraError: A package that this kind of file needs is not installed.
-    """
+    """Load the tokenizer; see ``load``."""
     source, arguments = _locate(name)
     with _parsing(arguments), _quietly(), _errors_in_one_line(name):
         return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, **arguments)

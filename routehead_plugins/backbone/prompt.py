@@ -103,16 +103,18 @@ class PromptEncoder:
         Raises:
             UnsupportedModelError: Its chat template cannot take a single user turn.
         """
-        before, after = _chat_frame(tokenizer)
         controls = copy.deepcopy(tokenizer)
-        self._before = _ids(controls, before, special=True)
-        self._after = _ids(controls, after, special=True)
+        self._before, self._after = (
+            _with_control_tokens(controls, text) for text in _chat_frame(tokenizer)
+        )
         # This copy never produces control tokens: the setting is one per tokenizer, not one per
         # call, and so must not alternate between threads.
         self._tokenizer = _without_control_tokens(tokenizer)
         self.control_ids = frozenset(self._tokenizer.all_special_ids)
         self._documents = TokenCache(self.encode)
-        self._space = "" if self._adds_a_space() else " "
+        bare, spaced = self.encode(["a", " a"])
+        # Many tokenizers add the space before the first word of a text themselves.
+        self._space = "" if len(spaced) > len(bare) else " "
         self._announcement = self.encode([ANNOUNCEMENT])[0]
         self._separator = self.encode([SEPARATOR])[0]
         self._instruction = self.encode([INSTRUCTION + MARKER])[0]
@@ -191,12 +193,11 @@ class PromptEncoder:
             instruction: Text right before the query that says which documents are relevant.
         """
         encoded = self._documents([self._space + text for text in texts])
-        labels = [
-            LABEL.format(number=number) if numbered else "" for number in range(1, len(texts) + 1)
-        ]
+        numbers = range(1, len(texts) + 1)
+        labels = self.encode([LABEL.format(number=n) if numbered else "" for n in numbers])
         documents = []
-        for label, text in zip(self.encode(labels), encoded, strict=True):
-            text = text[:max_doc_tokens]
+        for label, ids in zip(labels, encoded, strict=True):
+            text = ids[:max_doc_tokens]
             span = Span(len(label), len(label) + len(text))
             documents.append(DocumentPiece(label + text + self._separator, span))
         return Pieces(
@@ -221,30 +222,23 @@ class PromptEncoder:
         Returns:
             Token ids before the question, one sequence per document, and those of the question.
         """
-        before, behind = self.encode(QUESTION.split("{text}"))
+        before, after = self.encode(QUESTION.split("{text}"))
         encoded = self._documents([self._space + text for text in texts])
-        contexts = [self._separator[:1] + before + ids[:max_doc_tokens] + behind for ids in encoded]
+        contexts = [self._separator[:1] + before + ids[:max_doc_tokens] + after for ids in encoded]
         return contexts, self.encode([self._space + query])[0]
 
     def _tail(self, query: str, instruction: str | None = None) -> tuple[int, ...]:
-        asked = self._instruction
+        task = self._instruction
         if instruction is not None:
-            (asked,) = self.encode([f"{INSTRUCTION}{instruction.strip()}{SEPARATOR}{MARKER}"])
-        return asked + self.encode([self._space + query])[0] + self._after
-
-    def _adds_a_space(self) -> bool:
-        """Tell whether the tokenizer adds a space before the first word of a text."""
-        bare, spaced = self.encode(["a", " a"])
-        return len(spaced) > len(bare)
+            (task,) = self.encode([f"{INSTRUCTION}{instruction.strip()}{SEPARATOR}{MARKER}"])
+        return task + self.encode([self._space + query])[0] + self._after
 
 
 class TokenCache:
     """Token ids of texts, the least recently used dropped first. Thread-safe."""
 
     def __init__(
-        self,
-        encode: Callable[[Sequence[str]], list[tuple[int, ...]]],
-        max_tokens: int = 1_000_000,
+        self, encode: Callable[[Sequence[str]], list[tuple[int, ...]]], max_tokens: int = 1_000_000
     ) -> None:
         """Start empty.
 
@@ -273,13 +267,10 @@ class TokenCache:
 
 
 def check_max_doc_tokens(value: object) -> None:
-    """Check the length at which documents are cut.
-
-    Args:
-        value: A whole number, 1 or more, or ``None`` for no cut.
+    """Check the length at which documents are cut; ``None`` stands for no cut.
 
     Raises:
-        InputError: It is something else.
+        InputError: It is not a whole number, 1 or more.
     """
     if value is not None and (not isinstance(value, int) or value < 1):
         raise InputError(
@@ -313,10 +304,10 @@ def _encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _ids(tokenizer: Any, text: str, *, special: bool) -> tuple[int, ...]:
+def _with_control_tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
     if not text:
         return ()
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not special)
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=False)
     return tuple(encoded["input_ids"])
 
 

@@ -23,7 +23,7 @@ def sample(
     generator: torch.Generator,
     ended: Callable[[Ids], bool],
 ) -> list[Ids]:
-    """Continue several prompts behind one prefix, which is run once.
+    """Continue several prompts behind one prefix, which is run once; see ``TextTasks.write``.
 
     Args:
         model: A causal LLM with its output projection; left as it is.
@@ -33,10 +33,7 @@ def sample(
         max_tokens: Longest continuation, in tokens.
         temperature: Divides the logits before the softmax; 0 takes the likeliest token.
         generator: CPU generator, so that samples do not depend on the device.
-        ended: Tells from a continuation so far whether it is complete.
-
-    Returns:
-        The continuation of each prompt, up to and including the token at which it ended.
+        ended: Tells from a continuation so far whether it is complete; its last token is kept.
     """
     if not prompts:
         return []
@@ -74,22 +71,20 @@ def _padded_prompts(
 ) -> tuple[Tensor, Tensor]:
     """Pad between prefix and prompt, so that all prompts end in the same column.
 
-    Returns:
-        Ids of shape (prompts, width), and the attention mask of shape (prompts, prefix + width).
+    Ids have shape (prompts, width), the attention mask has (prompts, prefix + width).
     """
     width = max(map(len, prompts))
-    padding = [width - len(prompt) for prompt in prompts]
-    ids = [
-        [prompt[0]] * count + list(prompt) for prompt, count in zip(prompts, padding, strict=True)
-    ]
+    ids = []
     mask = torch.ones(len(prompts), prefix + width, dtype=torch.long, device=device)
-    for row, count in enumerate(padding):
-        mask[row, prefix : prefix + count] = 0
+    for row, prompt in enumerate(prompts):
+        padding = width - len(prompt)
+        ids.append([prompt[0]] * padding + list(prompt))
+        mask[row, prefix : prefix + padding] = 0
     return torch.tensor(ids, device=device), mask
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Draw one token per row, shape (rows,)."""
+    """Draw one token per row."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = (logits / temperature).softmax(dim=-1)

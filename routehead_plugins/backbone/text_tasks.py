@@ -1,8 +1,7 @@
-"""What a frozen LLM does with plain texts: embed them, score them by likelihood, continue them."""
+"""Tasks of a frozen LLM on plain texts: embed, score by likelihood, continue."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -29,52 +28,23 @@ _EMBEDDING_DEPTH = 0.8
 
 
 class TextTasks(ABC):
-    """Tasks of ``FrozenLM`` that read no attention; each holds the LLM while it runs it.
-
-    Attributes:
-        name: The name the LLM was loaded by.
-        heads: Every head that can be read.
-        encoder: Builds prompts for the LLM.
-    """
+    """Tasks of ``FrozenLM`` that read no attention; each holds the LLM while it runs it."""
 
     name: str
     heads: HeadSet
     encoder: PromptEncoder
-
-    @property
-    @abstractmethod
-    def num_layers(self) -> int:
-        """Number of layers of the LLM, loaded or not."""
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """Size of a hidden state."""
+    num_layers: int
+    width: int
 
     @abstractmethod
     def hidden_states(
         self, sequences: Sequence[tuple[int, ...]], layer: int
     ) -> tuple[Tensor, Tensor]:
-        """Run sequences through the first layers only.
-
-        Args:
-            sequences: Token ids; run as one batch, padded on the right.
-            layer: Number of layers to run.
-
-        Returns:
-            States of shape (sequences, tokens, width), and lengths of shape (sequences,).
-        """
+        """Run the first layers; states (sequences, tokens, width) and lengths (sequences,)."""
 
     @abstractmethod
     def causal_lm(self, purpose: str) -> AbstractContextManager[PreTrainedModel]:
-        """Lend the whole model, with its output projection, to one thread at a time.
-
-        Args:
-            purpose: What cannot be done without it, for the error.
-
-        Raises:
-            UnsupportedModelError: The last layers or the output projection were not loaded.
-        """
+        """Lend the whole model to one thread at a time, or tell what cannot be done without it."""
 
     @property
     def embedding_layer(self) -> int:
@@ -82,10 +52,10 @@ class TextTasks(ABC):
         return round(_EMBEDDING_DEPTH * self.num_layers)
 
     def check_embedding_layer(self, layer: int) -> None:
-        """Check that the states after so many layers can be had.
+        """Check that states after so many layers can be computed.
 
         Raises:
-            InputError: There are fewer layers, or fewer were loaded.
+            InputError: The LLM has fewer layers, or was loaded with fewer.
         """
         loaded = self.heads.last_layer + 1
         # States behind the last layer that was loaded are normalised, others are not.
@@ -104,9 +74,8 @@ class TextTasks(ABC):
     ) -> Tensor:
         """Embed texts, for a dense first stage or for a router: a layer's states, pooled.
 
-        A few coordinates of an LLM's states are tens of times larger than the others, in every text
-        alike: shift and scale every coordinate by its mean and deviation over the corpus
-        (``Standardiser``) before comparing.
+        A few coordinates of an LLM's states are tens of times larger than the others in every text:
+        standardise every coordinate over the corpus (``Standardiser``) before comparing.
 
         Args:
             texts: Texts to embed; a blank text gives zeros.
@@ -150,8 +119,8 @@ class TextTasks(ABC):
         lengths = [len(context) + len(target) for context in contexts]
         with self.causal_lm("cannot tell likelihoods") as model:
             for batch in batches(lengths, _BATCH_TOKENS):
-                some = [contexts[index] for index in batch]
-                likelihoods[batch] = _log_likelihoods(model, some, target)
+                rows = [contexts[index] for index in batch]
+                likelihoods[batch] = _log_likelihoods(model, rows, target)
         return likelihoods
 
     def write(
@@ -203,7 +172,7 @@ class QueryLikelihood:
     """
 
     def __init__(self, llm: TextTasks, *, max_doc_tokens: int | None = None) -> None:
-        """Compose a scorer.
+        """Check the settings.
 
         Raises:
             InputError: ``max_doc_tokens`` is below 1.
@@ -233,10 +202,9 @@ class QueryLikelihood:
             query, [candidates[index].text for index in indices], self.max_doc_tokens
         )
         likelihoods = self.llm.log_likelihoods(contexts, target) / len(target)
-        scores = [-math.inf] * len(candidates)
-        for index, score in zip(indices, likelihoods.tolist(), strict=True):
-            scores[index] = score
-        return scores
+        scores = torch.full((len(candidates),), -torch.inf)
+        scores[indices] = likelihoods
+        return scores.tolist()
 
 
 @dataclass(frozen=True)
@@ -253,33 +221,19 @@ class Standardiser:
 
     @classmethod
     def fit(cls, embeddings: Tensor) -> Standardiser:
-        """Measure a corpus.
-
-        Args:
-            embeddings: Embeddings of the documents, shape (documents, width).
-        """
+        """Measure the documents of a corpus, shape (documents, width)."""
         deviation = embeddings.std(dim=0, unbiased=False)
         return cls(embeddings.mean(dim=0), torch.where(deviation > 0, deviation, 1.0))
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """Standardise and scale to length 1, so that an inner product is a cosine.
-
-        Args:
-            embeddings: Embeddings of documents or queries, shape (texts, width).
-        """
+        """Standardise texts, (texts, width), and scale to length 1: inner products are cosines."""
         return torch.nn.functional.normalize((embeddings - self.mean) / self.deviation, dim=-1)
 
 
 def pool(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
-    """Pool each text's hidden states into one vector.
+    """Pool states of shape (texts, tokens, width), padded on the right, to (texts, width).
 
-    Args:
-        states: Shape (texts, tokens, width), padded on the right.
-        lengths: Number of tokens of each text, shape (texts,).
-        pooling: One of ``POOLINGS``. The mean leaves out the first token, an attention sink.
-
-    Returns:
-        Shape (texts, width), float32; zeros for a text of the first token alone.
+    The first token, an attention sink, is left out; a text of that token alone gives zeros.
     """
     positions = torch.arange(states.shape[1], device=states.device)[None]
     mask = (positions > 0) & (positions < lengths[:, None])

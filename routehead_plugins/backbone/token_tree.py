@@ -1,7 +1,6 @@
 """Several continuations of one text as a single sequence: a tree of tokens.
 
-Tails share a prefix (the instruction) and differ from the query on. As a tree, the LLM runs the
-shared tokens once, and all tails in one pass over the documents' keys.
+The LLM runs the tokens that tails share once, and all tails in one pass over the documents' keys.
 """
 
 from __future__ import annotations

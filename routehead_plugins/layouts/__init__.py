@@ -1,13 +1,12 @@
-"""How the pieces of a prompt are arranged and run.
+"""Layouts: order, positions and passes of a prompt's pieces, which no other room knows.
 
-A layout decides order, positions and passes; no other room knows them. Attention comes back in the
-caller's order of documents.
+Attention comes back in the caller's order of documents.
 """
 
 from routehead_plugins.layouts.base import Layout, ReadOptions, check_null_share
 from routehead_plugins.layouts.names import check_layout, get_layout, make_layout
 from routehead_plugins.layouts.parallel import ParallelLayout
-from routehead_plugins.layouts.sequential import SequentialLayout, check_window
+from routehead_plugins.layouts.sequential import SequentialLayout
 
 __all__ = [
     "Layout",
@@ -16,7 +15,6 @@ __all__ = [
     "SequentialLayout",
     "check_layout",
     "check_null_share",
-    "check_window",
     "get_layout",
     "make_layout",
 ]

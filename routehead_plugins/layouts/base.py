@@ -29,8 +29,7 @@ class ReadOptions:
         calibrate: Whether to read the query without content as well.
         instruction: Text right before the query that says which documents are relevant.
         null_share: Share of the calibration that uses the null query with the instruction; the
-            rest omits the instruction (arXiv 2609.17764 uses 0 where instructions differ per
-            query).
+            rest omits it (arXiv 2609.17764 uses 0 where instructions differ per query).
         max_doc_tokens: Longer documents are cut here.
 
     Raises:
@@ -65,7 +64,6 @@ class Layout(Protocol):
     @property
     def name(self) -> str:
         """Name that head sets and routers record."""
-        ...
 
     def read(
         self,
@@ -87,20 +85,12 @@ class Layout(Protocol):
         Raises:
             PromptTooLongError: The prompt does not fit the LLM's context.
         """
-        ...
 
 
 def cached_prefill(
     llm: FrozenLM, ids: tuple[int, ...], last_layer: int, cache: KeyValueCache
 ) -> KeyValues:
-    """Run a prefix, or look it up.
-
-    Args:
-        llm: The frozen LLM.
-        ids: Token ids of the prefix.
-        last_layer: The deepest layer whose keys and values are needed.
-        cache: Keeps prefixes.
-    """
+    """Run a prefix up to a layer, or look it up in a cache of prefixes."""
     key = (llm.cache_key, ids)
     prefix = cache.get(key, last_layer=last_layer)
     if prefix is None:
@@ -110,12 +100,7 @@ def cached_prefill(
 
 
 def tails_of(pieces: Pieces, options: ReadOptions) -> list[tuple[int, ...]]:
-    """Return the query's tail, followed by those that calibrate it.
-
-    Args:
-        pieces: Pieces of the prompt.
-        options: Calibration, and its share without the instruction.
-    """
+    """Return the query's tail, followed by those that calibrate it."""
     tails = [pieces.tail]
     if options.calibrate:
         tails.append(pieces.null_tail)
@@ -124,20 +109,18 @@ def tails_of(pieces: Pieces, options: ReadOptions) -> list[tuple[int, ...]]:
     return tails
 
 
-def token_attention(
-    attention: Tensor, spans: Sequence[Span], pieces: Pieces, options: ReadOptions
-) -> TokenAttention:
-    """Split attention into that of the query and that of the calibration.
+def token_attention(attention: Tensor, pieces: Pieces, options: ReadOptions) -> TokenAttention:
+    """Split attention of ``tails_of``, (tails, heads, tokens), into query and calibration.
 
-    Args:
-        attention: Shape (tails, heads, tokens), in the order of ``tails_of``.
-        spans: Span of each document's text, in the order of the pieces.
-        pieces: Pieces of the prompt.
-        options: Calibration, and its share without the instruction.
+    The tokens are those of the prefix and of the documents, one after the other.
     """
     null = attention[1] if options.calibrate else None
     if null is not None and options.null_share < 1:
         null = options.null_share * null + (1 - options.null_share) * attention[2]
+    start, spans = len(pieces.prefix), []
+    for document in pieces.documents:
+        spans.append(Span(start + document.text.start, start + document.text.end))
+        start += len(document.ids)
     return TokenAttention(
         query=attention[0],
         null=null,
@@ -145,18 +128,3 @@ def token_attention(
         query_ids=pieces.query,
         document_ids=tuple(piece.ids[slice(*piece.text)] for piece in pieces.documents),
     )
-
-
-def longest_cut(lengths: Sequence[int], room: int) -> int:
-    """Return the largest cut at which documents fit into some tokens.
-
-    Args:
-        lengths: Length of each document, ascending.
-        room: Number of tokens for all documents together.
-    """
-    for index, length in enumerate(lengths):
-        share = room // (len(lengths) - index)
-        if length > share:
-            return max(0, share)
-        room -= length
-    return lengths[-1]

@@ -6,7 +6,7 @@ from routehead_plugins.backbone import KeyValueCache
 from routehead_plugins.errors import InputError
 from routehead_plugins.layouts.base import Layout
 from routehead_plugins.layouts.parallel import ParallelLayout
-from routehead_plugins.layouts.sequential import SequentialLayout, check_window
+from routehead_plugins.layouts.sequential import PREFIX_BYTES, SequentialLayout, check_window
 from routehead_plugins.options import RerankerOptions
 
 LAYOUTS = ("sequential", "parallel")
@@ -19,14 +19,13 @@ def get_layout(
     window: int | None = None,
     stride: int | None = None,
 ) -> Layout:
-    """Make a layout by name; ``None`` is the sequential one.
+    """Make a layout by name; see ``RerankerOptions``.
 
     Args:
-        name: ``"sequential"`` or ``"parallel"``.
-        document_cache: Memory for keys and values that later queries use again, such as
-            ``"2GB"``: of documents in the parallel layout, of whole lists in the sequential one.
-        window: Documents read at once in the sequential layout.
-        stride: Step between window starts, in documents.
+        name: ``"sequential"`` or ``"parallel"``; ``None`` for the sequential one.
+        document_cache: Memory for keys and values that later queries use again.
+        window: Documents read at once in the sequential layout; ``None`` for all.
+        stride: Step between window starts, in documents; ``None`` for half a window.
 
     Raises:
         InputError: There is no layout of that name, or a setting does not fit it.
@@ -34,24 +33,19 @@ def get_layout(
     if name not in (None, *LAYOUTS):
         raise InputError(f"layout={name!r} is unknown; give one of: {', '.join(LAYOUTS)}.")
     check_window(window, stride)
-    cache = None if document_cache is None else KeyValueCache(document_cache)
-    if name == "parallel":
-        if window is not None:
-            raise InputError(
-                f"window={window!r} is for the sequential layout; "
-                "the parallel one takes any number of documents: leave it out."
-            )
-        return ParallelLayout(cache)
-    return SequentialLayout(window, stride, **({} if cache is None else {"cache": cache}))
+    if name != "parallel":
+        size = PREFIX_BYTES if document_cache is None else document_cache
+        return SequentialLayout(window, stride, KeyValueCache(size))
+    if window is not None:
+        raise InputError(
+            f"window={window!r} is for the sequential layout; "
+            "the parallel one takes any number of documents: leave it out."
+        )
+    return ParallelLayout(None if document_cache is None else KeyValueCache(document_cache))
 
 
 def make_layout(options: RerankerOptions, chosen_for: str | None = None) -> Layout:
-    """Make the layout that the options name, or else the one that the heads were chosen for.
-
-    Args:
-        options: ``layout``, ``document_cache``, ``window`` and ``stride`` are read.
-        chosen_for: Name of the layout that the heads record; ``None`` for any.
-    """
+    """Make the layout that the options name, or else the one that the heads were chosen for."""
     return get_layout(
         options.layout or chosen_for,
         document_cache=options.document_cache,

@@ -5,19 +5,11 @@ The attention pattern of BlockRank (arXiv 2510.05396), read from an LLM that was
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from routehead_plugins.backbone import (
-    DocumentPiece,
-    FrozenLM,
-    KeyValueCache,
-    KeyValues,
-    Pieces,
-    batches,
-)
-from routehead_plugins.data import Span
+from routehead_plugins.backbone import FrozenLM, KeyValueCache, KeyValues, Pieces, batches
 from routehead_plugins.errors import PromptTooLongError
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.layouts.base import ReadOptions, cached_prefill, tails_of, token_attention
@@ -64,60 +56,34 @@ class ParallelLayout:
         _check_fits(pieces, llm)
         context = partial(self._context, llm, pieces, heads.last_layer)
         attention = llm.read(context, tails_of(pieces, options), heads)
-        spans = list(_spans(pieces.documents, len(pieces.prefix)))
-        return token_attention(attention, spans, pieces, options)
+        return token_attention(attention, pieces, options)
 
     def _context(self, llm: FrozenLM, pieces: Pieces, last_layer: int) -> list[KeyValues]:
-        """Run the prefix and the documents, or look them up."""
+        """Look up the prefix and the documents, and run those that are missing, equal ones once."""
+        # The prefix does not change while the LLM does not, so that it need not be in the key.
         weights = llm.cache_key
         prefix = cached_prefill(llm, pieces.prefix, last_layer, self._prefixes)
-        return [prefix, *self._documents(llm, weights, pieces.documents, prefix, last_layer)]
-
-    def _documents(
-        self,
-        llm: FrozenLM,
-        weights: Hashable,
-        pieces: Sequence[DocumentPiece],
-        prefix: KeyValues,
-        last_layer: int,
-    ) -> list[KeyValues]:
-        """Look documents up, and run those that are missing, equal ones once."""
-        # The prefix does not change while the LLM does not, so that it need not be in the key.
+        distinct = dict.fromkeys(piece.ids for piece in pieces.documents)
         key_values: dict[tuple[int, ...], KeyValues] = {}
-        missing: dict[tuple[int, ...], None] = {}
-        for piece in pieces:
-            held = None
-            if self.cache is not None and piece.ids not in key_values:
-                held = self.cache.get((weights, piece.ids), last_layer=last_layer)
-            if held is not None:
-                key_values[piece.ids] = held
-            elif piece.ids not in key_values:
-                missing[piece.ids] = None
-        sequences = list(missing)
-        for indices in batches([len(ids) for ids in sequences], _BATCH_TOKENS):
-            batch = [sequences[index] for index in indices]
+        if self.cache is not None:
+            for ids in distinct:
+                held = self.cache.get((weights, ids), last_layer=last_layer)
+                if held is not None:
+                    key_values[ids] = held
+        missing = [ids for ids in distinct if ids not in key_values]
+        for indices in batches([len(ids) for ids in missing], _BATCH_TOKENS):
+            batch = [missing[index] for index in indices]
             ran = llm.prefill(batch, last_layer=last_layer, behind=prefix)
             for ids, new in zip(batch, ran, strict=True):
                 key_values[ids] = new
                 if self.cache is not None:
                     key_values[ids] = new.copied()
                     self.cache.put((weights, ids), key_values[ids])
-        return [key_values[piece.ids] for piece in pieces]
-
-
-def _spans(documents: Sequence[DocumentPiece], start: int) -> Iterator[Span]:
-    """Yield the span of each text in the documents' keys, put one after the other."""
-    for document in documents:
-        yield Span(start + document.text.start, start + document.text.end)
-        start += len(document.ids)
+        return [prefix, *(key_values[piece.ids] for piece in pieces.documents)]
 
 
 def _check_fits(pieces: Pieces, llm: FrozenLM) -> None:
-    """Check that the longest document fits the LLM's context together with the query.
-
-    Raises:
-        PromptTooLongError: It does not; names the length, the limit, and a setting that helps.
-    """
+    """Check that the longest document fits the LLM's context together with the query."""
     longest = max(pieces.documents, key=lambda document: len(document.ids))
     around = len(pieces.prefix) + pieces.tail_size
     tokens, limit = around + len(longest.ids), llm.max_tokens

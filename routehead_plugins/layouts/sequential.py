@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -13,17 +13,11 @@ from routehead_plugins.backbone import FrozenLM, KeyValueCache, KeyValues, Piece
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError, PromptTooLongError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts.base import (
-    ReadOptions,
-    cached_prefill,
-    longest_cut,
-    tails_of,
-    token_attention,
-)
+from routehead_plugins.layouts.base import ReadOptions, cached_prefill, tails_of, token_attention
 from routehead_plugins.scoring import TokenAttention
 
 # Enough for twenty passages on an LLM of a billion parameters; longer prefixes are run again.
-_PREFIX_BYTES = "256MB"
+PREFIX_BYTES = "256MB"
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class SequentialLayout:
     window: int | None = None
     stride: int | None = None
     cache: KeyValueCache = field(
-        default_factory=lambda: KeyValueCache(_PREFIX_BYTES), compare=False, repr=False
+        default_factory=lambda: KeyValueCache(PREFIX_BYTES), compare=False, repr=False
     )
     name: str = field(default="sequential", init=False)
 
@@ -99,16 +93,13 @@ def _pieces(llm: FrozenLM, query: str, texts: Sequence[str], options: ReadOption
 def _read_window(
     llm: FrozenLM, pieces: Pieces, heads: HeadSet, cache: KeyValueCache, options: ReadOptions
 ) -> TokenAttention:
-    ids, spans = list(pieces.prefix), []
-    for document in pieces.documents:
-        spans.append(Span(len(ids) + document.text.start, len(ids) + document.text.end))
-        ids += document.ids
+    ids = tuple(chain(pieces.prefix, *(document.ids for document in pieces.documents)))
 
     def context() -> list[KeyValues]:
-        return [cached_prefill(llm, tuple(ids), heads.last_layer, cache)]
+        return [cached_prefill(llm, ids, heads.last_layer, cache)]
 
     attention = llm.read(context, tails_of(pieces, options), heads)
-    read = token_attention(attention, spans, pieces, options)
+    read = token_attention(attention, pieces, options)
     # From the prompt's order back to the caller's.
     return replace(read, spans=read.spans[::-1], document_ids=read.document_ids[::-1])
 
@@ -127,18 +118,14 @@ def _mean_over_windows(read: Sequence[tuple[int, TokenAttention]], count: int) -
     return TokenAttention(
         query=joined[0],
         null=joined[1] if len(joined) > 1 else None,
-        spans=tuple(Span(end - len(some), end) for some, end in zip(ids, ends, strict=True)),
+        spans=tuple(Span(end - len(text), end) for text, end in zip(ids, ends, strict=True)),
         query_ids=read[0][1].query_ids,
         document_ids=tuple(ids),
     )
 
 
 def check_window(window: int | None, stride: int | None) -> None:
-    """Check that windows leave no document out.
-
-    Args:
-        window: Documents read at once; ``None`` for all.
-        stride: Step between window starts, in documents; ``None`` for half a window.
+    """Check that windows leave no document out; see ``SequentialLayout``.
 
     Raises:
         InputError: A value is below 1, the stride exceeds the window, or there is no window.
@@ -155,10 +142,6 @@ def check_window(window: int | None, stride: int | None) -> None:
 
 def check_fits(pieces: Pieces, llm: FrozenLM) -> None:
     """Check that a prompt fits the LLM's context.
-
-    Args:
-        pieces: Pieces of the prompt.
-        llm: The LLM.
 
     Raises:
         PromptTooLongError: It does not; names the length, the limit, and settings that help.
@@ -181,6 +164,16 @@ def check_fits(pieces: Pieces, llm: FrozenLM) -> None:
         tokens=pieces.size,
         limit=limit,
     )
+
+
+def longest_cut(lengths: Sequence[int], room: int) -> int:
+    """Return the largest cut at which documents, of ascending lengths, fit into some tokens."""
+    for index, length in enumerate(lengths):
+        share = room // (len(lengths) - index)
+        if length > share:
+            return max(0, share)
+        room -= length
+    return lengths[-1]
 
 
 def _widest_window(pieces: Pieces, limit: int) -> int:

@@ -25,9 +25,8 @@ from routehead_plugins.layouts import (
     SequentialLayout,
     get_layout,
 )
-from routehead_plugins.layouts.base import longest_cut
 from routehead_plugins.layouts.names import LAYOUTS
-from routehead_plugins.layouts.sequential import check_fits
+from routehead_plugins.layouts.sequential import check_fits, longest_cut
 from routehead_plugins.scoring import TokenAttention
 
 LIMIT = 400
