@@ -31,12 +31,7 @@ class Hit:
 
 
 def hits_of(ranking: Ranking, documents: Sequence[Document]) -> list[Hit]:
-    """Turn a ranking into hits, followed by the documents that were not ranked.
-
-    Args:
-        ranking: Ranking of the first documents.
-        documents: All documents, in first-stage order.
-    """
+    """Turn a ranking of the first documents into hits, followed by the other documents."""
     depth = len(ranking)
     scores = [(scored.index, float(scored.score)) for scored in ranking]
     lowest = scores[-1][1]

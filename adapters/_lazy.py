@@ -34,10 +34,6 @@ class LazyReranker:
 
     Copies and deep copies are the same object, so that they share one LLM. Pickles hold the
     options but no weights.
-
-    Args:
-        options: Options to load the re-ranker with; ``None`` for the defaults.
-        ready: A ready re-ranker, used instead of loading one.
     """
 
     def __init__(self, options: RerankerOptions | None = None, ready: Any = None) -> None:
@@ -78,16 +74,7 @@ class LazyReranker:
 
 
 def check_options(names: Collection[str], ready: object = None) -> None:
-    """Check the names of the options that an adapter was given.
-
-    Args:
-        names: Names of the options that were given.
-        ready: The ready re-ranker that was given, if any.
-
-    Raises:
-        TypeError: A name is not an option.
-        InputError: Options were given together with a ready re-ranker.
-    """
+    """Check that options given to an adapter exist and do not contradict a ready re-ranker."""
     unknown = [name for name in names if name not in OPTION_NAMES]
     if unknown:
         raise TypeError(

@@ -66,7 +66,10 @@ def build_index(
     check_count("threads", threads)
     target = Path(index_dir)
     _check_target(target, overwrite=overwrite)
-    records = _corpus_records(corpus)
+    if isinstance(corpus, str | Path):
+        records = _file_records(Path(corpus))
+    else:
+        records = _document_records(corpus)
     indexer_class = _jvm.load("pyserini.index.lucene").LuceneIndexer
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -160,15 +163,8 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         )
 
 
-def _corpus_records(corpus: str | Path | Iterable[Document]) -> Iterator[dict[str, Any]]:
-    """Turn a corpus into JSON records with ``id`` and ``contents``."""
-    if not isinstance(corpus, str | Path):
-        return _document_records(corpus)
-    path = Path(corpus)
-    return _file_records(path / CORPUS_FILE if path.is_dir() else path)
-
-
 def _document_records(documents: Iterable[Document]) -> Iterator[dict[str, Any]]:
+    """Turn documents into JSON records with ``id`` and ``contents``."""
     for index, document in enumerate(documents):
         if document.id is None:
             raise InputError(
@@ -179,6 +175,8 @@ def _document_records(documents: Iterable[Document]) -> Iterator[dict[str, Any]]
 
 
 def _file_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Turn a corpus file, or that of a folder, into JSON records with ``id`` and ``contents``."""
+    path = path / CORPUS_FILE if path.is_dir() else path
     expected = "one JSON object per line with '_id', 'text' and maybe 'title'"
     for location, record in json_records(path, expected):
         docid = json_id(record, ("_id", "id"), location)

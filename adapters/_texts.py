@@ -13,18 +13,7 @@ from routehead_plugins.io import TEXT_FIELDS, titled_text
 
 
 class TextSource:
-    """Look up documents by id.
-
-    Args:
-        searcher: A Pyserini searcher, for documents that the corpus lacks.
-        corpus: Documents by id.
-        text_fields: Fields of a stored JSON document that may hold its text, in order of
-            preference.
-
-    Raises:
-        InputError: There is neither a corpus nor a searcher that stores documents, or no text
-            field.
-    """
+    """Look up documents by id, in the corpus or else in the searcher; see ``HeadRoutedStage``."""
 
     def __init__(
         self,
@@ -48,14 +37,7 @@ class TextSource:
         self._text_fields = tuple(text_fields)
 
     def documents(self, scored: Sequence[tuple[str, float]]) -> list[Document]:
-        """Return documents by id, in the order given, with the scores given.
-
-        Args:
-            scored: Pairs of document id and first-stage score.
-
-        Raises:
-            CollectionError: A document is missing, or has no text.
-        """
+        """Look up documents for pairs of id and first-stage score, in the order given."""
         stored = self._stored({docid for docid, _ in scored if docid not in self._corpus})
         return [
             replace(self._corpus[docid], id=docid, score=score)

@@ -158,8 +158,7 @@ class HeadRoutedStage:
     @property
     def reranker(self) -> Reranker:
         """The re-ranker, loaded at first use."""
-        reranker: Reranker = self._lazy.get()
-        return reranker
+        return self._lazy.get()  # type: ignore[no-any-return]
 
     def search(self, query: str, k: int = 10, *, query_id: str | None = None) -> list[Hit]:
         """Retrieve ``hits`` candidates, re-rank them and return the best.
