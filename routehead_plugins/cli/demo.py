@@ -21,6 +21,7 @@ from routehead_plugins.cli.runtime import (
     progress,
     ranked,
 )
+from routehead_plugins.evaluation import ResultTable, evaluate
 from routehead_plugins.io import BUNDLED, Collection, Topics, load_collection
 from routehead_plugins.options import RerankerOptions
 
@@ -46,8 +47,6 @@ def demo(arguments: DemoArguments, options: RerankerOptions) -> None:
     Indexes the bundled collection with Lucene, re-ranks, and prints every query before and after,
     then nDCG@10 of both. Needs no network.
     """
-    from routehead_plugins.evaluation import ResultTable, evaluate
-
     collection = load_collection(BUNDLED)
     topics = _spread(collection.topics, arguments.queries)
     rankings = _rankings(topics, arguments.hits, options)
@@ -65,9 +64,7 @@ def demo(arguments: DemoArguments, options: RerankerOptions) -> None:
     )
 
 
-def _rankings(
-    topics: Topics, hits: int, options: RerankerOptions
-) -> dict[str, dict[str, list[tuple[str, float]]]]:
+def _rankings(topics: Topics, hits: int, options: RerankerOptions) -> _Rankings:
     """Rank the candidates of every query by every method; the first method is BM25."""
     from routehead_plugins.selection import ALL, FIRST_STAGE, FUSED, ROUTED, Router, choose_selector
 

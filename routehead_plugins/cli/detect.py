@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -24,7 +25,6 @@ from routehead_plugins.io import load_collection, make_folder
 from routehead_plugins.options import RerankerOptions
 
 if TYPE_CHECKING:
-    from routehead_plugins.heads import HeadSet
     from routehead_plugins.signals import SignalSet
 
 WEIGHTS = "weights"
@@ -74,24 +74,9 @@ def detect(arguments: DetectArguments, options: RerankerOptions) -> None:
     Example: routehead detect --collection beir/nq --method core --layout parallel
     --output heads.json; then: routehead rerank --heads heads.json ...
     """
-    heads = detect_heads(arguments, options)
-    typer.echo(f"{arguments.output}: {len(heads)} heads by {heads.method}: {heads}")
-
-
-def detect_heads(arguments: DetectArguments, options: RerankerOptions) -> HeadSet:
-    """Compute signals, choose heads, and write the head set.
-
-    Args:
-        arguments: Collections, method and output file.
-        options: How the LLM is loaded and prompted.
-
-    Raises:
-        RouteHeadError: An option cannot be used, a collection is malformed or has no contrast, or
-            the LLM fails.
-    """
     from routehead_plugins import training
 
-    _check(arguments)
+    _check(arguments, (*training.METHODS, WEIGHTS))
     signals = _signals(arguments, options)
     if arguments.method == WEIGHTS:
         heads = training.fit_weights(
@@ -107,14 +92,11 @@ def detect_heads(arguments: DetectArguments, options: RerankerOptions) -> HeadSe
         )
     make_folder(arguments.output.parent, "head sets")
     heads.save(arguments.output)
-    return heads
+    typer.echo(f"{arguments.output}: {len(heads)} heads by {heads.method}: {heads}")
 
 
-def _check(arguments: DetectArguments) -> None:
+def _check(arguments: DetectArguments, methods: Sequence[str]) -> None:
     """Check the arguments before anything is read or loaded."""
-    from routehead_plugins.training import METHODS
-
-    methods = (*METHODS, WEIGHTS)
     if arguments.method not in methods:
         raise InputError(
             f"--method={arguments.method} does not exist; give one of {', '.join(methods)}."

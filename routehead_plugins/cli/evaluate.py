@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+from rich.console import Console
 
+from routehead_plugins import evaluation
 from routehead_plugins.cli.options import LLM, PROMPT, with_options
 from routehead_plugins.cli.runtime import (
     check_minimum,
+    check_names,
     fitted_weight,
     load_llm,
     progress,
@@ -37,7 +40,6 @@ from routehead_plugins.options import RerankerOptions
 
 if TYPE_CHECKING:
     from routehead_plugins.backbone import FrozenLM
-    from routehead_plugins.evaluation import Evaluation, ResultTable
 
 # Documents by query id.
 _Candidates: TypeAlias = Mapping[str, Sequence[Document]]
@@ -75,29 +77,11 @@ def evaluate(arguments: EvaluateArguments, options: RerankerOptions) -> None:
 
     Example: routehead evaluate --collection scifact --methods bm25,all,13-18,13-1
     """
-    from rich.console import Console
-
-    Console().print(compare_methods(arguments, options).to_rich())
-
-
-def compare_methods(arguments: EvaluateArguments, options: RerankerOptions) -> ResultTable:
-    """Run every method on every collection and compare them.
-
-    Queries that were done before an interruption are not run again.
-
-    Args:
-        arguments: Collections, methods and measures.
-        options: How the LLM is loaded and prompted.
-
-    Raises:
-        RouteHeadError: An option cannot be used, a collection is malformed, or the LLM fails.
-    """
-    from routehead_plugins.evaluation import ResultTable, parse_measures
     from routehead_plugins.selection import split_methods
 
     methods = split_methods(arguments.methods)
     measures = [name.strip() for name in arguments.measures.split(",")]
-    parse_measures(measures)
+    evaluation.parse_measures(measures)
     # The content of head-set files, not their names.
     selectors = _selectors(methods, options)
     _check(arguments, methods)
@@ -122,19 +106,15 @@ def compare_methods(arguments: EvaluateArguments, options: RerankerOptions) -> R
             collection.name: _evaluate(collection, methods, measures, arguments, score)
             for collection in collections
         }
-        table = ResultTable(evaluations, baseline=arguments.baseline, settings=shared)
+        table = evaluation.ResultTable(evaluations, baseline=arguments.baseline, settings=shared)
         if arguments.output is not None:
             table.write_json(arguments.output)
         journal.discard()
-    return table
+    Console().print(table.to_rich())
 
 
 def _selectors(methods: Sequence[str], options: RerankerOptions) -> list[str]:
-    """Describe the selector of every method but the first stage.
-
-    Raises:
-        InputError: There is no such selector, or a method would add the first stage twice.
-    """
+    """Describe the selector of every method but the first stage, and check that it exists."""
     from routehead_plugins.selection import FIRST_STAGE, FUSED, choose_selector
 
     descriptions = []
@@ -159,9 +139,7 @@ def _check(arguments: EvaluateArguments, methods: Sequence[str]) -> None:
             "add it, or name another baseline."
         )
     check_minimum("--hits", arguments.hits)
-    names = [path.resolve().name for path in arguments.collection]
-    if len(set(names)) < len(names):
-        raise InputError(f"two collections have the same folder name: {', '.join(names)}.")
+    check_names(arguments.collection)
 
 
 def _evaluate(
@@ -170,9 +148,8 @@ def _evaluate(
     measures: Sequence[str],
     arguments: EvaluateArguments,
     score: Callable[[Collection, str, _Candidates], Mapping[str, Sequence[float]]],
-) -> dict[str, Evaluation]:
+) -> dict[str, evaluation.Evaluation]:
     """Measure every method on one collection."""
-    from routehead_plugins.evaluation import evaluate
     from routehead_plugins.selection import FIRST_STAGE, FUSED
 
     topics = {key: text for key, text in collection.topics.items() if key in collection.qrels}
@@ -189,7 +166,7 @@ def _evaluate(
             scores = score(collection, method.removesuffix(FUSED), candidates)
             weight = arguments.first_stage_weight if method.endswith(FUSED) else 0.0
             run = {key: ranked(candidates[key], scores[key], weight) for key in topics}
-        evaluations[method] = evaluate(run, collection.qrels, measures)
+        evaluations[method] = evaluation.evaluate(run, collection.qrels, measures)
     return evaluations
 
 

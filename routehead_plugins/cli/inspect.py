@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from routehead_plugins.cli.options import with_options
-from routehead_plugins.cli.runtime import check_minimum, err, load_llm
+from routehead_plugins.cli.runtime import check_minimum, check_names, err, load_llm
 from routehead_plugins.errors import CollectionError, InputError, missing_extra
 from routehead_plugins.io import (
     BUNDLED,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from routehead_plugins.selection import Router
     from routehead_plugins.training import Inspection, Use
 
-_TENSORS_FILE = "model.safetensors"
 _MAX_ROWS = 20  # heads
 _PLOT_SUFFIXES = (".svg", ".png")
 _CELL = 0.19  # inches
@@ -71,28 +70,15 @@ def inspect(arguments: InspectArguments, options: RerankerOptions) -> None:
 def inspect_router(
     arguments: InspectArguments, options: RerankerOptions, seed: int = 0
 ) -> Inspection:
-    """Load a router, route queries, and write the figures and the plot.
-
-    Args:
-        arguments: The router, the collections and the output files.
-        options: Device and dtype of the LLM.
-        seed: Random seed of the queries that are drawn.
-
-    Raises:
-        InputError: An option cannot be used, or a file cannot be written.
-        ModelLoadError: The router or the LLM cannot be loaded.
-        RouterMismatchError: The router was trained for another LLM.
-        CollectionError: Queries cannot be read.
-        MissingExtraError: matplotlib is not installed, and a plot is wanted.
-    """
-    from routehead_plugins.selection import Router
+    """Load a router, route queries that the seed draws, and write the figures and the plot."""
+    from routehead_plugins.selection import Router, router_size
     from routehead_plugins.training import Inspection
 
     _check(arguments)
     router = Router.from_pretrained(arguments.router)
     options = replace(options, model=arguments.model or router.heads.model or options.model)
     uses = [] if arguments.queries == 0 else _uses(arguments, router, options, seed)
-    inspection = Inspection(arguments.router, router, _size(arguments.router), uses, seed)
+    inspection = Inspection(arguments.router, router, router_size(arguments.router), uses, seed)
     if arguments.output is not None:
         make_folder(arguments.output.parent, "figures")
         text = json.dumps(inspection.as_json(), indent=1, ensure_ascii=False)
@@ -109,12 +95,7 @@ def _check(arguments: InspectArguments) -> None:
     for path in (arguments.plot, arguments.output):
         if path is not None and path.is_dir():
             raise InputError(f"{path} is a folder; name a file.")
-    names = [path.resolve().name for path in arguments.collection or ()]
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise InputError(
-            f"two collections are called {repeated[0]!r}; give each once, or rename one."
-        )
+    check_names(arguments.collection or ())
     if arguments.plot is None:
         return
     if arguments.plot.suffix.lower() not in _PLOT_SUFFIXES:
@@ -125,16 +106,6 @@ def _check(arguments: InspectArguments) -> None:
         import matplotlib  # noqa: F401  fails now, not after minutes of work
     except ImportError as error:
         raise missing_extra(error, "plot") from error
-
-
-def _size(router: str) -> int:
-    """Return the size of a router's tensors, in a folder or in the Hub's cache, in bytes."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = Path(router, _TENSORS_FILE)
-    if not path.exists():
-        path = Path(str(try_to_load_from_cache(router, _TENSORS_FILE)))
-    return path.stat().st_size
 
 
 def _uses(

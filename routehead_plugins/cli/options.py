@@ -75,14 +75,10 @@ Seed = Annotated[int, "Random seed."]
 
 
 def with_options(*names: str, **defaults: object) -> Callable[[Command], Command]:
-    """Flatten the dataclasses that a command takes into command-line options.
+    """Flatten the dataclasses that a command takes into keyword arguments, as typer expects.
 
-    Args:
-        *names: Options of the table that fill the command's ``RerankerOptions``.
-        **defaults: Defaults that differ from those of ``RerankerOptions``.
-
-    Returns:
-        A decorator. Its result has a keyword argument for each option, as typer expects.
+    ``names`` are the options of the table, which fill ``RerankerOptions``; ``defaults`` replace
+    defaults of its fields.
     """
 
     def decorate(function: Command) -> Command:

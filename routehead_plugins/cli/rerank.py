@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, load_topics
 from routehead_plugins.cli.options import HEADS, LLM, PROMPT, with_options
 from routehead_plugins.cli.runtime import (
     bm25_stage,
@@ -33,9 +34,6 @@ from routehead_plugins.io import (
     write_run,
 )
 from routehead_plugins.options import RerankerOptions
-
-if TYPE_CHECKING:
-    from routehead_plugins.adapters.pyserini import HeadRoutedStage
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,13 @@ def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
         if len(missing) < len(inputs.queries):
             err.print(f"Resuming: {len(inputs.queries) - len(missing)} queries were done before.")
         if missing:
-            _rerank(missing, inputs, arguments.hits, options, journal)
+            stage = HeadRoutedStage(None, load_reranker(options), corpus={})
+            with progress("Re-ranking", len(missing)) as advance:
+                for query_id in missing:
+                    query, documents = inputs.queries[query_id], inputs.candidates(query_id)
+                    hits = stage.rerank_documents(query, documents, arguments.hits)
+                    journal.append(query_id, [[hit.docid, hit.score] for hit in hits])
+                    advance()
         results = {query_id: journal.done[query_id] for query_id in inputs.queries}
         _write(arguments, inputs, results)
         journal.discard()
@@ -128,8 +132,6 @@ def _settings(arguments: RerankArguments, options: RerankerOptions) -> dict[str,
 @contextmanager
 def _inputs(arguments: RerankArguments) -> Iterator[_Inputs]:
     """Read queries and candidates; an index stays open while its texts are needed."""
-    from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, load_topics
-
     if arguments.requests is not None:
         requests = {request.query_id: request for request in read_requests(arguments.requests)}
         queries = {query_id: request.query for query_id, request in requests.items()}
@@ -170,35 +172,12 @@ def _corpus_file(path: Path | None) -> Path | None:
     return path / CORPUS_FILE if path is not None and path.is_dir() else path
 
 
-def _rerank(
-    query_ids: Sequence[str],
-    inputs: _Inputs,
-    depth: int,
-    options: RerankerOptions,
-    journal: Journal,
-) -> None:
-    """Load the LLM, re-rank the candidates of these queries, and record the results."""
-    from routehead_plugins.adapters.pyserini import HeadRoutedStage
-
-    stage = HeadRoutedStage(None, load_reranker(options), corpus={})
-    with progress("Re-ranking", len(query_ids)) as advance:
-        for query_id in query_ids:
-            documents = inputs.candidates(query_id)
-            hits = stage.rerank_documents(inputs.queries[query_id], documents, depth)
-            journal.append(query_id, [[hit.docid, hit.score] for hit in hits])
-            advance()
-
-
 def _write(
     arguments: RerankArguments, inputs: _Inputs, results: Mapping[str, Sequence[tuple[str, float]]]
 ) -> None:
     """Write the re-ranked candidates of every query in the format of the output's suffix."""
     if arguments.output.suffix != ".jsonl":
-        rankings = {
-            query_id: [(docid, score) for docid, score in hits]
-            for query_id, hits in results.items()
-        }
-        write_run(arguments.output, rankings, arguments.tag)
+        write_run(arguments.output, results, arguments.tag)
         return
     requests = []
     for query_id, hits in results.items():

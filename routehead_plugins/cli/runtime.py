@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from routehead_plugins import __version__
+from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, build_index
 from routehead_plugins.data import Document, non_blank_indices
 from routehead_plugins.errors import InputError
 from routehead_plugins.io import Collection
 from routehead_plugins.options import RerankerOptions
 
 if TYPE_CHECKING:
-    from routehead_plugins.adapters.pyserini import HeadRoutedStage
     from routehead_plugins.backbone import FrozenLM
     from routehead_plugins.reranker import HeadRoutedAttentionReranker
     from routehead_plugins.selection import Selector
@@ -34,12 +34,7 @@ err = Console(stderr=True)
 
 
 def load_llm(options: RerankerOptions, selector: Selector | None = None) -> FrozenLM:
-    """Load the LLM with a status line on the terminal.
-
-    Args:
-        options: How the LLM is loaded.
-        selector: The only selector that will be used; layers that it never needs are not loaded.
-    """
+    """Load the LLM with a status line; only the layers that a selector needs, if one is given."""
     from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens
 
     check_max_doc_tokens(options.max_doc_tokens)
@@ -48,7 +43,7 @@ def load_llm(options: RerankerOptions, selector: Selector | None = None) -> Froz
 
 
 def load_reranker(options: RerankerOptions) -> HeadRoutedAttentionReranker:
-    """Load the LLM and compose a re-ranker, with a status line on the terminal."""
+    """Load the LLM and compose a re-ranker, with a status line."""
     from routehead_plugins.reranker import HeadRoutedAttentionReranker
 
     with err.status(f"Loading {options.model} ..."):
@@ -82,26 +77,24 @@ def fitted_weight(selector: Selector) -> float | None:
 
 
 def check_minimum(option: str, value: int | None, minimum: int = 1) -> None:
-    """Check that an option's number is not too small; None passes.
-
-    Raises:
-        InputError: The number is below the minimum.
-    """
+    """Check that an option's number is not too small; None passes."""
     if value is not None and value < minimum:
         raise InputError(f"{option}={value} must be {minimum} or more.")
 
 
+def check_names(collections: Sequence[Path]) -> None:
+    """Check that no two collections have the same name, which is that of the folder."""
+    names = [path.resolve().name for path in collections]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise InputError(
+            f"two collections are called {repeated[0]!r}; give each once, or rename one."
+        )
+
+
 @contextmanager
 def bm25_stage(corpus: Path, hits: int, index: Path | None = None) -> Iterator[HeadRoutedStage]:
-    """Open a Lucene index for BM25 retrieval, or a temporary index of the corpus.
-
-    Args:
-        corpus: Corpus file or BEIR folder; unused with an index.
-        hits: Candidates per query.
-        index: A Lucene index on disk.
-    """
-    from routehead_plugins.adapters.pyserini import HeadRoutedStage, build_index
-
+    """Open a Lucene index for BM25 retrieval, or without one a temporary index of the corpus."""
     if index is not None:
         yield HeadRoutedStage.from_index(index, hits=hits)
         return
@@ -115,24 +108,14 @@ def with_candidates(collection: Collection, topics: Mapping[str, str], hits: int
     """Return the collection with a run: its own, or by BM25 with so many hits for the topics."""
     if collection.run is not None:
         return collection
-    from routehead_plugins.adapters.pyserini import bm25_run
-
     with bm25_stage(collection.path, hits) as stage:
         return replace(collection, run=bm25_run(stage.searcher, topics, hits))
 
 
 def sample_queries(collection: Collection, size: int | None, seed: int) -> list[str]:
-    """Draw ids of judged queries, in the collection's order.
-
-    Args:
-        collection: The collection.
-        size: Maximum number of queries; None for all. A smaller sample is part of a larger one.
-        seed: Random seed.
-    """
+    """Draw ids of at most ``size`` judged queries, or all, in the collection's order."""
     judged = [query_id for query_id in collection.topics if query_id in collection.qrels]
-    if size is None or size >= len(judged):
-        return judged
-    # All are shuffled whatever the size, so that samples are nested.
+    # All are shuffled whatever the size, so that a smaller sample is part of a larger one.
     shuffled = random.Random(f"{seed} {collection.name}").sample(judged, len(judged))
     sample = set(shuffled[:size])
     return [query_id for query_id in judged if query_id in sample]
@@ -155,15 +138,9 @@ def stamp(path: Path | None) -> list[Any] | None:
 def ranked(
     documents: Sequence[Document], scores: Sequence[float], weight: float
 ) -> list[tuple[str, float]]:
-    """Order documents by score, fused with the retrieval scores; blank documents rank last.
+    """Order documents by score, fused with the weighted retrieval scores; blank ones rank last.
 
-    Args:
-        documents: The candidates, with their retrieval scores.
-        scores: The re-ranker's score of each document.
-        weight: Weight of the retrieval scores; 0 leaves them out.
-
-    Returns:
-        Pairs of document id and score, best first.
+    The result is pairs of document id and score, best first. A weight of 0 fuses nothing.
     """
     final = list(scores)
     indices = non_blank_indices(documents)
@@ -180,8 +157,8 @@ def ranked(
         final = [float(fused.min()) - 1] * len(documents)
         for index, score in zip(indices, fused.tolist(), strict=True):
             final[index] = score
-    order = sorted(range(len(final)), key=lambda index: -final[index])
-    return [(documents[index].id or "", final[index]) for index in order]
+    pairs = zip((document.id or "" for document in documents), final, strict=True)
+    return sorted(pairs, key=lambda pair: -pair[1])
 
 
 @contextmanager

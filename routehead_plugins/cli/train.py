@@ -105,18 +105,7 @@ def train(arguments: TrainArguments, options: RerankerOptions) -> None:
 
 
 def train_router(arguments: TrainArguments, options: RerankerOptions) -> Router:
-    """Compute signals, train, and write the router's folder.
-
-    Everything computed is kept, so that a job that was stopped resumes.
-
-    Args:
-        arguments: Collections, objective and output folder.
-        options: How the LLM is loaded and prompted.
-
-    Raises:
-        RouteHeadError: An option cannot be used, a collection is malformed or has nothing to
-            learn from, or the LLM fails.
-    """
+    """Compute signals, train, and write the router's folder."""
     from routehead_plugins.layouts import make_layout
     from routehead_plugins.training import router_card
 
@@ -125,8 +114,11 @@ def train_router(arguments: TrainArguments, options: RerankerOptions) -> Router:
     collections = [_load(path, arguments) for path in arguments.collection]
     layout = make_layout(options)
     llm = load_llm(options)
-    fit_options = replace(fit_options, layer=_embedding_layer(llm, arguments))
-    llm.check_embedding_layer(fit_options.layer)
+    layer = llm.embedding_layer if arguments.layer is None else arguments.layer
+    if arguments.max_layer is not None:
+        layer = min(layer, arguments.max_layer)  # no deeper than any head to be chosen
+    llm.check_embedding_layer(layer)
+    fit_options = replace(fit_options, layer=layer)
     parts: list[dict[str, Any]] = []
     signal_sets = []
     for collection in collections:
@@ -165,14 +157,13 @@ def _check(arguments: TrainArguments) -> None:
     check_minimum("--max-layer", arguments.max_layer, 0)
     if not 0 <= arguments.teacher <= 1:
         raise InputError(f"--teacher={arguments.teacher} must be from 0 to 1.")
-    if arguments.output.is_file():
-        raise InputError(f"{arguments.output} is a file; name a folder for the router.")
+    for path, content in ((arguments.output, "the router"), (arguments.signals, "signals")):
+        if path is not None and path.is_file():
+            raise InputError(f"{path} is a file; name a folder for {content}.")
     if not arguments.judged and arguments.synthesize is None:
         raise InputError(
             "without judgments there is nothing to learn from; give --synthesize, such as 500."
         )
-    if arguments.signals is not None and arguments.signals.is_file():
-        raise InputError(f"{arguments.signals} is a file; name a folder for signals.")
 
 
 def _fit_options(arguments: TrainArguments) -> FitOptions:
@@ -197,18 +188,8 @@ def _fit_options(arguments: TrainArguments) -> FitOptions:
     )
 
 
-def _embedding_layer(llm: FrozenLM, arguments: TrainArguments) -> int:
-    """Return the layer after which queries are embedded, no deeper than any head to be chosen."""
-    layer = llm.embedding_layer if arguments.layer is None else arguments.layer
-    return layer if arguments.max_layer is None else min(layer, arguments.max_layer)
-
-
 def _load(path: Path, arguments: TrainArguments) -> Collection:
-    """Load a collection, or its corpus alone where queries are synthesized.
-
-    Raises:
-        CollectionError: There is nothing to learn from.
-    """
+    """Load a collection, or its corpus alone where queries are synthesized."""
     synthesize = arguments.synthesize is not None
     if synthesize and not all((path / name).exists() for name in (TOPICS_FILE, QRELS_FILE)):
         return Collection(path.resolve().name, path, read_corpus(path / CORPUS_FILE), {}, {})
