@@ -46,3 +46,10 @@ def test_a_heavy_first_stage_weight_gives_the_first_stage_order(
 def test_an_unknown_baseline_is_refused(invoke: Invoke, collection: Path) -> None:
     result = invoke("evaluate", "--collection", collection, "--methods", "all")
     assert str(result.exception).startswith("baseline 'bm25' is not among the methods all; add it")
+
+
+def test_collections_of_the_same_name_are_refused(invoke: Invoke, collection: Path) -> None:
+    result = invoke("evaluate", *("--collection", collection) * 2)
+    assert str(result.exception) == (
+        "two collections are called 'wolves'; give each once, or rename one."
+    )
