@@ -33,9 +33,8 @@ class CollectOptions:
         hits: Number of candidates per query.
         max_doc_tokens: Length to which documents are cut, in tokens; ``None`` for no limit.
         shuffle: Seed of a random order of the candidates; ``None`` for the first stage's order.
-        positions: Number of prompts per query. In each, the candidate with the highest judgment is
-            at another position, from first to last, as in CoRe (arXiv 2510.02219). 1 does not move
-            it.
+        positions: Number of prompts per query. If above 1, the candidate with the highest judgment
+            moves from the first position to the last, as in CoRe (arXiv 2510.02219).
     """
 
     hits: int = 20
@@ -80,13 +79,11 @@ def collect_signals(
 ) -> SignalSet:
     """Compute the signals of all heads for the judged queries of a collection.
 
-    Signals that are in the folder already are not computed again, so an interrupted run resumes.
-
     Args:
         collection: A collection with candidates.
         llm: The frozen LLM, loaded as deep as the heads to learn about.
         layout: The arrangement of documents and query.
-        folder: Folder in which signals are stored.
+        folder: Folder of finished signals, from which an interrupted run resumes.
         options: How candidates are presented.
         query_ids: Ids of the queries to use; ``None`` for all. Unjudged ones are skipped.
         advance: Callback after every query.
@@ -102,10 +99,7 @@ def collect_signals(
     """
     options = options or CollectOptions()
     settings = llm_settings(
-        llm,
-        layout=repr(layout),
-        heads=len(llm.heads),
-        max_doc_tokens=options.max_doc_tokens,
+        llm, layout=repr(layout), heads=len(llm.heads), max_doc_tokens=options.max_doc_tokens
     )
     store = SignalStore(folder, settings)
     queries = []

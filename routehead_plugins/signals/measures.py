@@ -1,9 +1,8 @@
 """Measures of how well scores rank the judged candidates of a query: pure functions of tensors.
 
-Every measure is implemented once, in `Judgments`, for many queries and many rows of scores at a
-time; a row holds the scores of one head, or of one set of heads. The functions of the same names
-measure the rows of a single query. Documents stand in the order of the first stage, ties keep that
-order, and all results are float64.
+`Judgments` measures many queries at a time; the functions of the same names measure one. A row of
+scores is that of one head, or of one set of heads. Documents stand in the order of the first stage,
+ties keep that order, and all results are float64.
 """
 
 from __future__ import annotations
@@ -51,14 +50,13 @@ class Judgments:
         Args:
             gains: Judgments of each query's candidates, shape (documents,).
             ideal_gains: Judgments of each query's judged documents, in any order.
-            depth: Number of ranks that count for nDCG.
+            depth: Ranks that count for nDCG.
         """
         sizes = torch.tensor([len(row) for row in gains], device=gains[0].device)
         best = [row.sort(descending=True).values[:depth] for row in ideal_gains]
         return cls(_padded(gains), sizes, pad(_padded(best), (0, depth))[:, :depth])
 
     def __getitem__(self, rows: Tensor) -> Judgments:
-        """Return the judgments of some of the queries."""
         return Judgments(self.gains[rows], self.sizes[rows], self.ideal_gains[rows])
 
     @cached_property

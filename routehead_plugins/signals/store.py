@@ -140,10 +140,10 @@ class SignalStore:
     """
 
     def __init__(self, folder: StrPath, settings: Mapping[str, JSON]) -> None:
-        """Open the folder, or create it.
+        """Open the folder of these settings, or create it.
 
         Args:
-            folder: Parent folder; each combination of settings has a folder of its own in it.
+            folder: Parent of the folders of all settings.
             settings: Everything the signals depend on besides the keys.
 
         Raises:
@@ -171,18 +171,9 @@ class SignalStore:
             return None
 
     def put(self, key: str, signals: QuerySignals) -> None:
-        """Write the signals of a query under a key.
-
-        Raises:
-            InputError: The file cannot be written.
-        """
-        header = {
-            "fingerprint": self._fingerprint,
-            "key": key,
-            "query_id": signals.query_id,
-            "query": signals.query,
-            "docids": signals.docids,
-        }
+        """Write the signals of a query under a key."""
+        header = {"fingerprint": self._fingerprint, "key": key}
+        header |= {name: getattr(signals, name) for name in ("query_id", "query", "docids")}
         tensors = {name: getattr(signals, name).contiguous() for name in _TENSORS}
         tensors["header"] = torch.tensor(list(json.dumps(header).encode()), dtype=torch.uint8)
         atomic_write_bytes(self._path(key), save(tensors))

@@ -31,17 +31,11 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 @dataclass(frozen=True)
 class Style:
-    """A kind of query, with examples for the prompt.
+    """A kind of query, with examples for the prompt."""
 
-    Attributes:
-        label: Word that announces the query in the prompt.
-        words: Smallest and largest number of words of a query.
-        examples: Pairs of a passage and its query.
-    """
-
-    label: str
-    words: tuple[int, int]
-    examples: tuple[tuple[str, str], ...]
+    label: str  # announces the query in the prompt
+    words: tuple[int, int]  # fewest and most words of a query
+    examples: tuple[tuple[str, str], ...]  # passages and their queries
 
     @property
     def prefix(self) -> str:
@@ -51,7 +45,8 @@ class Style:
 
     def prompt(self, passage: str) -> str:
         """Return the part of the prompt with a passage, to be continued by its query."""
-        return f"Passage: {' '.join(passage.split())}\n{self.label}:"
+        shown = " ".join(passage.split()[:_PASSAGE_WORDS])[:_PASSAGE_LENGTH].rstrip()
+        return f"Passage: {shown}\n{self.label}:"
 
 
 # All styles show the same passages, so that only the kind of query differs.
@@ -117,15 +112,15 @@ def synthesize_queries(
 ) -> Collection:
     """Write queries from passages of a collection, each judged relevant to its own passage alone.
 
-    An interrupted call resumes when it is repeated. The same seed and count give the same queries,
-    unless calls with other counts used the same folder in between.
+    The same seed and count give the same queries, unless calls with other counts used the same
+    folder in between.
 
     Args:
         collection: A collection, of which only the corpus is used.
         llm: The frozen LLM, with all its layers.
         count: Number of queries to write. Fewer are returned, since unusable texts are dropped.
             Every passage is used once before any is used a second time; none is used a third time.
-        folder: Folder in which finished queries are stored.
+        folder: Folder of finished queries, from which an interrupted run resumes.
         seed: Random seed of the passages and of the sampled words.
         styles: Kinds of queries, used in rotation.
         advance: Callback after every query.
@@ -170,38 +165,29 @@ def consistent(collection: Collection, hits: int) -> Collection:
         collection: The result of ``synthesize_queries``, with candidates.
         hits: Number of candidates among which the passage must be.
     """
-    query_ids = [
-        query_id
-        for query_id in collection.topics
+    topics = {
+        query_id: query
+        for query_id, query in collection.topics.items()
         if {document.id for document in collection.candidates(query_id, hits)}
         & collection.qrels[query_id].keys()
-    ]
-    return replace(
-        collection,
-        topics={query_id: collection.topics[query_id] for query_id in query_ids},
-        qrels={query_id: collection.qrels[query_id] for query_id in query_ids},
-    )
+    }
+    qrels = {query_id: collection.qrels[query_id] for query_id in topics}
+    return replace(collection, topics=topics, qrels=qrels)
 
 
 def acceptable(query: str, passage: str, words: tuple[int, int] = (2, 32)) -> bool:
     """Tell whether a text can serve as a query for a passage.
 
-    It must have an acceptable length, at least half of its words must be different ones, and it
-    must not be a copy of a part of the passage.
-
-    Args:
-        query: Text that the LLM wrote.
-        passage: Text that the LLM was shown.
-        words: Smallest and largest number of words.
+    The text must have at least ``words[0]`` and at most ``words[1]`` words, at least half of them
+    different ones, and must not be a copy of a part of the passage.
     """
     query_words = _words(query)
-    if not words[0] <= len(query_words) <= words[1]:
-        return False
-    if len(set(query_words)) < (len(query_words) + 1) // 2:
+    count, different = len(query_words), len(set(query_words))
+    if not words[0] <= count <= words[1] or different < (count + 1) // 2:
         return False
     # Five words or fewer, such as a name, may well occur in the passage.
     copied = f" {' '.join(query_words)} " in f" {' '.join(_words(passage))} "
-    return len(query_words) <= 5 or not copied
+    return count <= 5 or not copied
 
 
 def _attempts(
@@ -233,27 +219,19 @@ def _attempts(
 
 def _write(batch: Sequence[_Attempt], llm: FrozenLM, journal: Journal, seed: int) -> dict[int, str]:
     """Write the queries of one style, or look them up; returns number -> text."""
-    keys = [
-        _digest([attempt.number, attempt.style.prefix, attempt.passage.text]) for attempt in batch
-    ]
+    keys = [_digest([query.number, query.style.prefix, query.passage.text]) for query in batch]
     # The whole batch is written if one is missing: samples depend on the rest of the batch.
     if any(key not in journal.done for key in keys):
         texts = llm.write(
             batch[0].style.prefix,
-            [attempt.style.prompt(_cut(attempt.passage.text)) for attempt in batch],
+            [query.style.prompt(query.passage.text) for query in batch],
             max_tokens=_MAX_TOKENS,
             temperature=_TEMPERATURE,
             seed=int(_digest([seed, *keys]), 16),
         )
         for key, text in zip(keys, texts, strict=True):
             journal.append(key, text)
-    return {
-        attempt.number: str(journal.done[key]) for attempt, key in zip(batch, keys, strict=True)
-    }
-
-
-def _cut(passage: str) -> str:
-    return " ".join(passage.split()[:_PASSAGE_WORDS])[:_PASSAGE_LENGTH]
+    return {query.number: str(journal.done[key]) for query, key in zip(batch, keys, strict=True)}
 
 
 def _words(text: str) -> list[str]:

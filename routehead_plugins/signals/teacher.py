@@ -32,13 +32,10 @@ def collect_likelihoods(
 ) -> dict[str, Tensor]:
     """Compute the likelihood of each query given each of its candidates.
 
-    Likelihoods that are in the folder already are not computed again, so an interrupted run
-    resumes.
-
     Args:
         collection: A collection with candidates.
         llm: The frozen LLM, with all its layers.
-        folder: Folder in which likelihoods are stored.
+        folder: Folder of finished likelihoods, from which an interrupted run resumes.
         hits: Number of candidates per query.
         max_doc_tokens: Length to which documents are cut, in tokens; ``None`` for no limit.
         advance: Callback after every query.
@@ -90,16 +87,13 @@ def mix_teacher(signals: SignalSet, likelihoods: Mapping[str, Tensor], share: fl
     if not 0 <= share <= 1:
         raise InputError(f"share={share!r} is out of range; give a number from 0 to 1.")
     return signals.subset(
-        [
-            _mix(query, likelihoods[query.query_id], share)
-            if query.query_id in likelihoods
-            else query
-            for query in signals.queries
-        ]
+        [_mix(query, likelihoods.get(query.query_id), share) for query in signals.queries]
     )
 
 
-def _mix(query: QuerySignals, likelihood: Tensor, share: float) -> QuerySignals:
+def _mix(query: QuerySignals, likelihood: Tensor | None, share: float) -> QuerySignals:
+    if likelihood is None:
+        return query
     if likelihood.shape != query.gains.shape:
         raise InputError(
             f"query {query.query_id!r} has {len(query.gains)} candidates in the signals but "
