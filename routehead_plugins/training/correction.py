@@ -22,19 +22,12 @@ _RATE = 0.01
 def learn(loss: Loss, queries: Tensor, bias: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
     """Minimise a loss over the projection and the heads' embeddings, on all queries at once.
 
-    Args:
-        loss: The loss, with its penalty.
-        queries: Queries in the router's space, shape (queries, coordinates).
-        bias: Fixed logits of the heads, shape (heads,).
-        rank: Length of a head's embedding.
-        seed: Random seed of the initial projection. The embeddings start at zero, and so does the
-            correction.
-
-    Returns:
-        The projection of shape (rank, coordinates), and the embeddings of shape (heads, rank).
+    From queries of shape (queries, coordinates) and the fixed bias of shape (heads,), learn the
+    projection, shape (rank, coordinates), and the embeddings, shape (heads, rank).
     """
     generator = torch.Generator().manual_seed(seed)
     projection = torch.randn(rank, queries.shape[1], generator=generator).requires_grad_()
+    # At zero, so that there is no correction at first.
     embeddings = torch.zeros(len(bias), rank).requires_grad_()
     optimizer = torch.optim.Adam([projection, embeddings], lr=_RATE)
     for _ in range(_STEPS):
@@ -53,12 +46,7 @@ def listwise(
 ) -> Loss:
     """Return the listwise loss of ``training.weights`` with bias and correction as weights.
 
-    Args:
-        queries: The signals, all with contrast.
-        aggregation: Features that are weighted.
-        first_stage_weight: Weight of the z-scored retrieval score; ``None`` is 0.
-        strength: Strength of the penalty, the mean over queries of the squared length of the
-            correction.
+    The penalty is the mean over queries of the squared length of the correction.
     """
     table = tabulate(queries, aggregation, first_stage=first_stage_weight is not None)
     signals = table.features[..., :-1].float() * table.scale[:-1].float()
@@ -74,11 +62,9 @@ def listwise(
 
 
 def cross_entropy(gates: Tensor, strength: float) -> Loss:
-    """Return the cross-entropy of gates and pseudo-labels.
+    """Return the cross-entropy of the router's gates with pseudo-labels, shape (queries, heads).
 
-    Args:
-        gates: The labels, shape (queries, heads); bool.
-        strength: Strength of the penalty, the mean gate: an L1 norm, as gates are positive.
+    The penalty is the mean gate: an L1 norm, as gates are positive.
     """
     labels = gates.float()
 

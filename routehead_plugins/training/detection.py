@@ -17,6 +17,7 @@ from torch import Tensor
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import Head, HeadSet, Recipe
 from routehead_plugins.signals import QuerySignals, SignalSet, margin, ndcg
+from routehead_plugins.training.offline import each_ndcg
 
 TEMPERATURES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Temperatures to choose from; CoRe's own lie between 0.001 and 0.1."""
@@ -33,8 +34,7 @@ def detect(
     """Choose the heads that follow relevance best.
 
     Args:
-        signals: Signals of judged queries; those whose candidates are all equally relevant are
-            left out.
+        signals: Signals of judged queries, of which those without contrast are left out.
         method: ``"ndcg"`` (QRHead as released), ``"qr"`` (QRHead as published), ``"core"``,
             ``"layers"`` (Selective-ICR) or ``"discriminability"`` (after HeadRank).
         count: Number of heads; ``"layers"`` returns all heads of its interval instead.
@@ -70,10 +70,7 @@ def detect(
 
 
 def single_head_ndcg(signals: SignalSet) -> Tensor:
-    """Measure the ranking by each head alone.
-
-    This is the detector of QRHead's released code (arXiv 2506.09944). The paper's detector is
-    `relevant_mass`.
+    """Measure the ranking by each head alone, as QRHead's released code does (arXiv 2506.09944).
 
     Returns:
         Mean nDCG@10 of the calibrated signals, shape (heads,).
@@ -84,13 +81,10 @@ def single_head_ndcg(signals: SignalSet) -> Tensor:
 
 
 def relevant_mass(signals: SignalSet) -> Tensor:
-    """Measure the attention of each head to the relevant documents.
+    """Measure the mean attention of each head to all relevant documents together, shape (heads,).
 
     This is QRHead as published (arXiv 2506.09944, Eq. 2-4): the attention is not calibrated, and
     the attention to other documents does not count. The released code uses `single_head_ndcg`.
-
-    Returns:
-        Mean attention to all relevant documents together, shape (heads,), between 0 and 1.
     """
     return mean_over_queries(
         query.mass[:, query.gains > 0].double().sum(dim=-1) for query in signals.with_contrast
@@ -98,27 +92,18 @@ def relevant_mass(signals: SignalSet) -> Tensor:
 
 
 def contrast(signals: SignalSet, temperature: float) -> Tensor:
-    """Measure how well each head separates relevant documents from others (CoRe).
+    """Measure how well each head separates relevant documents from others, shape (heads,) (CoRe).
 
     The score is InfoNCE on the uncalibrated attention (arXiv 2510.02219)::
 
         exp(a+ / t) / (exp(a+ / t) + sum of exp(a- / t))
 
-    CoRe's queries have one relevant document. Here, each of several relevant documents is compared
-    with all other documents, and the results are averaged.
+    CoRe's queries have one relevant document. Here, the mean is taken over the relevant documents
+    of a query, each compared with all others, then over queries.
 
-    Args:
-        signals: Signals of judged queries; those without relevant or without other candidates are
-            left out.
-        temperature: The temperature t. Attention to a document is around 0.01 to 0.2; with t of
-            0.1 and more the score is close to a difference of means, with 0.001 to the share of
-            queries in which the relevant document comes first.
-
-    Returns:
-        Mean over the relevant documents of a query, then over queries, shape (heads,).
-
-    Raises:
-        InputError: No query has both relevant and other candidates.
+    Attention to a document is around 0.01 to 0.2. With a temperature t of 0.1 and more the score is
+    close to a difference of means, with 0.001 to the share of queries in which the relevant
+    document comes first.
     """
     return mean_over_queries(_contrast(query, temperature) for query in _two_sided(signals))
 
@@ -128,10 +113,8 @@ def best_interval(signals: SignalSet) -> Tensor:
 
     For every interval, the mean calibrated signal over all its heads is measured by nDCG@10. Of
     equally good intervals, the one with the shallowest last layer is chosen, since it is the
-    cheapest to run, then the one with the shallowest first layer.
-
-    Returns:
-        The interval's mean nDCG@10 for its heads, minus infinity for others; shape (heads,).
+    cheapest to run, then the one with the shallowest first layer. Return its mean nDCG@10 for its
+    heads, minus infinity for others, shape (heads,).
     """
     head_layers = torch.tensor([head.layer for head in signals.heads])
     layers, rows = head_layers.unique(return_inverse=True)
@@ -150,8 +133,8 @@ def discriminability(signals: SignalSet) -> Tensor:
 
     The idea is HeadRank's (arXiv 2604.17237): heads that separate adjacent grades with low entropy.
     HeadRank also trains the LLM, and its formulas are not public. The formulas below are ours, for
-    a frozen LLM, and are not expected to reach its results. For each query, with calibrated signal
-    s and attention a::
+    a frozen LLM, and are not expected to reach its results. The score, shape (heads,), is a mean
+    over queries. For each query, with calibrated signal s and attention a::
 
         gap   = mean over adjacent grades g < g' among the candidates of
                 (mean of s in g' - mean of s in g) / standard deviation of s in g and g' together
@@ -160,9 +143,6 @@ def discriminability(signals: SignalSet) -> Tensor:
 
     The deviation is that of both grades together, because the deviation within grades may be
     arbitrarily small and the gap of such a query would dominate the mean.
-
-    Returns:
-        Mean score over queries, shape (heads,).
     """
     return mean_over_queries(_gap(query) * _focus(query.mass) for query in signals.with_contrast)
 
@@ -174,15 +154,10 @@ def choose_temperature(signals: SignalSet, count: int, seed: int = 0) -> float:
     signal is measured by nDCG@10 on the other half. Neighbouring temperatures often detect the same
     heads; of equally good ones the middle one is chosen, as the furthest from those that do not.
 
-    Args:
-        signals: Signals of judged queries.
-        count: Number of heads to detect.
-        seed: Random seed of the halves, which do not depend on the order of the queries.
-
     Raises:
         InputError: Fewer than 2 queries have both relevant and other candidates.
     """
-    queries = sorted(_two_sided(signals), key=lambda query: _shuffle_key(query, seed))
+    queries = sorted(_two_sided(signals), key=lambda query: shuffle_key(query, seed))
     if len(queries) < 2:
         raise InputError(
             "only 1 query has both relevant and other candidates, but choosing a temperature takes "
@@ -193,14 +168,8 @@ def choose_temperature(signals: SignalSet, count: int, seed: int = 0) -> float:
 
     def quality(temperature: float) -> float:
         indices = best_indices(contrast(rest, temperature), signals.heads, count)
-        return mean_over_queries(
-            ndcg(
-                query.calibrated[indices].double().mean(dim=0, keepdim=True),
-                query.gains,
-                query.ideal_gains,
-            )
-            for query in held_out
-        ).item()
+        scores = [query.calibrated[indices].double().mean(dim=0) for query in held_out]
+        return mean_over_queries(each_ndcg(scores, held_out)).item()
 
     qualities = [quality(temperature) for temperature in TEMPERATURES]
     best = [t for t, value in zip(TEMPERATURES, qualities, strict=True) if value == max(qualities)]
@@ -229,9 +198,9 @@ def mean_over_queries(values: Iterable[Tensor]) -> Tensor:
 
 
 def best_indices(scores: Tensor, heads: HeadSet, count: int) -> list[int]:
-    """Return the indices of the best heads, without those whose score is minus infinity.
+    """Return the indices of the best heads, best first, without scores of minus infinity.
 
-    The best come first; ties go to the lower layer, then to the lower head.
+    Ties go to the lower layer, then to the lower head.
     """
     values = scores.tolist()
     finite = [index for index, value in enumerate(values) if value > -math.inf]
@@ -300,8 +269,8 @@ def _focus(mass: Tensor) -> Tensor:
     return 1 - entropy / math.log(documents)
 
 
-def _shuffle_key(query: QuerySignals, seed: int) -> bytes:
-    """Seeded sort key of a query that does not depend on the order of the queries."""
+def shuffle_key(query: QuerySignals, seed: int) -> bytes:
+    """Return a key for random choices that do not depend on the order of the queries."""
     key = repr((seed, query.query_id, query.query, query.docids))
     return hashlib.sha256(key.encode()).digest()
 
@@ -315,9 +284,11 @@ def _check_options(signals: SignalSet, method: str, count: int, temperature: flo
             f"count={count!r} is out of range; give 1 to {available}, the number of heads with "
             "signals."
         )
-    if temperature is not None and method != "core":
+    if temperature is None:
+        return
+    if method != "core":
         raise InputError(f"temperature={temperature!r} is for method='core'; leave it out.")
-    if temperature is not None and not 0 < temperature < math.inf:
+    if not 0 < temperature < math.inf:
         raise InputError(
             f"temperature={temperature!r} is out of range; give a finite number above 0, or None "
             "to choose one."

@@ -24,11 +24,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from routehead_plugins.data import check_count
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.scoring import fuse
@@ -56,8 +58,10 @@ OBJECTIVES = tuple(STRENGTHS)
 
 PARTS = 5
 """Number of parts of the queries; one of them decides whether a correction is used."""
-_ERRORS = 2  # standard errors by which a correction must be better
-_COUNTS = (1, 2, 4)  # numbers of heads tried without routing, besides the most that are allowed
+# Standard errors by which a correction must be better. With one, a correction that is the best of
+# several by luck would often be accepted.
+_ERRORS = 2
+_COUNTS = (4, 2, 1)  # numbers of heads tried without routing, besides the most that are allowed
 _FUSION = (0.0, 0.25, 0.5, 1.0)  # weights of the first stage tried with gates
 _RAREST = 0.01  # smallest share of the labels; rarer heads count as if they had it
 
@@ -75,7 +79,7 @@ class FitOptions:
         max_layer: Deepest layer of which heads are chosen, so that no deeper one has to be run.
         aggregation: ``"standardised"`` or ``"log"``.
         first_stage: Whether the scores include the retrieval score.
-        strengths: Strengths of the penalty to choose from; ``None`` for those of the objective. A
+        strengths: Strengths of the penalty to choose from, by default those of the objective. A
             single one is used without a check that it helps.
         labels: Options of the search for pseudo-labels.
         seed: Random seed of the held-out fifth and of the start of the training.
@@ -103,12 +107,10 @@ class FitOptions:
                 f"objective={self.objective!r} does not exist; choose one of "
                 f"{', '.join(OBJECTIVES)}."
             )
-        for name in ("rank", "coordinates"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)!r} must be 1 or more.")
-        if self.strengths is None:
-            return
-        if not self.strengths or not all(0 <= s < math.inf for s in self.strengths):
+        check_count("rank", self.rank)
+        check_count("coordinates", self.coordinates)
+        strengths = STRENGTHS[self.objective] if self.strengths is None else self.strengths
+        if not strengths or not all(0 <= strength < math.inf for strength in strengths):
             raise InputError(
                 f"strengths={self.strengths!r} must be a non-empty list of finite numbers, each 0 "
                 "or more."
@@ -125,8 +127,7 @@ class Base:
         heads: The heads that may be chosen, with the weight of the first stage.
         bias: Logits of the heads that are the same for all queries, shape (heads,).
         threshold: Heads with a logit above it are read.
-        gates: Pseudo-labels of the training queries, shape (queries, heads); ``None`` if the
-            objective has none.
+        gates: Pseudo-labels, shape (queries, heads); ``None`` if the objective has none.
     """
 
     signals: SignalSet
@@ -147,7 +148,7 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
 
     Returns:
         The router. Its ``description`` has the strength that was chosen, and the nDCG@10 of every
-        strength and of the static bias on the queries held out for that.
+        strength and of the static bias on the held-out queries.
 
     Raises:
         InputError: There is not one embedding per query, no query has contrast, there are too few
@@ -159,10 +160,10 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
             "for each."
         )
     signals, embeddings = usable(signals, embeddings, options)
-    if options.strengths is not None and len(options.strengths) == 1:
+    strengths = options.strengths or STRENGTHS[options.objective]
+    if options.strengths is not None and len(strengths) == 1:
         base = static_base(signals, embeddings, options, static_l1(signals, options))
-        strength = options.strengths[0]
-        return _described(corrected(base, strength, options), {"strength": strength})
+        return _described(corrected(base, strengths[0], options), {"strength": strengths[0]})
     held_out = torch.tensor(split_folds(signals.queries, PARTS, options.seed)) == 0
     train, test = _where(signals, ~held_out), _where(signals, held_out).queries
     l1 = static_l1(train, options)
@@ -174,7 +175,6 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
         return each_ndcg(scores, test)
 
     static = test_ndcg(None)
-    strengths = options.strengths or STRENGTHS[options.objective]
     ndcg = {strength: test_ndcg(strength) for strength in strengths}
     best = max(ndcg, key=lambda strength: float(ndcg[strength].mean()))
     chosen = best if clearly_better(ndcg[best] - static) else None
@@ -195,15 +195,7 @@ def _described(router: Router, description: Mapping[str, Any]) -> Router:
 
 
 def usable(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> tuple[SignalSet, Tensor]:
-    """Leave out queries without contrast, and heads that are too deep.
-
-    Args:
-        signals: Signals of all queries.
-        embeddings: Embeddings of the same queries, shape (queries, width).
-        options: Options of the training, of which ``max_layer`` is used.
-
-    Returns:
-        The signals and embeddings that are left.
+    """Leave out queries without contrast, and heads deeper than ``options.max_layer``.
 
     Raises:
         InputError: No query or no head is left.
@@ -221,8 +213,7 @@ def usable(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> tuple
         replace(query, mass=query.mass[rows], calibrated=query.calibrated[rows])
         for query in signals.queries
     )
-    heads = HeadSet(signals.heads.pick(rows))
-    return replace(signals, heads=heads, queries=queries), embeddings
+    return replace(signals, heads=HeadSet(signals.heads.pick(rows)), queries=queries), embeddings
 
 
 def _where(signals: SignalSet, mask: Tensor) -> SignalSet:
@@ -241,36 +232,26 @@ def static_l1(signals: SignalSet, options: FitOptions) -> float | None:
 def static_base(
     signals: SignalSet, embeddings: Tensor, options: FitOptions, l1: float | None
 ) -> Base:
-    """Fit the part of a router that is the same for all queries.
-
-    Args:
-        signals: Signals of the training queries.
-        embeddings: Embeddings of the training queries; groups of labels need them.
-        options: Options of the training.
-        l1: Strength of the penalty from `static_l1`.
-    """
+    """Fit the part of a router that is the same for all queries; ``l1`` is from `static_l1`."""
     if options.objective != "listwise":
         return _labelled(signals, embeddings, options)
 
-    def fit(strength: float | None) -> HeadSet:
-        return fit_weights(
-            signals,
-            aggregation=options.aggregation,
-            l1=strength,
-            first_stage=options.first_stage,
-            seed=options.seed,
-        )
-
+    fit = partial(
+        fit_weights,
+        signals,
+        aggregation=options.aggregation,
+        first_stage=options.first_stage,
+        seed=options.seed,
+    )
     try:
-        fitted = fit(l1)
+        fitted = fit(l1=l1)
     except InputError:  # a strength chosen on a part of few queries may leave no head on all
-        fitted = fit(None)
+        fitted = fit(l1=None)
     weights = dict(zip(fitted, fitted.recipe.weights or (), strict=True))
     bias = torch.tensor([weights.get(head, 0.0) for head in signals.heads])
     recipe = replace(fitted.recipe, weights=None)
-    return Base(
-        signals, embeddings, replace(fitted, heads=list(signals.heads), recipe=recipe), bias
-    )
+    heads = replace(fitted, heads=list(signals.heads), recipe=recipe)
+    return Base(signals, embeddings, heads, bias)
 
 
 def _labelled(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> Base:
@@ -291,13 +272,11 @@ def _static_choice(
     queries, ndcg = signals.queries, {}
     order = bias.argsort(descending=True, stable=True).tolist()
     most = min(options.labels.max_heads, len(order))
-    for count in sorted({most, *(c for c in _COUNTS if c < most)}, reverse=True):
+    for count in (most, *(count for count in _COUNTS if count < most)):
         best = replace(heads, heads=heads.pick(order[:count]))
-        scores = [offline_scores(query, best, signals.heads) for query in queries]
+        pairs = [(query, offline_scores(query, best, signals.heads)) for query in queries]
         for weight in _FUSION if options.first_stage else (None,):
-            fused = [
-                fuse(s, q.first_stage, weight or 0.0) for s, q in zip(scores, queries, strict=True)
-            ]
+            fused = [fuse(scores, query.first_stage, weight or 0.0) for query, scores in pairs]
             ndcg[count, weight] = float(each_ndcg(fused, queries).mean())
     return max(ndcg, key=lambda choice: ndcg[choice])
 
@@ -309,13 +288,7 @@ def _threshold(bias: Tensor, count: int) -> float:
 
 
 def corrected(base: Base, strength: float | None, options: FitOptions) -> Router:
-    """Learn a correction of a static router.
-
-    Args:
-        base: The static router.
-        strength: Strength of the penalty; ``None`` for no correction at all.
-        options: Options of the training.
-    """
+    """Learn a correction of a static router; without a strength, there is no correction at all."""
     votes = strength is not None and options.objective == "neighbours"
     space = QuerySpace.fit(
         base.embeddings,
@@ -350,10 +323,7 @@ def corrected(base: Base, strength: float | None, options: FitOptions) -> Router
 
 
 def clearly_better(differences: Tensor) -> bool:
-    """Return whether the mean of differences, shape (queries,), exceeds two standard errors.
-
-    One standard error would often accept a correction that is the best of several by luck.
-    """
+    """Return whether the mean of differences, shape (queries,), exceeds two standard errors."""
     if len(differences) < 2:
         return False
     # If a single query differs, the error equals the mean except for rounding.

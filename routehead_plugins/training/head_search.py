@@ -1,18 +1,18 @@
 """Search for the heads that rank a query's candidates best together, many queries at a time.
 
 Every query belongs to a group, and a group has one set: that with the best mean objective of its
-queries. All groups advance together, and a group leaves when no move improves its set. Nothing is
-random.
+queries. All groups advance together, and a group leaves when no move improves its set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from routehead_plugins.data import check_count
 from routehead_plugins.errors import InputError
 from routehead_plugins.scoring import features
 from routehead_plugins.signals import (
@@ -46,17 +46,15 @@ class LabelOptions:
     """Options of the search for labels.
 
     Attributes:
-        candidates: K, number of heads that may be chosen, the best by their own utility; fewer if
-            there are fewer heads.
+        candidates: K, number of heads that may be chosen, the best by their own utility.
         max_heads: P, most heads of a set.
         utility: Measure of a set on a query: ``"ndcg"`` (at 10), ``"reciprocal_rank"``,
             ``"correlation"`` or ``"margin"``; see ``signals.measures``. The last two are smooth.
         shrinkage: s, from 0 to 1. The objective is (1 - s) * utility of the set + s * mean over the
             set's heads of the utility of each head alone, on average over all queries. The second
             part favours small sets: at 1 every set is the best head alone.
-        groups: Number of groups into which k-means puts the queries by their embeddings; the
-            queries of a group share the set that is best for them on average. ``None`` for a set
-            per query.
+        groups: Number of groups of queries, by k-means of their embeddings, that share the set that
+            is best for them on average; ``None`` for a set per query.
         seed: Random seed of groups, halves and random sets. The search itself is deterministic.
 
     Raises:
@@ -71,10 +69,10 @@ class LabelOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "max_heads", "groups"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value!r} must be 1 or more.")
+        check_count("candidates", self.candidates)
+        check_count("max_heads", self.max_heads)
+        if self.groups is not None:
+            check_count("groups", self.groups)
         if self.utility not in UTILITIES:
             raise InputError(
                 f"utility={self.utility!r} does not exist; choose one of {', '.join(UTILITIES)}."
@@ -87,31 +85,21 @@ class LabelOptions:
 class Batch:
     """Signals of several queries by the candidate heads, padded to the longest list.
 
-    Attributes:
-        signals: Standardised per query and head, shape (queries, heads, documents); 0 in the
-            padding.
-        judgments: Judgments of the same queries.
+    They are standardised per query and head, shape (queries, heads, documents); 0 in the padding.
     """
 
     signals: Tensor
     judgments: Judgments
 
     def __len__(self) -> int:
-        """Return the number of queries."""
         return len(self.signals)
 
     def __getitem__(self, rows: Tensor) -> Batch:
-        """Return the batch of some of the queries."""
         return Batch(self.signals[rows], self.judgments[rows])
 
 
 def tabulate(queries: Sequence[QuerySignals], heads: Sequence[int]) -> Iterator[Batch]:
-    """Yield the signals of many queries, batch after batch.
-
-    Args:
-        queries: The signals.
-        heads: Indices of the candidate heads among those of the signals.
-    """
+    """Yield the signals of many queries at the heads of these indices, batch after batch."""
     longest = max(len(query.gains) for query in queries)
     size = max(1, _TABLE // (len(heads) * longest))
     for start in range(0, len(queries), size):
@@ -129,17 +117,10 @@ def alone(utility: str, query: QuerySignals) -> Tensor:
 def measure(
     utility: str, queries: Sequence[QuerySignals], heads: Sequence[int], gates: Tensor
 ) -> Tensor:
-    """Measure sets of heads on each query.
+    """Measure sets of heads on each query, shape (queries, sets), in float64.
 
-    Args:
-        utility: One of ``UTILITIES``.
-        queries: The signals.
-        heads: Indices of the candidate heads among those of the signals.
-        gates: Mask of the candidates in each set, shape (queries, sets, candidates); no set is
-            empty.
-
-    Returns:
-        Shape (queries, sets), in float64.
+    ``heads`` are the indices of the candidate heads among those of the signals, ``gates`` the mask
+    of the candidates in each set, shape (queries, sets, candidates); no set is empty.
     """
     values, start = [], 0
     for batch in tabulate(queries, heads):  # one in memory at a time
@@ -166,29 +147,22 @@ def search(
         queries: The signals.
         heads: Indices of the candidate heads among those of the signals.
         static: Utility of each candidate alone.
-        groups: Group of each query, counted from 0 without gaps, shape (queries,); the queries of a
-            group share the set with the best mean objective. ``None`` for a set per query.
+        groups: Group of each query, from 0 without gaps, shape (queries,); ``None`` for a set each.
         options: Utility, most heads of a set, and shrinkage to ``static``.
 
     Returns:
         Mask of shape (queries, candidates), true for 1 to ``max_heads`` candidates of each query.
     """
-    parts: Iterable[list[Batch]]
-    if groups is None:
-        parts = ([batch] for batch in tabulate(queries, heads))  # one in memory at a time
-    else:
-        parts = [list(tabulate(queries, heads))]
+    if groups is not None:
+        return _Search(list(tabulate(queries, heads)), groups, static, options).run()
     gates = []
-    for batches in parts:
-        group_of = torch.arange(sum(map(len, batches))) if groups is None else groups
-        state = _State(batches, group_of, static, options)
-        state.run(options.max_heads)
-        gates.append(state.gates[group_of])
+    for batch in tabulate(queries, heads):  # one in memory at a time
+        gates.append(_Search([batch], torch.arange(len(batch)), static, options).run())
     return torch.cat(gates)
 
 
-class _State:
-    """The current set of each group."""
+class _Search:
+    """A search for the sets of some groups, with the current set of each."""
 
     def __init__(
         self,
@@ -198,38 +172,29 @@ class _State:
         options: LabelOptions,
     ) -> None:
         self._batches = batches
-        self._group_of = groups.split([len(batch) for batch in batches])
+        self._groups = groups
         self._sizes = groups.bincount()
         self._static = torch.tensor(static, dtype=torch.float64)
-        self._utility = UTILITIES[options.utility]
-        self._shrinkage = options.shrinkage
-        self.gates = torch.zeros(len(self._sizes), len(static), dtype=torch.bool)
+        self._options = options
+        self._gates = torch.zeros(len(self._sizes), len(static), dtype=torch.bool)
         self._objective = torch.full((len(self._sizes),), -torch.inf, dtype=torch.float64)
 
-    def run(self, max_heads: int) -> None:
-        """Search until no move improves any set."""
+    def run(self) -> Tensor:
+        """Search until no move improves any set; return each query's set."""
         heads = len(self._static)
-        active = torch.arange(len(self.gates))
-        for size in range(1, min(max_heads, heads) + 1):
+        active = torch.arange(len(self._gates))
+        for size in range(1, min(self._options.max_heads, heads) + 1):
             active = self._move(active, size - 1, swap=False)
             moved = active
             for _ in range(_MOST_SWAPS if 1 < size < heads else 0):
                 moved = self._move(moved, size, swap=True)
+        return self._gates[self._groups]
 
     def _move(self, groups: Tensor, size: int, *, swap: bool) -> Tensor:
-        """Make the best move of each group that improves its set.
-
-        Args:
-            groups: Groups to consider, shape (groups,); all have sets of the same size.
-            size: Size of these sets.
-            swap: Whether a head is removed for each one added.
-
-        Returns:
-            The groups whose set has changed.
-        """
+        """Make the best move of groups, all with sets of one size; return those that improved."""
         if not len(groups):
             return groups
-        order = self.gates[groups].byte().argsort(dim=1, descending=True, stable=True)
+        order = self._gates[groups].byte().argsort(dim=1, descending=True, stable=True)
         inside, outside = order[:, :size], order[:, size:]
         values, margins = self._measure(groups, inside, outside, swap)
         choice = _first_best(values.flatten(1), margins.flatten(1))
@@ -238,8 +203,8 @@ class _State:
         moved, choice = groups[improved], choice[improved]
         added = outside.shape[1]
         if swap:
-            self.gates[moved, inside[improved].gather(1, choice // added)[:, 0]] = False
-        self.gates[moved, outside[improved].gather(1, choice % added)[:, 0]] = True
+            self._gates[moved, inside[improved].gather(1, choice // added)[:, 0]] = False
+        self._gates[moved, outside[improved].gather(1, choice % added)[:, 0]] = True
         self._objective[moved] = value[improved]
         return moved
 
@@ -251,24 +216,26 @@ class _State:
         shape = (len(groups), removed, outside.shape[1])
         values = torch.zeros(shape, dtype=torch.float64)
         margins = torch.zeros_like(values)
-        row_of = torch.full((len(self.gates),), -1)
+        row_of = torch.full((len(self._gates),), -1)
         row_of[groups] = torch.arange(len(groups))
-        for batch, group_of in zip(self._batches, self._group_of, strict=True):
-            rows = row_of[group_of]
+        utility = UTILITIES[self._options.utility]
+        rows_of_batches = row_of[self._groups].split([len(batch) for batch in self._batches])
+        for batch, rows in zip(self._batches, rows_of_batches, strict=True):
             considered = (rows >= 0).nonzero()[:, 0]
             together = max(1, _SCORES // (removed * shape[2] * batch.signals.shape[2]))
             for indices in considered.split(together):
                 part, row = batch[indices], rows[indices]
                 scores = _moved(part.signals, inside[row], outside[row], swap)
-                size = (len(part), *shape[1:])
-                values.index_add_(0, row, self._utility(part.judgments, scores).view(size))
-                margins.index_add_(0, row, part.judgments.margin(scores).view(size))
+                for sums, measured in ((values, utility), (margins, Judgments.margin)):
+                    moves = measured(part.judgments, scores).unflatten(1, shape[1:])
+                    sums.index_add_(0, row, moves)
         counts = self._sizes[groups][:, None, None]
         heads = inside.shape[1] + (not swap)
         static = _moved(self._static[None, :, None], inside, outside, swap).view(shape) / heads
-        share = 1 - self._shrinkage
+        shrinkage = self._options.shrinkage
+        share = 1 - shrinkage
         # Margins are multiplied by the same share: at shrinkage 1 the query must not decide ties.
-        return share * values / counts + self._shrinkage * static, share * margins / counts
+        return share * values / counts + shrinkage * static, share * margins / counts
 
 
 def _batch(queries: Sequence[QuerySignals], heads: list[int]) -> Batch:
@@ -287,14 +254,8 @@ def _batch(queries: Sequence[QuerySignals], heads: list[int]) -> Batch:
 def _moved(signals: Tensor, inside: Tensor, outside: Tensor, swap: bool) -> Tensor:
     """Sum signals over the heads of each set that one move leads to.
 
-    Args:
-        signals: Shape (queries or 1, heads, documents).
-        inside: Heads of the current sets, shape (queries, size).
-        outside: All other heads, shape (queries, others).
-        swap: Whether a head is removed for each one added.
-
-    Returns:
-        Shape (queries, heads removed * heads added, documents).
+    From signals of shape (queries or 1, heads, documents), heads of the current sets of shape
+    (queries, size), and all others, to shape (queries, heads removed * heads added, documents).
     """
     query = torch.arange(len(signals))[:, None]
     members = signals[query, inside]

@@ -18,8 +18,7 @@ from routehead_plugins.selection import Router
 PAIRED = 500
 """Largest number of queries of a collection that are compared with each other."""
 
-# Relative tolerance: means of equal votes round differently.
-_TOLERANCE = 1e-5
+_TOLERANCE = 1e-5  # relative; means of equal votes round differently
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,25 +41,20 @@ class Use:
 
     @classmethod
     def of(cls, name: str, router: Router, embeddings: Tensor) -> Use:
-        """Route queries.
+        """Route one or more queries of a collection.
 
         Args:
             name: Name of the collection.
             router: The router.
-            embeddings: The result of ``Router.embed``, shape (queries, width), queries >= 1.
+            embeddings: The result of ``Router.embed``, shape (queries, width).
         """
         logits = router.logits(embeddings)
         head_sets = [router.choose(row) for row in logits]
         read = torch.zeros_like(logits, dtype=torch.bool)
         for row, heads in enumerate(head_sets):
             read[row, router.heads.indices_of(list(heads))] = True
-        return cls(
-            name=name,
-            logits=logits,
-            read=read,
-            familiarity=router.space.familiarity(embeddings),
-            layers=torch.tensor([heads.last_layer + 1 for heads in head_sets]),
-        )
+        layers = torch.tensor([heads.last_layer + 1 for heads in head_sets])
+        return cls(name, logits, read, router.space.familiarity(embeddings), layers)
 
     @property
     def weights(self) -> Tensor:
@@ -154,8 +148,8 @@ class Inspection:
         """
         if not self.uses:
             return []
-        share, weights = self._read.double().mean(dim=0), self._weights.double()
-        mean = weights.sum(dim=0) / self._read.sum(dim=0).clamp(min=1)
+        share = self._read.double().mean(dim=0)
+        mean = self._weights.double().sum(dim=0) / self._read.sum(dim=0).clamp(min=1)
         signed = self.router.reading == "weights"
         size = mean.abs() if signed else mean
         order = sorted(range(len(share)), key=lambda index: (-share[index], -size[index]))
@@ -181,18 +175,20 @@ class Inspection:
         """
         if not self.uses:
             return {}
-        rows = [_sample(len(use.read), PAIRED, f"{self.seed} {use.name}") for use in self.uses]
-        pairs = list(zip(self.uses, rows, strict=True))
-        distances = {"jaccard": _mean_distances([use.read[row] for use, row in pairs], jaccard)}
+        reads, logits = [], []
+        for use in self.uses:
+            rows = _sample(len(use.read), PAIRED, f"{self.seed} {use.name}")
+            reads.append(use.read[rows])
+            logits.append(use.logits[rows])
+        distances = {"jaccard": _mean_distances(reads, jaccard)}
         if self.router.reading == "weights":
-            logits = [use.logits[row] for use, row in pairs]
             distances["cosine"] = _mean_distances(logits, cosine)
         return distances
 
     @cached_property
     def is_static(self) -> bool | None:
         """Whether all queries get the same heads and weights; ``None`` for fewer than 2 queries."""
-        if sum(len(use.read) for use in self.uses) < 2:
+        if self._queries < 2:
             return None
         weights = self._weights
         spread = (weights - weights[0]).abs().max()
@@ -201,19 +197,16 @@ class Inspection:
 
     def verdict(self) -> str | None:
         """Say in one sentence whether the router routes; ``None`` if no queries were routed."""
-        queries = sum(len(use.read) for use in self.uses)
-        if not queries:
+        if not self.uses:
             return None
         if self.is_static is None:
             return "One query does not tell whether this router is static; give more."
+        same = f"All {self._queries} queries get the same heads"
         if self.is_static:
-            return (
-                f"All {queries} queries get the same heads with the same weights: this router is "
-                "static."
-            )
+            return f"{same} with the same weights: this router is static."
         if self._head_sets == 1:
-            return f"All {queries} queries get the same heads; only their weights differ."
-        return f"{queries} queries get {self._head_sets} different sets of heads."
+            return f"{same}; only their weights differ."
+        return f"{self._queries} queries get {self._head_sets} different sets of heads."
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
@@ -237,6 +230,10 @@ class Inspection:
                 for measure, rows in self.distances.items()
             },
         }
+
+    @property
+    def _queries(self) -> int:
+        return sum(len(use.read) for use in self.uses)
 
     @property
     def _read(self) -> Tensor:
@@ -267,13 +264,7 @@ def cosine(first: Tensor, second: Tensor) -> Tensor:
 
 
 def sampled(topics: Mapping[str, str], count: int | None, seed: str) -> list[str]:
-    """Sample queries, in the order of the topics.
-
-    Args:
-        topics: Query id -> text.
-        count: Largest number of queries; ``None`` for all.
-        seed: Random seed.
-    """
+    """Sample at most ``count`` queries, or all, from topics, id -> text, in their order."""
     texts = list(topics.values())
     return [texts[index] for index in _sample(len(texts), count, seed)]
 
@@ -289,17 +280,15 @@ def _mean_distances(
     groups: Sequence[Tensor], distance: Callable[[Tensor, Tensor], Tensor]
 ) -> list[list[float | None]]:
     """Average distances between the rows of all groups, but not of a row to itself."""
-    matrix: list[list[float | None]] = []
-    for first in groups:
-        row: list[float | None] = []
-        for second in groups:
-            distances = distance(first, second)
-            total, pairs = distances.sum(), distances.numel()
-            if first is second:
-                total, pairs = total - distances.diagonal().sum(), pairs - len(first)
-            row.append(_rounded(total / pairs) if pairs else None)
-        matrix.append(row)
-    return matrix
+
+    def mean(first: Tensor, second: Tensor) -> float | None:
+        distances = distance(first, second)
+        total, pairs = distances.sum(), distances.numel()
+        if first is second:
+            total, pairs = total - distances.diagonal().sum(), pairs - len(first)
+        return _rounded(total / pairs) if pairs else None
+
+    return [[mean(first, second) for second in groups] for first in groups]
 
 
 def _rounded(number: Tensor) -> float:

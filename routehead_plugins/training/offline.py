@@ -15,7 +15,7 @@ from routehead_plugins.signals import QuerySignals, ndcg
 
 
 def offline_scores(query: QuerySignals, heads: HeadSet, available: HeadSet) -> Tensor:
-    """Score a query's candidates by a head set.
+    """Score a query's candidates by a head set, shape (documents,).
 
     With weights, the score is ``sum_h w_h z_h + w_fs z_fs``, and the sum over heads is not
     standardised.
@@ -25,9 +25,6 @@ def offline_scores(query: QuerySignals, heads: HeadSet, available: HeadSet) -> T
         heads: The heads to read, with weights or an aggregation.
         available: The heads of the signals, in their order.
 
-    Returns:
-        Shape (documents,).
-
     Raises:
         HeadError: The signals are of other heads, or the heads have no aggregation.
     """
@@ -36,37 +33,36 @@ def offline_scores(query: QuerySignals, heads: HeadSet, available: HeadSet) -> T
             f"the signals of query {query.query_id!r} have {len(query.mass)} heads, but "
             f"{len(available)} are given as available; give the heads of the signals."
         )
-    rows, recipe = available.indices_of(heads), heads.recipe
-    calibrated, mass = query.calibrated[rows], query.mass[rows]
-    weight = recipe.first_stage_weight or 0.0
-    if recipe.weights is not None:
-        scores = aggregate(recipe.aggregation or "mean", calibrated, mass, recipe.weights)
-        return scores + weight * standardise(query.first_stage)
-    if recipe.aggregation is None:
+    recipe = heads.recipe
+    how = recipe.aggregation or ("mean" if recipe.weights is not None else None)
+    if how is None:
         raise HeadError(
             f"heads {heads} have no aggregation, so signals cannot be combined into scores; give "
             'one, such as "mean".'
         )
-    scores = aggregate(recipe.aggregation, calibrated, mass)
+    rows = available.indices_of(heads)
+    scores = aggregate(how, query.calibrated[rows], query.mass[rows], recipe.weights)
+    weight = recipe.first_stage_weight or 0.0
+    if recipe.weights is not None:
+        return scores + weight * standardise(query.first_stage)
     return fuse(scores, query.first_stage, weight) if weight else scores
 
 
 def routed_scores(
     router: Router, queries: Sequence[QuerySignals], embeddings: Tensor, available: HeadSet
 ) -> list[Tensor]:
-    """Score the candidates of several queries by a router.
+    """Score the candidates of several queries by a router; see `offline_scores`.
 
     Args:
         router: The router.
         queries: The signals.
         embeddings: Embeddings of the queries after the router's layer, shape (queries, width).
         available: The heads of the signals, in their order.
-
-    Returns:
-        The scores of each query, shape (documents,).
     """
-    selected = [router.choose(logits) for logits in router.logits(embeddings)]
-    return [offline_scores(q, heads, available) for q, heads in zip(queries, selected, strict=True)]
+    return [
+        offline_scores(query, router.choose(logits), available)
+        for query, logits in zip(queries, router.logits(embeddings), strict=True)
+    ]
 
 
 def each_ndcg(scores: Sequence[Tensor], queries: Sequence[QuerySignals]) -> Tensor:

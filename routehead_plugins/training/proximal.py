@@ -1,8 +1,7 @@
 """The convex problem behind `weights`: signals as a table, gradients of its losses, and the solver.
 
-Everything is in float64 and without randomness. Several fits run side by side as columns ("fits"),
-each with its own weights of the queries, so that all folds of a cross-validation share every
-product.
+Several fits run side by side as columns ("fits"), each with its own weights of the queries, so that
+all folds of a cross-validation share every product.
 """
 
 from __future__ import annotations
@@ -29,14 +28,10 @@ class Listwise:
     """Cross-entropy between the softmax of scores and the judged gains divided by their sum.
 
     A query without gains above 0 has a loss of 0.
-
-    Attributes:
-        gains: Judged relevance, shape (queries, documents).
-        present: Mask of the documents, false in the padding; shape (queries, documents).
     """
 
-    gains: Tensor
-    present: Tensor
+    gains: Tensor  # judged relevance, shape (queries, documents)
+    present: Tensor  # mask of the documents, false in the padding, shape (queries, documents)
 
     def losses(self, scores: Tensor) -> Tensor:
         """Compute the loss of each query, differentiable: (queries, documents) to (queries,)."""
@@ -58,19 +53,14 @@ class Listwise:
 
 @dataclass(frozen=True)
 class Table:
-    """Features of many queries, padded to the same number of documents.
+    """Features of many queries, padded to the same number of documents."""
 
-    Attributes:
-        features: Shape (queries, documents, heads + 1), the retrieval score in the last column.
-        scale: Divisor of each column, shape (heads + 1,).
-        judgments: Judgments of the same documents.
-        objective: ``"listwise"`` or ``"pairs"``.
-    """
-
-    features: Tensor
-    scale: Tensor
+    features: (
+        Tensor  # shape (queries, documents, heads + 1), the retrieval score in the last column
+    )
+    scale: Tensor  # divisor of each column, shape (heads + 1,)
     judgments: Judgments
-    objective: str = "listwise"
+    objective: str
 
     @cached_property
     def rows(self) -> Tensor:
@@ -109,15 +99,15 @@ class Table:
     @cached_property
     def _adjacent(self) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs of adjacent grades: rows of the better and worse documents, weight of each pair."""
-        better, worse, share = [], [], []
+        pairs, share = [], []
         gains = self.judgments.gains
         for query, size in enumerate(self.judgments.sizes.tolist()):
             levels = gains[query, :size].unique(return_inverse=True)[1]
-            pairs = (levels[:, None] == levels + 1).nonzero() + query * gains.shape[1]
-            better.append(pairs[:, 0])
-            worse.append(pairs[:, 1])
-            share.append(torch.full((len(pairs), 1), 1 / max(len(pairs), 1), dtype=torch.float64))
-        return torch.cat(better), torch.cat(worse), torch.cat(share)
+            rows = (levels[:, None] == levels + 1).nonzero() + query * gains.shape[1]
+            pairs.append(rows)
+            share.append(torch.full((len(rows), 1), 1 / max(len(rows), 1), dtype=torch.float64))
+        better, worse = torch.cat(pairs).unbind(dim=1)
+        return better, worse, torch.cat(share)
 
 
 def tabulate(
@@ -191,11 +181,7 @@ def solve(
 def _descend(
     table: Table, rows: Tensor, shares: Tensor, l1: float, start: Tensor, tolerance: float
 ) -> Tensor:
-    """Take accelerated proximal gradient steps on some heads until the optimum is reached.
-
-    As for `solve`, with the features of these heads: ``rows``, shape (queries * documents, heads +
-    1).
-    """
+    """Take accelerated proximal gradient steps to the optimum, on the heads of ``rows`` alone."""
     penalty = torch.full((len(start), 1), l1, dtype=start.dtype)
     penalty[-1] = 0.0
     lowest = torch.full_like(penalty, -torch.inf)

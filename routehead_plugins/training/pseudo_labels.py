@@ -14,7 +14,6 @@ query's documents (the aggregation ``standardised``).
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from torch import Tensor
 from routehead_plugins.errors import InputError, missing_extra
 from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.signals import QuerySignals, SignalSet
+from routehead_plugins.training.detection import best_indices, mean_over_queries, shuffle_key
 from routehead_plugins.training.head_search import LabelOptions, alone, measure, search
 
 _DRAWS = 10  # random sets per query
@@ -35,16 +35,10 @@ _TRIED_SHRINKAGES = (0.0, 0.5)
 
 @dataclass(frozen=True)
 class Labels:
-    """The heads to read for each query, according to its judged candidates.
+    """The heads to read for each query with contrast, according to its judged candidates."""
 
-    Attributes:
-        heads: The candidate heads, best first, with their mean utility over all queries.
-        gates: Mask of the heads in the set of each query with contrast, shape (queries, heads); no
-            set is empty.
-    """
-
-    heads: HeadSet
-    gates: Tensor
+    heads: HeadSet  # the candidates, best first, with their mean utility over all queries
+    gates: Tensor  # mask of the heads in each query's set, none empty, shape (queries, heads)
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Reliability:
             with the same candidates and utility and without shrinkage. Labels whose ``kept`` is
             lower are not worth learning.
         chance: nDCG@10 on the other half of random sets of the same sizes and candidates.
-        queries: Number of queries measured: those with contrast in both halves.
+        queries: Number of queries with contrast in both halves.
     """
 
     found: float
@@ -86,12 +80,9 @@ class LabelChoice:
 
     def to_dict(self) -> dict[str, object]:
         """Return the choice and its reliability as JSON values."""
-        names = ("utility", "shrinkage", "groups")
+        choice = {name: getattr(self.options, name) for name in ("utility", "shrinkage", "groups")}
         measured = {} if self.reliability is None else asdict(self.reliability)
-        return {
-            **{name: getattr(self.options, name) for name in names},
-            **{name: round(value, 4) for name, value in measured.items()},
-        }
+        return choice | {name: round(value, 4) for name, value in measured.items()}
 
 
 def pseudo_labels(
@@ -100,24 +91,9 @@ def pseudo_labels(
     *,
     embeddings: Tensor | None = None,
 ) -> Labels:
-    """Search for the heads that rank each query's candidates best.
+    """Search for the heads that rank each query's candidates best; see `label_reliability`.
 
-    Args:
-        signals: Signals of judged queries. Queries whose candidates are all equally relevant are
-            left out.
-        options: Options of the search; ``None`` for the defaults, which are the paper's utility
-            without remedies.
-        embeddings: Embeddings of the queries with contrast, in their order, shape (queries, width);
-            needed for groups only.
-
-    Returns:
-        The labels. Neither they nor the candidates depend on the order of the queries, except by
-        groups.
-
-    Raises:
-        InputError: No query has contrast, signals are not finite, or there are groups and
-            ``embeddings`` are missing, not one per query, not finite, or fewer than groups.
-        MissingExtraError: There are groups and faiss is not installed.
+    Neither labels nor candidates depend on the order of the queries, except by groups.
     """
     options = options or LabelOptions()
     queries = signals.with_contrast
@@ -138,14 +114,15 @@ def label_reliability(
     documents if there are enough. Candidates are chosen on the first halves alone.
 
     Args:
-        signals: As for `pseudo_labels`.
-        options: As for `pseudo_labels`; ``options.seed`` also decides the halves, which do not
-            depend on the order of the queries.
-        embeddings: As for `pseudo_labels`.
+        signals: Signals of judged queries, of which those without contrast are left out.
+        options: Options of the search; ``None`` for the paper's utility without remedies.
+        embeddings: Embeddings of the queries with contrast, in their order, shape (queries, width);
+            needed for groups only.
 
     Raises:
-        InputError: As for `pseudo_labels`; or no query can be split in halves.
-        MissingExtraError: As for `pseudo_labels`.
+        InputError: No query can be split in halves, signals are not finite, or there are groups and
+            ``embeddings`` are missing, not one per query, not finite, or fewer than groups.
+        MissingExtraError: There are groups and faiss is not installed.
     """
     options = options or LabelOptions()
     halves = [_halves(query, options.seed) for query in signals.with_contrast]
@@ -186,13 +163,13 @@ def choose_labels(
 ) -> LabelChoice:
     """Choose options by the nDCG@10 of their labels on documents they were not searched on.
 
-    As the best of several, the value of the choice itself is slightly too high.
+    As the best of several, the value of the choice itself is slightly too high. Of equal options
+    the first is chosen, and also if no query can be split in halves.
 
     Args:
         signals: Signals of queries with contrast.
         embeddings: Embeddings of these queries, shape (queries, width); needed for groups only.
-        choices: Options with the same seed, and so with the same halves. Of equal options the
-            first is chosen, and also if no query can be split in halves.
+        choices: Options with the same seed, and so with the same halves.
 
     Raises:
         InputError: There are no choices.
@@ -210,11 +187,8 @@ def _candidates(signals: SignalSet, options: LabelOptions) -> tuple[HeadSet, lis
     """Choose the best heads by their own mean utility; the heads, and their indices."""
     signals.check_finite()
     queries = signals.with_contrast
-    utilities = torch.stack([alone(options.utility, query) for query in queries])
-    # Sorted and added one after the other: the order of the queries makes no difference.
-    static = (utilities.sort(dim=0).values.cumsum(dim=0)[-1] / len(queries)).tolist()
-    order = sorted(range(len(static)), key=lambda index: (-static[index], signals.heads[index]))
-    indices = order[: options.candidates]
+    static = mean_over_queries(alone(options.utility, query) for query in queries)
+    indices = best_indices(static, signals.heads, options.candidates)
     heads = HeadSet(
         signals.heads.pick(indices),
         model=signals.model,
@@ -222,7 +196,7 @@ def _candidates(signals: SignalSet, options: LabelOptions) -> tuple[HeadSet, lis
         method="pseudo-labels",
         recipe=Recipe(aggregation="standardised"),
         data=f"{', '.join(signals.data)}, {len(queries)} queries",
-        scores=[static[index] for index in indices],
+        scores=static[indices].tolist(),
     )
     return heads, indices
 
@@ -263,8 +237,7 @@ def _groups(
 
 def _halves(query: QuerySignals, seed: int) -> tuple[QuerySignals, QuerySignals]:
     """Split the documents in two halves, each in the order of the candidates."""
-    key = repr((seed, query.query_id, query.query, query.docids))
-    generator = random.Random(hashlib.sha256(key.encode()).digest())
+    generator = random.Random(shuffle_key(query, seed))
     gains = query.gains.tolist()
     count = {gain: gains.count(gain) for gain in gains}
     indices = list(range(len(gains)))

@@ -55,8 +55,7 @@ def fit_weights(
         l1: Strength of the penalty on the weights (for ``"mean"``, on weights of signals divided by
             each head's standard deviation within queries). ``None`` chooses the one of twelve with
             the best nDCG@10 in 5-fold cross-validation over queries.
-        first_stage: Whether to fit a weight of the retrieval score as well: 0 or more, and not
-            penalised.
+        first_stage: Whether to fit a weight of the retrieval score: 0 or more, not penalised.
         seed: Random seed of the folds.
 
     Returns:
@@ -118,8 +117,7 @@ def _cross_validated(
 ) -> tuple[float, Tensor]:
     """Choose the strength of the penalty by nDCG@10 on held-out queries.
 
-    Returns:
-        The strength, and weights near the optimum on all queries, shape (heads + 1, 1).
+    Return it, and weights near the optimum on all queries, shape (heads + 1, 1).
     """
     folds = torch.tensor(split_folds(queries, _FOLDS, seed))
     # One fit without each fold, and a last one on all queries as a start for the final fit.
@@ -143,13 +141,8 @@ def _cross_validated(
 def split_folds(queries: Sequence[QuerySignals], folds: int, seed: int) -> list[int]:
     """Split queries into folds by the hash of their text, independently of their order.
 
-    Args:
-        queries: In any order; queries of the same text are in the same fold.
-        folds: Number of folds; there are fewer if there are fewer texts.
-        seed: Random seed of the split.
-
-    Returns:
-        The fold of each query, counted from 0.
+    Return the fold of each query, counted from 0. There are fewer than ``folds`` if there are fewer
+    texts, since queries of the same text are in the same fold.
 
     Raises:
         InputError: All queries have the same text.

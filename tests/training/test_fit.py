@@ -395,8 +395,8 @@ def test_no_head_is_above_the_first_layer(objective: str, routed: Data) -> None:
             {"objective": "magic"},
             "objective='magic' does not exist; choose one of listwise, labels, neighbours.",
         ),
-        ({"rank": 0}, "rank=0 must be 1 or more."),
-        ({"coordinates": -2}, "coordinates=-2 must be 1 or more."),
+        ({"rank": 0}, "rank=0 is not a count; give a whole number, 1 or more."),
+        ({"coordinates": -2}, "coordinates=-2 is not a count; give a whole number, 1 or more."),
         (
             {"strengths": ()},
             "strengths=() must be a non-empty list of finite numbers, each 0 or more.",

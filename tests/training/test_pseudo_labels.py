@@ -651,9 +651,9 @@ def test_a_choice_is_written_with_its_reliability() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"candidates": 0}, "candidates=0 must be 1 or more."),
-        ({"max_heads": -1}, "max_heads=-1 must be 1 or more."),
-        ({"groups": 0}, "groups=0 must be 1 or more."),
+        ({"candidates": 0}, "candidates=0 is not a count; give a whole number, 1 or more."),
+        ({"max_heads": -1}, "max_heads=-1 is not a count; give a whole number, 1 or more."),
+        ({"groups": 0}, "groups=0 is not a count; give a whole number, 1 or more."),
         (
             {"utility": "map"},
             "utility='map' does not exist; choose one of ndcg, reciprocal_rank, correlation, "
