@@ -89,10 +89,8 @@ def _parse_measure(name: str) -> Measure:
         if match is None:
             raise ValueError(name)
         prototype = registry[match["name"]]
-        options = dict(
-            option.split("=", 1) for option in (match["options"] or "").split(",") if option
-        )
-        arguments = {key.strip(): ast.literal_eval(value) for key, value in options.items()}
+        options = [text.partition("=") for text in (match["options"] or "").split(",") if text]
+        arguments = {key.strip(): ast.literal_eval(value) for key, _, value in options}
         if match["at"] is not None:
             arguments[prototype.AT_PARAM] = ast.literal_eval(match["at"])
         measure: Measure = prototype(**arguments)

@@ -63,8 +63,7 @@ def compare(
         evaluations: Evaluations by method, baseline included, all on the same queries.
         baseline: Name of the method that the others are compared with.
         measure: Name of the measure.
-        seed: Random seed of the resampling. Apart from ``p_holm``, the figures of a method do not
-            depend on which other methods are compared.
+        seed: Random seed. Only ``p_holm`` depends on which other methods are compared.
 
     Returns:
         One comparison for each method but the baseline, in the order given.
@@ -124,21 +123,13 @@ def _resample(differences: Differences, seed: int) -> tuple[float, float, float]
     import numpy as np
     from scipy.stats import bootstrap, permutation_test
 
-    # scipy needs two observations. With one, both signs are equally extreme, and every resample is
-    # that one.
+    # scipy needs two observations; with one, both signs are equally extreme.
     if differences.size < 2:
         return 1.0, float(differences[0]), float(differences[0])
     options: dict[str, Any] = {"n_resamples": RESAMPLES, "batch": _BATCH, "vectorized": True}
-    test = permutation_test(
-        (differences,),
-        np.mean,
-        permutation_type="samples",
-        rng=np.random.default_rng(seed),
-        **options,
-    )
-    low, high = bootstrap(
-        (differences,), np.mean, method="percentile", rng=np.random.default_rng(seed), **options
-    ).confidence_interval
+    sample = ((differences,), np.mean)
+    test = permutation_test(*sample, permutation_type="samples", rng=seed, **options)
+    low, high = bootstrap(*sample, method="percentile", rng=seed, **options).confidence_interval
     return float(test.pvalue), float(low), float(high)
 
 

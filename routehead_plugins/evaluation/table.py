@@ -103,11 +103,10 @@ class ResultTable:
         from rich.text import Text
 
         header, *rows = self._rows()
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         # A terminal is narrow: the name of a single collection is the title, not a column.
-        start = 1 if len(self.evaluations) == 1 else 0
-        if start:
-            table.title = next(iter(self.evaluations))
+        title = next(iter(self.evaluations)) if len(self.evaluations) == 1 else None
+        start = 0 if title is None else 1
+        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
         for column, name in enumerate(header[start:], start):
             table.add_column(Text(name), justify="left" if column < 2 else "right")
         for row in rows:

@@ -138,12 +138,8 @@ def read_corpus(path: StrPath) -> dict[str, Document]:
         doc_id = json_id(record, _ID_KEYS, location)
         text = json_text(record, _TEXT_KEYS, location, blank=True)
         reject_repeated(doc_id, corpus, "document", location)
-        used = (first_key(record, _ID_KEYS), first_key(record, _TEXT_KEYS))
-        metadata = {
-            key: value
-            for key, value in record.items()
-            if key not in used and (key, value) != ("title", "")
-        }
+        metadata = {key: value for key, value in record.items() if (key, value) != ("title", "")}
+        del metadata[first_key(record, _ID_KEYS)], metadata[first_key(record, _TEXT_KEYS)]
         corpus[doc_id] = Document(titled_text(record.get("title"), text), doc_id, metadata)
     return corpus
 
@@ -158,21 +154,21 @@ def read_topics(path: StrPath) -> Topics:
     Raises:
         CollectionError: The file is missing or malformed, a text is blank, or an id occurs twice.
     """
-    is_json = Path(path).suffix in (".jsonl", ".json")
     topics: Topics = {}
-    for location, query_id, text in _json_topics(path) if is_json else _tab_topics(path):
+    for location, query_id, text in _topics(path):
         reject_repeated(query_id, topics, "query", location)
         topics[query_id] = text
     return topics
 
 
-def _json_topics(path: StrPath) -> Iterator[tuple[str, str, str]]:
-    for location, record in json_records(path, "one JSON object per line with '_id' and 'text'"):
-        query_id = json_id(record, ("_id", "qid", "query_id", "id"), location)
-        yield location, query_id, json_text(record, ("text", "query"), location, blank=False)
-
-
-def _tab_topics(path: StrPath) -> Iterator[tuple[str, str, str]]:
+def _topics(path: StrPath) -> Iterator[tuple[str, str, str]]:
+    """Yield the location, id and text of each query."""
+    if Path(path).suffix in (".jsonl", ".json"):
+        expected = "one JSON object per line with '_id' and 'text'"
+        for location, record in json_records(path, expected):
+            query_id = json_id(record, ("_id", "qid", "query_id", "id"), location)
+            yield location, query_id, json_text(record, ("text", "query"), location, blank=False)
+        return
     for location, line in read_lines(path, "lines of query id, tab, text"):
         query_id, _, text = (part.strip() for part in line.partition("\t"))
         if not query_id or not text:

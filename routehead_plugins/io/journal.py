@@ -34,8 +34,7 @@ class Journal:
 
         Args:
             path: Path of the job's final output; the log is kept beside it.
-            fingerprint: Everything that the entries depend on; a log with another fingerprint is
-                overwritten.
+            fingerprint: Everything that the entries depend on; a log with another is overwritten.
 
         Raises:
             InputError: The fingerprint cannot be written as JSON.

@@ -33,8 +33,7 @@ class Request:
     Attributes:
         query_id: Id of the query.
         query: Text of the query.
-        candidates: Documents, best first, with first-stage scores; the metadata is the ``doc`` of
-            the file.
+        candidates: Documents, best first, with first-stage scores and ``doc`` as metadata.
     """
 
     query_id: str
@@ -50,8 +49,7 @@ def read_requests(path: StrPath) -> list[Request]:
             a document's text is its title and the first field of `TEXT_FIELDS` that it has.
 
     Raises:
-        CollectionError: The file is missing or malformed, a query is blank or occurs twice, or
-            a document occurs twice for one query.
+        CollectionError: The file is missing or malformed, a query is blank, or an id repeated.
     """
     requests: dict[str, Request] = {}
     expected = "one JSON object per line with 'query' and 'candidates'"
@@ -85,19 +83,14 @@ def _document(candidate: Any, location: str) -> Document:
     text = titled_text(doc.get("title"), json_text(doc, TEXT_FIELDS, location, blank=True))
     doc_id = json_id(candidate, ("docid",), location)
     score = candidate.get("score")
-    if score is not None and not _is_finite(score):
+    # An integer may be beyond every float, where math.isfinite raises.
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
+    if score is not None and not (is_number and abs(score) <= sys.float_info.max):
         raise CollectionError(
             f"{location}: the score of document {doc_id!r} is {reprlib.repr(score)}; "
             "expected a finite number; repair the line."
         )
     return Document(text, doc_id, doc, None if score is None else float(score))
-
-
-def _is_finite(score: object) -> bool:
-    # An integer may be beyond every float, where math.isfinite raises.
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        return False
-    return abs(score) <= sys.float_info.max
 
 
 def write_requests(path: StrPath, requests: Iterable[Request]) -> None:
@@ -109,8 +102,7 @@ def write_requests(path: StrPath, requests: Iterable[Request]) -> None:
             which `read_requests` accepts and rank_llm does not.
 
     Raises:
-        InputError: A document has no id, JSON cannot hold its metadata or score, or the file
-            cannot be written.
+        InputError: A document has no id, JSON cannot hold it, or the file cannot be written.
     """
     atomic_write_text(path, "".join(_line(request) for request in requests))
 

@@ -60,11 +60,7 @@ def atomic_write_text(path: StrPath, text: str) -> None:
 
 
 def atomic_write_bytes(path: StrPath, content: bytes) -> None:
-    """Write a file whole or not at all; an existing one is replaced.
-
-    Args:
-        path: Path of the file; a link is followed, a device or pipe is written to directly.
-        content: Content of the file.
+    """Write a file whole or not at all, as ``atomic_write_text`` does.
 
     Raises:
         InputError: The file cannot be written.

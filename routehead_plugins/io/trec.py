@@ -167,10 +167,8 @@ def strictly_decreasing(scores: Sequence[float]) -> list[float]:
     """Lower scores by as little as possible until they decrease strictly in single precision.
 
     Scores that already do so stay exactly as they are. Single precision because trec_eval (and
-    pytrec_eval) store a score as a C float: 1e-300 and 2e-300 are equal to them.
-
-    Args:
-        scores: Scores in the order of the ranking, without NaN; infinite ones become finite.
+    pytrec_eval) store a score as a C float: 1e-300 and 2e-300 are equal to them. Infinite scores
+    become finite.
     """
     import numpy as np
 

@@ -43,8 +43,7 @@ def features(how: str, calibrated: Tensor, mass: Tensor) -> Tensor:
 
     Args:
         how: One of ``heads.AGGREGATIONS``; see the top of this module.
-        calibrated: Attention that each document receives, minus that from the null query, shape
-            (heads, documents).
+        calibrated: Attention to each document minus the null query's, shape (heads, documents).
         mass: Attention before calibration, shape (heads, documents).
 
     Returns:
@@ -79,8 +78,7 @@ def aggregate(
         how: Name of the aggregation.
         calibrated: See ``features``.
         mass: See ``features``.
-        weights: Signed weight of each head, shape (heads,); scores are the weighted sum. ``None``
-            takes the mean over the heads.
+        weights: Signed weights of a sum over the heads, shape (heads,); ``None`` for the mean.
 
     Returns:
         Shape (documents,); higher is more relevant.

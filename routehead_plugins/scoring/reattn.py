@@ -37,8 +37,7 @@ class Reweighting:
 
     Attributes:
         idf: Whether tokens of the query count less, the more candidates contain them.
-        entropy: Bonus of a document whose attention is spread evenly, alpha in the formulas;
-            0 turns this half off.
+        entropy: Alpha, the bonus of a document whose attention is spread evenly; 0 for none.
 
     Raises:
         InputError: ``entropy`` is negative or not finite.

@@ -23,9 +23,8 @@ class TokenAttention:
     """Attention of the heads to the tokens of a prompt.
 
     Attributes:
-        query: Attention of the query's tokens, averaged over them, shape (heads, tokens).
-        null: Attention of the null query's tokens, averaged over them, shape (heads, tokens);
-            ``None`` without calibration.
+        query: Mean attention of the query's tokens, shape (heads, tokens).
+        null: That of the null query's tokens, of the same shape; ``None`` without calibration.
         spans: Tokens of each document's text, in the caller's order.
         query_ids: Token ids of the query itself.
         document_ids: Token ids of each document's text, in the caller's order.
@@ -85,8 +84,7 @@ def residuals(attention: Tensor, null_attention: Tensor | None) -> Tensor:
 
     Args:
         attention: Mean over the query's tokens, shape (heads, tokens).
-        null_attention: Mean over the null query's tokens, shape (heads, tokens); ``None`` returns
-            the attention itself.
+        null_attention: That of the null query; ``None`` returns the attention itself.
 
     Returns:
         Mean over the heads, shape (tokens,).

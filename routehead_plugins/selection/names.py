@@ -54,12 +54,10 @@ def choose_selector(options: RerankerOptions) -> Selector:
     """Return the selector that the options ask for.
 
     Args:
-        options: A router that comes with the library is the default only in the layout that it
-            was trained for.
+        options: The library's router is the default only in the layout that it was trained for.
 
     Raises:
-        InputError: Both heads and a router are given, or ``"routed"`` is given and no router comes
-            with the library for the LLM.
+        InputError: Both heads and a router are given, or the library has no router for the LLM.
         HeadError: The heads are misspelled.
         ModelLoadError: The router cannot be read.
     """
@@ -90,8 +88,7 @@ def as_selector(heads: HeadsLike | None) -> Selector:
     """Turn heads, or their name, into a selector; see the top of this module.
 
     Args:
-        heads: A name other than ``"routed"``, the path of a head-set file, a ``HeadSet``, or a
-            sequence of pairs; ``None`` for all heads.
+        heads: A name other than ``"routed"``, a path, a ``HeadSet``, or pairs; ``None`` for all.
 
     Raises:
         HeadError: The argument is invalid, or there is no published set of that name.
@@ -125,11 +122,10 @@ def shipped_router(model: str) -> Path | None:
         model: The LLM's name.
     """
     # A local folder or file may hold any LLM; the embedded one is never a path.
-    local = model != EMBEDDED and os.path.exists(os.path.expanduser(model))
-    if local or not SHIPPED.is_dir():
+    if model != EMBEDDED and os.path.exists(os.path.expanduser(model)):
         return None
-    named = {short_name(path.name): path for path in SHIPPED.iterdir() if path.is_dir()}
-    return named.get(short_name(model))
+    folders = {short_name(path.name): path for path in SHIPPED.glob("*/")}
+    return folders.get(short_name(model))
 
 
 def split_methods(text: str) -> list[str]:

@@ -30,18 +30,15 @@ class QuerySpace:
     Attributes:
         layer: Layer of the LLM after which queries are embedded.
         mean: Mean of the training queries' embeddings, shape (width,).
-        deviation: Standard deviation of the training queries' embeddings, shape (width,); infinite
-            for coordinates that do not vary.
+        deviation: Their standard deviation, shape (width,); infinite for constant coordinates.
         basis: Principal components, scaled to deviation 1, shape (width, coordinates).
-        anchors: Z-scored embeddings of training queries, shape (anchors, width). A router's files
-            hold them in half precision.
+        anchors: Z-scored training queries, shape (anchors, width); half precision in files.
         familiar: Two mean distances to the nearest anchors: up to the first, a query is fully
             familiar; from the second on, not at all.
         pooling: Pooling method of the embeddings; see ``FrozenLM.embed``.
 
     Raises:
-        InputError: A deviation is not positive, the distances do not increase, or the pooling
-            method does not exist.
+        InputError: A deviation is not positive, or the distances or the pooling are invalid.
     """
 
     layer: int
@@ -92,8 +89,7 @@ class QuerySpace:
             layer: Layer after which they were computed.
             pooling: Pooling method with which they were computed.
             coordinates: Maximum number of principal components.
-            anchors: Maximum number of training queries to keep, 2 or more; they are evenly spaced
-                in the order given.
+            anchors: Maximum number of queries to keep, 2 or more, evenly spaced in their order.
 
         Raises:
             InputError: All queries have the same embedding.
@@ -119,14 +115,7 @@ class QuerySpace:
         return cls(layer, mean, deviation, basis, rounded, familiar, pooling)
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """Project embeddings into the space.
-
-        Args:
-            embeddings: From ``FrozenLM.embed``, shape (queries, width).
-
-        Returns:
-            Shape (queries, coordinates).
-        """
+        """Project embeddings into the space: (queries, width) to (queries, coordinates)."""
         return self._projected(self._z_scores(embeddings))
 
     @cached_property

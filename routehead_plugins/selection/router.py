@@ -155,11 +155,7 @@ class Router(Selector):
         )
 
     def select(self, query: str, llm: FrozenLM) -> HeadSet:
-        """Choose the heads for a query, in one pass over the query alone.
-
-        Args:
-            query: Text of the query; a blank one gets the heads of the bias.
-            llm: The LLM that the router was trained for.
+        """Choose the heads for a query in one pass over it; a blank one gets those of the bias.
 
         Raises:
             RouterMismatchError: The router was trained for another LLM.

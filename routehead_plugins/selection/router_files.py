@@ -23,19 +23,11 @@ _HALF = ("anchors",)  # by far the largest; ``QuerySpace.fit`` rounds them alrea
 
 
 class RouterFiles(ModelHubMixin):
-    """The contents of a router's files.
+    """The contents of a router's files: settings, tensors, and the text of a model card, if any.
 
     ``push_to_hub`` is the mixin's. Saving and loading are not: the mixin's save adds a card where
     none is given, which an upload would put over the one on the Hub; its load fetches one file at a
     time, possibly from two commits, and logs a warning before an error.
-
-    Attributes:
-        config: Settings, in ``config.json`` after a header of format and version.
-        tensors: Tensors by name.
-        card: Text of a model card, in Markdown; ``None`` leaves an existing card as it is.
-
-    Raises:
-        InputError: The configuration is not JSON.
     """
 
     def __init__(

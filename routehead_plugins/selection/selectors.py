@@ -32,9 +32,6 @@ class Selector(Protocol):
     def check(self, llm: FrozenLM) -> None:
         """Check before the first query that the LLM has the heads that may be chosen.
 
-        Args:
-            llm: The LLM.
-
         Raises:
             HeadError: It does not have them.
         """
