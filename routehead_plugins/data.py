@@ -5,7 +5,7 @@ Everything here is immutable. Spans are half-open, ``[start, end)``, everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, overload
 
@@ -39,8 +39,7 @@ class Document:
 
     Attributes:
         text: The text that the LLM reads.
-        id: The caller's name for the document; need not be unique, since rankings also give the
-            index.
+        id: The caller's name for the document; need not be unique.
         metadata: Passed through, never read.
         score: First-stage (retrieval) score, when there is one.
     """
@@ -99,28 +98,18 @@ class Ranking(Sequence[ScoredDocument]):
     def __len__(self) -> int:
         return len(self.hits)
 
-    def __iter__(self) -> Iterator[ScoredDocument]:
-        return iter(self.hits)
-
 
 def as_documents(documents: Sequence[str | Document]) -> list[Document]:
-    """Convert texts to documents.
-
-    Args:
-        documents: Texts, documents, or a mixture; left as they are.
+    """Convert texts to documents; documents among them are left as they are.
 
     Raises:
         InputError: The argument is one string, or an item is neither a text nor a document.
     """
     if isinstance(documents, str):
         raise InputError("documents is one string; give a list of texts or Documents.")
-    converted = []
-    for index, item in enumerate(documents):
-        if isinstance(item, Document):
-            converted.append(item)
-        elif isinstance(item, str):
-            converted.append(Document(item))
-        else:
+    converted = [Document(item) if isinstance(item, str) else item for item in documents]
+    for index, item in enumerate(converted):
+        if not isinstance(item, Document):
             raise InputError(
                 f"documents[{index}] is a {type(item).__name__}; "
                 "give a str or a routehead_plugins.Document."
@@ -134,11 +123,7 @@ def non_blank_indices(documents: Sequence[Document]) -> list[int]:
 
 
 def check_count(name: str, value: object) -> None:
-    """Check that an argument is a whole number, 1 or more.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: Its value.
+    """Check that an argument is a whole number, 1 or more; its name is for the message.
 
     Raises:
         InputError: It is something else.
@@ -158,11 +143,7 @@ def check_top_n(top_n: int | None) -> None:
 
 
 def check_text(name: str, value: object) -> None:
-    """Check that an argument is a text that is not blank.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: Its value.
+    """Check that an argument is a text that is not blank; its name is for the message.
 
     Raises:
         InputError: It is blank, or not a text.

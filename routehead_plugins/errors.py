@@ -1,6 +1,6 @@
 """Every error this library raises on purpose.
 
-Each message is one line: what is wrong with the value, what was expected, what to do.
+A message is one line: what is wrong with the value, what was expected, what to do.
 """
 
 

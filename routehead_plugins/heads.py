@@ -1,4 +1,4 @@
-"""Attention heads, sets of them, and the recipe by which a set is read.
+"""Attention heads, sets of them, and the recipe to read a set.
 
 A head is written ``layer-head``, both counted from zero: ``13-18``. A head-set file is JSON::
 
@@ -50,9 +50,9 @@ class Recipe:
         weights: One signed number per head; ``None`` weights all heads equally.
         aggregation: One of ``AGGREGATIONS``; ``None`` is the plain mean of ICR, in which outlier
             tokens are dropped after averaging over heads.
-        first_stage_weight: Weight of the standardised retrieval score, fitted together with the
-            heads, 0 or more; ``None`` when none was fitted. With ``weights`` it is added to the
-            weighted sum as it stands; without them, to the standardised attention score.
+        first_stage_weight: Weight of the standardised retrieval score, 0 or more; ``None`` when
+            none was fitted. With ``weights`` it is added to the weighted sum, without them to the
+            standardised attention score.
 
     Raises:
         HeadError: A value is not one of those above.
@@ -88,8 +88,7 @@ class HeadSet(Sequence[Head]):
         recipe: How their signals become one score per document.
 
     Raises:
-        HeadError: A head is repeated or negative, or the number of scores or weights is not the
-            number of heads.
+        HeadError: A head is repeated or negative, or scores or weights are not one per head.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -192,7 +191,7 @@ class HeadSet(Sequence[Head]):
         return tuple(self._heads[index] for index in indices)
 
     def indices_of(self, heads: Sequence[Head]) -> list[int]:
-        """Find where heads stand in this set.
+        """Return the indices of heads in this set.
 
         Raises:
             HeadError: A head is not in this set.
@@ -216,8 +215,7 @@ class HeadSet(Sequence[Head]):
     @cached_property
     def indices_by_layer(self) -> list[int]:
         """For each head in this set's order, its index when the heads are sorted by layer."""
-        indices = {head: index for index, head in enumerate(sorted(self._heads))}
-        return [indices[head] for head in self._heads]
+        return HeadSet(sorted(self._heads)).indices_of(self._heads)
 
     @property
     def last_layer(self) -> int:
@@ -305,7 +303,7 @@ def _first_stage_weight(weight: float | None) -> float | None:
         number = float(weight)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number) or number < 0:
+    if not 0 <= number < math.inf:
         raise HeadError(
             f"first_stage_weight={weight!r} is not a weight; give 0 or more, or leave it out."
         )

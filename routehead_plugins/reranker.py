@@ -75,11 +75,11 @@ class HeadRoutedAttentionReranker:
         Args:
             backbone: The frozen LLM.
             selector: Chooses the heads; every head by default.
-            layout: A layout or its name; by default the one the selector's heads were chosen for,
-                or else ``"sequential"``.
+            layout: A layout or its name; by default the one the heads were chosen for, if any, or
+                ``"sequential"``.
             calibrate: Subtract the attention of a query without content.
-            null_share: For a query with an instruction, the share of the calibration that uses the
-                null query with the instruction; the rest omits it (arXiv 2609.17764).
+            null_share: With an instruction, the share of the calibration that uses the null query
+                with the instruction; the rest omits it (arXiv 2609.17764).
             drop_outliers: Leave out tokens that draw the attention of the null query.
             reweighting: Weights on tokens and documents (ReAttn); none by default.
             first_stage_weight: Weight of the candidates' own scores, where all carry one,
@@ -109,8 +109,7 @@ class HeadRoutedAttentionReranker:
         """Load an LLM by name and compose a re-ranker.
 
         Args:
-            model: ``"embedded"``, a Hub id such as ``"Qwen/Qwen3-0.6B"``, a local directory, or a
-                ``.gguf`` file.
+            model: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
             **options: ``heads``, ``router``, ``device``, ``dtype``, ``layout``,
                 ``document_cache``, ``window``, ``stride``, ``max_doc_tokens``,
                 ``first_stage_weight`` and ``local_files_only``; see ``RerankerOptions``.
@@ -289,7 +288,7 @@ class HeadRoutedAttentionReranker:
         query: str,
         documents: Sequence[Document],
         heads: HeadSet,
-        instruction: str | None = None,
+        instruction: str | None,
     ) -> tuple[list[float], TokenAttention | None]:
         """Score every document in the order given; also return the attention to non-blank ones."""
         indices = non_blank_indices(documents)
