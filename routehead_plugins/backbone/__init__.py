@@ -7,7 +7,6 @@ from routehead_plugins.backbone.frozen_lm import FrozenLM
 from routehead_plugins.backbone.kv_cache import KeyValueCache, KeyValues, joined
 from routehead_plugins.backbone.loading import EMBEDDED, load, load_tokenizer
 from routehead_plugins.backbone.prompt import (
-    DocumentPiece,
     Pieces,
     PromptEncoder,
     TokenCache,
@@ -18,7 +17,6 @@ from routehead_plugins.backbone.token_tree import token_tree
 
 __all__ = [
     "EMBEDDED",
-    "DocumentPiece",
     "FrozenLM",
     "KeyValueCache",
     "KeyValues",

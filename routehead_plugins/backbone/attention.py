@@ -32,8 +32,6 @@ _TAP_NAMES = {"eager": "routehead_tap_additive", "sdpa": "routehead_tap_boolean"
 # Attention scores held at once, (heads, rows, keys): 256 MiB of float32.
 _MAX_SCORES = 1 << 26
 
-_NO_HEADS = HeadSet(())
-
 
 class _StopForward(Exception):  # noqa: N818 - control flow, not an error
     """Ends a forward inside the deepest layer that is needed, without touching shared state."""
@@ -50,7 +48,7 @@ class Rows:
         weights: Weight of every row in each average, shape (averages, rows).
         positions: Position of every row, shape (rows,).
         sees: Mask of the rows that each row may look at, itself included, shape (rows, rows).
-        past: Position of every key in the cache, shape (past keys,).
+        past: Position of every key in the cache, (past keys,); only a layer's window hides them.
     """
 
     weights: Tensor
@@ -84,7 +82,7 @@ class Tap:
     """
 
     last_layer: int
-    heads: HeadSet = _NO_HEADS
+    heads: HeadSet = field(default_factory=lambda: HeadSet(()))
     rows: Rows | None = None
     states_before: int | None = None
     states: Tensor | None = None

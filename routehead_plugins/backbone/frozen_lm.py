@@ -200,7 +200,15 @@ class FrozenLM(TextTasks):
     def hidden_states(
         self, sequences: Sequence[tuple[int, ...]], layer: int
     ) -> tuple[Tensor, Tensor]:
-        """Run sequences through the first layers only; see ``TextTasks.hidden_states``."""
+        """Run sequences, as one batch padded on the right, through the first layers only.
+
+        Args:
+            sequences: Token ids.
+            layer: Number of layers to run.
+
+        Returns:
+            States of shape (sequences, tokens, width), and lengths of shape (sequences,).
+        """
         with self._lock:
             ids, lengths = self._pad(sequences)
             if layer == self.num_layers:
@@ -212,7 +220,14 @@ class FrozenLM(TextTasks):
 
     @contextmanager
     def causal_lm(self, purpose: str) -> Iterator[PreTrainedModel]:
-        """Lend the whole model to one thread at a time; see ``TextTasks.causal_lm``."""
+        """Lend the whole model, with its output projection, to one thread at a time.
+
+        Args:
+            purpose: What cannot be done without it, for the error.
+
+        Raises:
+            UnsupportedModelError: The last layers or the output projection were not loaded.
+        """
         if self.heads.last_layer + 1 < self.num_layers or not self._whole.get_output_embeddings():
             raise UnsupportedModelError(
                 f"{self.name!r} was loaded without its last layers or its output projection and "
@@ -223,7 +238,7 @@ class FrozenLM(TextTasks):
 
     def _pad(self, sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         """Pad on the right, where the causal mask alone keeps padding out of sight."""
-        longest = max(len(ids) for ids in sequences)
-        rows = [list(ids) + [ids[-1]] * (longest - len(ids)) for ids in sequences]
-        lengths = torch.tensor([len(ids) for ids in sequences], device=self.device)
-        return torch.tensor(rows, device=self.device), lengths
+        lengths = [len(ids) for ids in sequences]
+        longest = max(lengths)
+        rows = [ids + ids[-1:] * (longest - len(ids)) for ids in sequences]
+        return torch.tensor(rows, device=self.device), torch.tensor(lengths, device=self.device)

@@ -95,10 +95,10 @@ def joined(pieces: Sequence[KeyValues], *, last_layer: int, batch: int = 1) -> D
     cache = DynamicCache()
     for layer in range(last_layer + 1):
         expanded = [
-            tuple(tensor.expand(batch, -1, -1, -1) for tensor in piece.layers[layer])
-            for piece in pieces
+            (keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1))
+            for keys, values in (piece.layers[layer] for piece in pieces)
         ]
-        cache.layers.append(_JoinedLayer(cast(list[tuple[Tensor, Tensor]], expanded)))
+        cache.layers.append(_JoinedLayer(expanded))
     return cache
 
 
@@ -170,11 +170,7 @@ class KeyValueCache:
 
 
 def parse_bytes(size: int | str) -> int:
-    """Parse a size such as ``"2GB"`` or ``"512 MiB"``, or a number of bytes.
-
-    Raises:
-        InputError: It is neither.
-    """
+    """Parse a size such as ``"2GB"`` or ``"512 MiB"``, or check a number of bytes."""
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None

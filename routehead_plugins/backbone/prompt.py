@@ -240,12 +240,7 @@ class TokenCache:
     def __init__(
         self, encode: Callable[[Sequence[str]], list[tuple[int, ...]]], max_tokens: int = 1_000_000
     ) -> None:
-        """Start empty.
-
-        Args:
-            encode: Tokenizes texts, one by one.
-            max_tokens: Number of tokens kept; a million take some 40 MB.
-        """
+        """Start empty; a million tokens, the default bound, take some 40 MB."""
         self._encode = encode
         self._held: LRUCache[str, tuple[int, ...]] = LRUCache(max_tokens, getsizeof=len)
         self._lock = threading.Lock()

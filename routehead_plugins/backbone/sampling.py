@@ -25,15 +25,9 @@ def sample(
 ) -> list[Ids]:
     """Continue several prompts behind one prefix, which is run once; see ``TextTasks.write``.
 
-    Args:
-        model: A causal LLM with its output projection; left as it is.
-        prefix: Token ids that stand before every prompt, not empty.
-        prompts: Token ids, none of them empty. Where lengths differ, a shorter prompt sees that
-            many tokens less through a sliding window.
-        max_tokens: Longest continuation, in tokens.
-        temperature: Divides the logits before the softmax; 0 takes the likeliest token.
-        generator: CPU generator, so that samples do not depend on the device.
-        ended: Tells from a continuation so far whether it is complete; its last token is kept.
+    Where lengths differ, a shorter prompt sees that many tokens less through a sliding window. The
+    generator is one of the CPU, so that samples do not depend on the device. A continuation ends
+    with the token for which ``ended`` returns true.
     """
     if not prompts:
         return []

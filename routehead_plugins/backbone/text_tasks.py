@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -40,11 +40,11 @@ class TextTasks(ABC):
     def hidden_states(
         self, sequences: Sequence[tuple[int, ...]], layer: int
     ) -> tuple[Tensor, Tensor]:
-        """Run the first layers; states (sequences, tokens, width) and lengths (sequences,)."""
+        """Run some layers; return states (sequences, tokens, width) and lengths (sequences,)."""
 
     @abstractmethod
     def causal_lm(self, purpose: str) -> AbstractContextManager[PreTrainedModel]:
-        """Lend the whole model to one thread at a time, or tell what cannot be done without it."""
+        """Lend the whole model to one thread at a time."""
 
     @property
     def embedding_layer(self) -> int:
@@ -161,6 +161,7 @@ class TextTasks(ABC):
         return [decode(ids).strip().partition("\n")[0].strip() for ids in lines]
 
 
+@dataclass(frozen=True)
 class QueryLikelihood:
     """Scores documents by how well they predict the query (UPR, arXiv 2204.07496).
 
@@ -169,17 +170,16 @@ class QueryLikelihood:
     Attributes:
         llm: The frozen LLM, loaded with all its layers.
         max_doc_tokens: Longer documents are cut here.
+
+    Raises:
+        InputError: ``max_doc_tokens`` is below 1.
     """
 
-    def __init__(self, llm: TextTasks, *, max_doc_tokens: int | None = None) -> None:
-        """Check the settings.
+    llm: TextTasks
+    max_doc_tokens: int | None = field(default=None, kw_only=True)
 
-        Raises:
-            InputError: ``max_doc_tokens`` is below 1.
-        """
-        check_max_doc_tokens(max_doc_tokens)
-        self.llm = llm
-        self.max_doc_tokens = max_doc_tokens
+    def __post_init__(self) -> None:
+        check_max_doc_tokens(self.max_doc_tokens)
 
     def score(self, query: str, documents: Sequence[str | Document]) -> list[float]:
         """Score documents, in the order given.

@@ -30,11 +30,7 @@ class TokenTree:
 
 
 def token_tree(tails: Sequence[Sequence[int]]) -> TokenTree:
-    """Merge tails that share a prefix.
-
-    Args:
-        tails: Token ids of each tail, all non-empty.
-    """
+    """Merge tails, none of them empty, where they share a prefix."""
     nodes: dict[tuple[int, int], int] = {}  # (parent, token id) -> index
     paths = []
     for tail in tails:

@@ -55,11 +55,7 @@ def make_layout(options: RerankerOptions, chosen_for: str | None = None) -> Layo
 
 
 def check_layout(layout: Layout, chosen_for: str | None) -> None:
-    """Check that heads were chosen for the layout in use.
-
-    Args:
-        layout: The layout in use.
-        chosen_for: Name of the layout that the heads record; ``None`` for any.
+    """Check that the layout in use is the one that the heads record; ``None`` fits any.
 
     Raises:
         InputError: They differ.

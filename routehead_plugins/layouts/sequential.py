@@ -9,7 +9,7 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from routehead_plugins.backbone import FrozenLM, KeyValueCache, KeyValues, Pieces
+from routehead_plugins.backbone import FrozenLM, KeyValueCache, Pieces
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError, PromptTooLongError
 from routehead_plugins.heads import HeadSet
@@ -94,11 +94,8 @@ def _read_window(
     llm: FrozenLM, pieces: Pieces, heads: HeadSet, cache: KeyValueCache, options: ReadOptions
 ) -> TokenAttention:
     ids = tuple(chain(pieces.prefix, *(document.ids for document in pieces.documents)))
-
-    def context() -> list[KeyValues]:
-        return [cached_prefill(llm, ids, heads.last_layer, cache)]
-
-    attention = llm.read(context, tails_of(pieces, options), heads)
+    tails = tails_of(pieces, options)
+    attention = llm.read(lambda: [cached_prefill(llm, ids, heads.last_layer, cache)], tails, heads)
     read = token_attention(attention, pieces, options)
     # From the prompt's order back to the caller's.
     return replace(read, spans=read.spans[::-1], document_ids=read.document_ids[::-1])
@@ -141,11 +138,7 @@ def check_window(window: int | None, stride: int | None) -> None:
 
 
 def check_fits(pieces: Pieces, llm: FrozenLM) -> None:
-    """Check that a prompt fits the LLM's context.
-
-    Raises:
-        PromptTooLongError: It does not; names the length, the limit, and settings that help.
-    """
+    """Check that a prompt fits the LLM's context; the error names settings that help."""
     limit = llm.max_tokens
     if limit is None or pieces.size <= limit:
         return
@@ -180,8 +173,4 @@ def _widest_window(pieces: Pieces, limit: int) -> int:
     """Return the number of documents that fit even if they are the longest ones."""
     lengths = sorted((len(document.ids) for document in pieces.documents), reverse=True)
     room = limit - (pieces.size - sum(lengths))
-    for count, length in enumerate(lengths):
-        room -= length
-        if room < 0:
-            return count
-    return len(lengths)
+    return sum(total <= room for total in accumulate(lengths))
