@@ -168,6 +168,11 @@ class KeyValueCache:
             if kept.nbytes <= self._held.maxsize:
                 self._held[key] = kept
 
+    def clear(self) -> None:
+        """Drop everything, which frees its memory."""
+        with self._lock:
+            self._held.clear()
+
 
 def parse_bytes(size: int | str) -> int:
     """Parse a size such as ``"2GB"`` or ``"512 MiB"``, or check a number of bytes."""

@@ -76,6 +76,11 @@ class Pieces:
     query: tuple[int, ...] = ()
 
     @property
+    def opening(self) -> tuple[int, ...]:
+        """Former name of ``prefix``, for code outside this project."""
+        return self.prefix
+
+    @property
     def tail_size(self) -> int:
         """Number of tokens of the longest tail."""
         return max(len(self.tail), len(self.null_tail))

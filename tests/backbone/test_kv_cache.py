@@ -68,6 +68,13 @@ def test_what_does_not_reach_deep_enough_is_not_found_until_it_is_replaced() -> 
     assert (found.last_layer, cache.nbytes) == (2, 24)
 
 
+def test_a_cleared_cache_is_empty() -> None:
+    cache = KeyValueCache(100)
+    cache.put("a", key_values())
+    cache.clear()
+    assert (cache.get("a", last_layer=0), cache.nbytes, len(cache)) == (None, 0, 0)
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)), max_size=30))
 def test_the_bound_holds_and_the_count_is_right(puts: list[tuple[int, int]]) -> None:
     cache = KeyValueCache(64)
