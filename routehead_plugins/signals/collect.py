@@ -155,9 +155,8 @@ def _compute(
     prompt: _Prompt, llm: FrozenLM, layout: Layout, options: CollectOptions
 ) -> QuerySignals:
     texts = [prompt.documents[index].text for index in prompt.order]
-    attention = layout.read(
-        llm, prompt.query, texts, llm.heads, ReadOptions(max_doc_tokens=options.max_doc_tokens)
-    )
+    reading = ReadOptions(max_doc_tokens=options.max_doc_tokens)
+    attention = layout.read(llm, prompt.query, texts, llm.heads, reading)
     query, null, spans = attention.query, cast(Tensor, attention.null), attention.spans
     signals = (
         document_signals(query, None, spans, drop_outliers=False),

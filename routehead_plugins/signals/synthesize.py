@@ -197,11 +197,8 @@ def _attempts(
     check_count("count", count)
     if not styles:
         raise InputError("styles is empty; give at least one style, or leave the argument out.")
-    passages = [
-        document
-        for document in collection.corpus.values()
-        if len(_words(document.text)) >= _SHORTEST_PASSAGE
-    ]
+    corpus = collection.corpus.values()
+    passages = [doc for doc in corpus if len(_words(doc.text)) >= _SHORTEST_PASSAGE]
     if not passages:
         raise InputError(
             f"no document of {collection.name!r} has {_SHORTEST_PASSAGE} words or more; "

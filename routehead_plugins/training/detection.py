@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -55,18 +56,10 @@ def detect(
         temperature = choose_temperature(signals, count, seed)
     options = {} if temperature is None else {"temperature": temperature}
     scores = _DETECTORS[method](signals, **options)
-    indices = best_indices(scores, signals.heads, len(scores) if method == "layers" else count)
-    heads = signals.heads.pick(indices)
-    return HeadSet(
-        heads,
-        model=signals.model,
-        layout=signals.layout,
-        method=_record(method, heads, temperature),
-        # Detectors score heads one by one, with outlier tokens dropped head by head.
-        recipe=Recipe(aggregation="mean"),
-        data=f"{', '.join(signals.data)}, {len(signals.with_contrast)} queries",
-        scores=scores[indices].tolist(),
-    )
+    heads = best_heads(signals, scores, len(scores) if method == "layers" else count)
+    # Detectors score heads one by one, with outlier tokens dropped head by head.
+    recipe = Recipe(aggregation="mean")
+    return replace(heads, method=_record(method, heads, temperature), recipe=recipe)
 
 
 def single_head_ndcg(signals: SignalSet) -> Tensor:
@@ -207,6 +200,18 @@ def best_indices(scores: Tensor, heads: HeadSet, count: int) -> list[int]:
     return sorted(finite, key=lambda index: (-values[index], heads[index]))[:count]
 
 
+def best_heads(signals: SignalSet, scores: Tensor, count: int) -> HeadSet:
+    """Return the best heads, best first, with their scores and the data they were chosen on."""
+    indices = best_indices(scores, signals.heads, count)
+    return HeadSet(
+        signals.heads.pick(indices),
+        model=signals.model,
+        layout=signals.layout,
+        data=f"{', '.join(signals.data)}, {len(signals.with_contrast)} queries",
+        scores=scores[indices].tolist(),
+    )
+
+
 def _record(method: str, heads: Sequence[Head], temperature: float | None) -> str:
     """Name the method, with the interval or the temperature it chose."""
     if method == "layers":
@@ -284,11 +289,9 @@ def _check_options(signals: SignalSet, method: str, count: int, temperature: flo
             f"count={count!r} is out of range; give 1 to {available}, the number of heads with "
             "signals."
         )
-    if temperature is None:
-        return
-    if method != "core":
+    if temperature is not None and method != "core":
         raise InputError(f"temperature={temperature!r} is for method='core'; leave it out.")
-    if not 0 < temperature < math.inf:
+    if temperature is not None and not 0 < temperature < math.inf:
         raise InputError(
             f"temperature={temperature!r} is out of range; give a finite number above 0, or None "
             "to choose one."

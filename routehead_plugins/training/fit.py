@@ -112,8 +112,7 @@ class FitOptions:
         strengths = STRENGTHS[self.objective] if self.strengths is None else self.strengths
         if not strengths or not all(0 <= strength < math.inf for strength in strengths):
             raise InputError(
-                f"strengths={self.strengths!r} must be a non-empty list of finite numbers, each 0 "
-                "or more."
+                f"strengths={self.strengths!r} must be a non-empty list of finite numbers >= 0."
             )
 
 
@@ -235,7 +234,6 @@ def static_base(
     """Fit the part of a router that is the same for all queries; ``l1`` is from `static_l1`."""
     if options.objective != "listwise":
         return _labelled(signals, embeddings, options)
-
     fit = partial(
         fit_weights,
         signals,

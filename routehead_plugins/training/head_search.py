@@ -83,12 +83,9 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class Batch:
-    """Signals of several queries by the candidate heads, padded to the longest list.
+    """Signals of several queries by the candidate heads, padded to the longest list."""
 
-    They are standardised per query and head, shape (queries, heads, documents); 0 in the padding.
-    """
-
-    signals: Tensor
+    signals: Tensor  # z-scores by each head, shape (queries, heads, documents), 0 in the padding
     judgments: Judgments
 
     def __len__(self) -> int:

@@ -55,9 +55,7 @@ class Listwise:
 class Table:
     """Features of many queries, padded to the same number of documents."""
 
-    features: (
-        Tensor  # shape (queries, documents, heads + 1), the retrieval score in the last column
-    )
+    features: Tensor  # shape (queries, documents, heads + 1), the retrieval score comes last
     scale: Tensor  # divisor of each column, shape (heads + 1,)
     judgments: Judgments
     objective: str

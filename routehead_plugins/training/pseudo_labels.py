@@ -24,7 +24,7 @@ from torch import Tensor
 from routehead_plugins.errors import InputError, missing_extra
 from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.signals import QuerySignals, SignalSet
-from routehead_plugins.training.detection import best_indices, mean_over_queries, shuffle_key
+from routehead_plugins.training.detection import best_heads, mean_over_queries, shuffle_key
 from routehead_plugins.training.head_search import LabelOptions, alone, measure, search
 
 _DRAWS = 10  # random sets per query
@@ -86,10 +86,7 @@ class LabelChoice:
 
 
 def pseudo_labels(
-    signals: SignalSet,
-    options: LabelOptions | None = None,
-    *,
-    embeddings: Tensor | None = None,
+    signals: SignalSet, options: LabelOptions | None = None, *, embeddings: Tensor | None = None
 ) -> Labels:
     """Search for the heads that rank each query's candidates best; see `label_reliability`.
 
@@ -103,10 +100,7 @@ def pseudo_labels(
 
 
 def label_reliability(
-    signals: SignalSet,
-    options: LabelOptions | None = None,
-    *,
-    embeddings: Tensor | None = None,
+    signals: SignalSet, options: LabelOptions | None = None, *, embeddings: Tensor | None = None
 ) -> Reliability:
     """Search on half of each query's documents, and measure on the other half.
 
@@ -186,19 +180,10 @@ def choose_labels(
 def _candidates(signals: SignalSet, options: LabelOptions) -> tuple[HeadSet, list[int]]:
     """Choose the best heads by their own mean utility; the heads, and their indices."""
     signals.check_finite()
-    queries = signals.with_contrast
-    static = mean_over_queries(alone(options.utility, query) for query in queries)
-    indices = best_indices(static, signals.heads, options.candidates)
-    heads = HeadSet(
-        signals.heads.pick(indices),
-        model=signals.model,
-        layout=signals.layout,
-        method="pseudo-labels",
-        recipe=Recipe(aggregation="standardised"),
-        data=f"{', '.join(signals.data)}, {len(queries)} queries",
-        scores=static[indices].tolist(),
-    )
-    return heads, indices
+    utility = mean_over_queries(alone(options.utility, query) for query in signals.with_contrast)
+    heads = best_heads(signals, utility, options.candidates)
+    heads = replace(heads, method="pseudo-labels", recipe=Recipe(aggregation="standardised"))
+    return heads, signals.heads.indices_of(heads)
 
 
 def _groups(

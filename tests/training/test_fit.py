@@ -399,15 +399,15 @@ def test_no_head_is_above_the_first_layer(objective: str, routed: Data) -> None:
         ({"coordinates": -2}, "coordinates=-2 is not a count; give a whole number, 1 or more."),
         (
             {"strengths": ()},
-            "strengths=() must be a non-empty list of finite numbers, each 0 or more.",
+            "strengths=() must be a non-empty list of finite numbers >= 0.",
         ),
         (
             {"strengths": (1.0, -0.1)},
-            "strengths=(1.0, -0.1) must be a non-empty list of finite numbers, each 0 or more.",
+            "strengths=(1.0, -0.1) must be a non-empty list of finite numbers >= 0.",
         ),
         (
             {"strengths": (math.nan,)},
-            "strengths=(nan,) must be a non-empty list of finite numbers, each 0 or more.",
+            "strengths=(nan,) must be a non-empty list of finite numbers >= 0.",
         ),
     ],
 )
