@@ -66,7 +66,8 @@ def choose_selector(options: RerankerOptions) -> Selector:
         given = "router" if isinstance(router, Router) else f"router={str(router)!r}"
         raise InputError(f"heads={heads!r} and {given} both choose heads; leave one of them out.")
     if isinstance(heads, str) and heads.partition(":")[0] == ROUTED:
-        router, heads = heads.partition(":")[2] or shipped_router(options.model), None
+        _, colon, name = heads.partition(":")
+        router, heads = name if colon else shipped_router(options.model), None
         if router is None:
             raise InputError(
                 f"no router comes with the library for {options.model!r}; train one (routehead "
