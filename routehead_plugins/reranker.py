@@ -300,7 +300,7 @@ class HeadRoutedAttentionReranker:
         read_scores = self.readout.scores(attention, heads.recipe, first_stage)
         if not bool(read_scores.isfinite().all()):
             raise RouteHeadError(
-                f"{self.llm.name!r} computed scores that are no numbers in {self.llm.dtype}; "
+                f"{self.llm.name!r} computed scores that are not finite in {self.llm.dtype}; "
                 'load it with dtype="float32".'
             )
         # Fused scores have no fixed floor: blank documents then go below the lowest.

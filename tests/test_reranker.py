@@ -246,7 +246,7 @@ def test_an_unknown_layout_is_refused(llm: FrozenLM) -> None:
 
 
 def test_scores_that_are_no_numbers_are_refused(llm: FrozenLM) -> None:
-    with pytest.raises(RouteHeadError, match="'tiny' computed scores that are no numbers in"):
+    with pytest.raises(RouteHeadError, match="'tiny' computed scores that are not finite in"):
         preset(llm).rerank(QUERY, ["nan", "0.2"])
 
 
