@@ -1,4 +1,4 @@
-"""Load the re-ranker at first use, in one way for all adapters."""
+"""Load the re-ranker at first use, in the same way for all adapters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reranker(Protocol):
 
 
 class LazyReranker:
-    """A re-ranker that is ready, or loaded once at first use, by whichever thread comes first.
+    """A ready re-ranker, or one that the first thread to use it loads for all.
 
     Copies and deep copies are the same object, so that they share one LLM. Pickles hold the
     options but no weights.

@@ -1,4 +1,4 @@
-"""Before re-ranking: index a corpus with Lucene, load topics, retrieve with BM25."""
+"""Index a corpus with Lucene, load topics, and retrieve candidates with BM25."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build_index(
             are indexed.
         index_dir: Folder to create.
         threads: Number of indexing threads.
-        overwrite: Replace an existing index.
+        overwrite: Whether to replace an existing index.
 
     Returns:
         The folder of the index.
@@ -100,7 +100,7 @@ def bm25_run(searcher: Any, topics: Mapping[Any, str], hits: int = 100, threads:
         threads: Number of searching threads.
 
     Returns:
-        Scores by document id by query id, best first, in the topics' order; empty for a query
+        Query id -> document id -> score, best first, in the topics' order; empty for a query
         without results.
 
     Raises:

@@ -105,7 +105,7 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
             "model": model or (reranker.llm.name if reranker else "embedded"),
             "top_n": top_n,
             "heads": _as_heads(heads),
-            # The text that heads are serialised to does not hold it.
+            # The serialised text of heads does not hold their layout.
             "layout": options.get("layout") or getattr(heads, "layout", None),
             "keep_retrieval_score": keep_retrieval_score,
             "metadata_mode": metadata_mode,

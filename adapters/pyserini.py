@@ -20,7 +20,7 @@ from routehead_plugins.errors import CollectionError
 from routehead_plugins.io import TEXT_FIELDS, Run
 from routehead_plugins.options import RerankerOptions
 
-# Imports nothing of Pyserini, which starts a JVM; see ``_jvm.load`` for a missing one.
+# Nothing here imports Pyserini, which starts a JVM; ``_jvm.load`` does, and reports its absence.
 from . import _jvm
 from ._hits import Hit, hits_of
 from ._lazy import LazyReranker, Reranker, check_options
@@ -52,7 +52,7 @@ class HeadRoutedStage:
         top_n: Largest number of results per query; ``None`` for no limit.
         text_fields: Fields of a stored JSON document that may hold its text, in order of
             preference.
-        remove_query: Drop the candidate whose id is the query's (as ArguAna needs).
+        remove_query: Whether to drop the candidate whose id is the query's (as ArguAna needs).
         **options: Options of ``RerankerOptions`` to load the re-ranker with, such as
             ``model="embedded"``; only without ``reranker``.
 
@@ -246,11 +246,11 @@ class HeadRoutedStage:
         """Re-rank the best candidates of every query of a run, one query at a time.
 
         Args:
-            run: Scores by document id by query id; ties keep the run's order.
+            run: Query id -> document id -> score; ties keep the run's order.
             topics: Queries by id; ids may be integers here and in the run.
             depth: Number of candidates to re-rank; ``None`` for ``hits``.
-            keep_tail: Append the candidates below ``depth`` in first-stage order, which keeps
-                recall, instead of dropping them.
+            keep_tail: Whether to append the candidates below ``depth`` in first-stage order, which
+                keeps recall, instead of dropping them.
             on_query: Called with the id and the hits of each finished query, such as for a
                 progress bar.
 

@@ -126,7 +126,7 @@ def check_count(name: str, value: object) -> None:
     """Check that an argument is a whole number, 1 or more; its name is for the message.
 
     Raises:
-        InputError: It is something else.
+        InputError: The value is anything else.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}={value!r} is not a count; give a whole number, 1 or more.")
@@ -136,7 +136,7 @@ def check_top_n(top_n: int | None) -> None:
     """Check a number of results; ``None`` stands for all.
 
     Raises:
-        InputError: It is below 1.
+        InputError: The number is below 1.
     """
     if top_n is not None and top_n < 1:
         raise InputError(f"top_n={top_n!r} returns nothing; give 1 or more, or None for all.")
@@ -146,7 +146,7 @@ def check_text(name: str, value: object) -> None:
     """Check that an argument is a text that is not blank; its name is for the message.
 
     Raises:
-        InputError: It is blank, or not a text.
+        InputError: The value is blank, or not a text.
     """
     if not isinstance(value, str):
         raise InputError(f"{name}={value!r} is a {type(value).__name__}; give a text.")

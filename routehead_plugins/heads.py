@@ -79,7 +79,7 @@ class HeadSet(Sequence[Head]):
 
     Attributes:
         heads: ``(layer, head)`` pairs without repetitions; kept as a tuple of ``Head``.
-        model: The LLM they were chosen for; ``None`` when not recorded, as for all that follow.
+        model: The LLM they were chosen for; ``None`` when not recorded, as for the next five.
         layout: The prompt layout they were chosen for.
         method: How they were chosen.
         scores: One figure per head from the method that chose them.
@@ -136,7 +136,7 @@ class HeadSet(Sequence[Head]):
 
     @classmethod
     def looks_like(cls, text: str) -> bool:
-        """Tell a list of heads from a path."""
+        """Tell whether a text is a list of heads, rather than a name or a path."""
         return all(_HEAD.fullmatch(item) for item in text.split(","))
 
     @classmethod
@@ -219,7 +219,7 @@ class HeadSet(Sequence[Head]):
 
     @property
     def last_layer(self) -> int:
-        """The deepest layer; no deeper one has to be run. -1 for an empty set."""
+        """The deepest layer of the heads, and so the last one to run; -1 for an empty set."""
         return max((head.layer for head in self._heads), default=-1)
 
     def check_within(self, available: HeadSet, model: str) -> None:
@@ -281,7 +281,7 @@ def _check_heads(heads: Sequence[Head]) -> None:
 
 
 def _check_finite(heads: Sequence[Head], weights: Sequence[float] | None) -> None:
-    # Scores only inform, and a method may well have no figure for a head.
+    # Scores are informative only, and a method may have no figure for a head.
     for head, weight in zip(heads, weights or (), strict=False):
         if not math.isfinite(weight):
             raise HeadError(f"the weight of head {head} is {weight!r}; give a finite number.")

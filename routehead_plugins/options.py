@@ -1,8 +1,9 @@
-"""The options by which an LLM is loaded and its heads are read, in one place.
+"""Options for loading an LLM and reading its heads, in one place.
 
 ``RerankerOptions`` feeds ``HeadRoutedAttentionReranker.from_pretrained``, every adapter and every
 command. To add an option, add it to the two classes below and, where the command line should have
-it too, a line to ``cli/options.py``. Loads no torch, so that adapters and ``--help`` need none.
+it too, a line to ``cli/options.py``. Importing this module loads no
+torch, so that importing an adapter and printing ``--help`` do not either.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ HeadsLike: TypeAlias = HeadSet | str | Path | Sequence[tuple[int, int]]
 
 
 class OptionValues(TypedDict, total=False):
-    """The fields of ``RerankerOptions`` but ``model``, as keyword arguments."""
+    """The fields of ``RerankerOptions`` except ``model``, as keyword arguments."""
 
     heads: HeadsLike | None
     router: Any
@@ -41,7 +42,7 @@ class OptionValues(TypedDict, total=False):
 class RerankerOptions:
     """How an LLM is loaded, which of its heads are read, and how the prompt is laid out.
 
-    Values are checked by what uses them.
+    Values are checked by the code that uses them.
 
     Attributes:
         model: ``"embedded"``, a Hub id such as ``"Qwen/Qwen3-0.6B"``, a local directory, or a
@@ -56,14 +57,14 @@ class RerankerOptions:
             name or torch dtype.
         layout: ``"sequential"`` (all documents in one prompt) or ``"parallel"`` (each on its own,
             any number of them); ``None`` takes the layout that the heads were chosen for.
-        document_cache: Memory for keys and values that later queries use again, such as
-            ``"2GB"``: of documents in the parallel layout, of whole lists in the sequential one.
+        document_cache: Memory for keys and values that later queries reuse, such as ``"2GB"``:
+            of documents in the parallel layout, of whole lists in the sequential one.
         window: Documents read at once in the sequential layout; ``None`` for all.
         stride: Step between window starts, in documents; ``None`` for half a window.
         max_doc_tokens: Longer documents are cut here, the query never is.
         first_stage_weight: Weight of the candidates' own scores, where all carry one; ``None``
             takes the weight fitted together with the heads, if any.
-        local_files_only: Never ask the Hub, use its local cache.
+        local_files_only: Whether to use only the local cache of the Hub, never the network.
     """
 
     model: str = "embedded"

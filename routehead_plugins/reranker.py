@@ -1,4 +1,4 @@
-"""The class users meet: a frozen LLM, a selector and a layout, composed."""
+"""The re-ranker, composed of a frozen LLM, a selector, a layout and a readout."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ from routehead_plugins.scoring import (
 )
 from routehead_plugins.selection import AllHeads, Selector, choose_selector
 
-# Calibrated attention mass lies between -1 and 1: nothing that was read scores lower than this.
+# Calibrated attention mass lies between -1 and 1: no document that was read scores lower.
 BLANK_SCORE = -1.0
 
 
 class HeadRoutedAttentionReranker:
-    """Ranks documents by the attention that chosen heads of a frozen LLM pay to them.
+    """Re-ranker of documents by the attention that chosen heads of a frozen LLM pay to them.
 
     Safe to use from several threads at once; nothing given to it is changed.
 
     Attributes:
         llm: The frozen LLM.
-        selector: Chooses the heads for each query.
-        layout: Arranges documents and query.
-        readout: Turns attention into scores.
+        selector: Choice of the heads for each query.
+        layout: Arrangement of documents and query.
+        readout: Options for turning attention into scores.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class HeadRoutedAttentionReranker:
             selector: Chooses the heads; every head by default.
             layout: A layout or its name; by default the one the heads were chosen for, if any, or
                 ``"sequential"``.
-            calibrate: Subtract the attention of a query without content.
+            calibrate: Whether to subtract the attention of a query without content, "N/A".
             null_share: With an instruction, the share of the calibration that uses the null query
                 with the instruction; the rest omits it (arXiv 2609.17764).
-            drop_outliers: Leave out tokens that draw the attention of the null query.
+            drop_outliers: Whether to drop tokens that draw the attention of the null query.
             reweighting: Weights on tokens and documents (ReAttn); none by default.
             first_stage_weight: Weight of the candidates' own scores, where all carry one,
                 standardised per query; ``None`` takes the one fitted with the heads, or 0.
@@ -117,7 +117,7 @@ class HeadRoutedAttentionReranker:
         Raises:
             InputError: An argument cannot be used.
             HeadError: The heads are misspelled, or the LLM does not have them.
-            ModelLoadError: Nothing of that name can be loaded.
+            ModelLoadError: No LLM of that name can be loaded.
             MissingExtraError: A package that this kind of model needs is not installed.
             UnsupportedModelError: The LLM has no attention to read.
         """
@@ -125,15 +125,19 @@ class HeadRoutedAttentionReranker:
 
     @classmethod
     def from_options(
-        cls, options: RerankerOptions, llm: FrozenLM | None = None
+        cls,
+        options: RerankerOptions,
+        llm: FrozenLM | None = None,
+        selector: Selector | None = None,
     ) -> HeadRoutedAttentionReranker:
-        """Compose a re-ranker of options; see ``from_pretrained`` for the errors.
+        """Compose a re-ranker from options; see ``from_pretrained`` for the errors.
 
         Args:
             options: How the LLM is loaded and read.
-            llm: The LLM of these options, where it is loaded already.
+            llm: The LLM of these options, if it is already loaded.
+            selector: The selector of these options, where it is chosen already.
         """
-        selector = choose_selector(options)
+        selector = choose_selector(options) if selector is None else selector
         layout = make_layout(options, selector.layout)
         check_layout(layout, selector.layout)
         check_max_doc_tokens(options.max_doc_tokens)
@@ -194,7 +198,7 @@ class HeadRoutedAttentionReranker:
         *,
         instruction: str | None = None,
     ) -> list[float]:
-        """Score documents, in the order given; see ``rerank`` for what is raised."""
+        """Score documents, in the order given; see ``rerank`` for the errors."""
         candidates = as_documents(documents)
         return self._scores(query, candidates, self._select(query), instruction)[0]
 

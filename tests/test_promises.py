@@ -130,8 +130,38 @@ def test_the_arrows_make_no_circle() -> None:
 def test_modules_of_a_room_make_no_circle(room: str) -> None:
     arrows: dict[str, set[str]] = {}
     for path in (ROOT / PACKAGE / room).glob("[!_]*.py"):
+        # A room's own face imports all its modules.
+        assert room not in {module for module, _ in own_imports(path)}, named(path)
         inside = {module for module, _ in own_imports(path) if module.startswith(f"{room}.")}
         arrows[module_of(path)] = inside
+    list(TopologicalSorter(arrows).static_order())
+
+
+def test_the_core_and_the_benchmarks_import_by_full_names() -> None:
+    for path in [*CORE, *OUTSIDE]:
+        for node in ast.walk(tree_of(path)):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), named(path)
+
+
+def test_benchmarks_make_no_circle() -> None:
+    arrows = {
+        module_of(path): {module for module, _ in imports_of(path)}
+        for path in (ROOT / "benchmarks").rglob("[!_]*.py")
+    }
+    list(TopologicalSorter(arrows).static_order())
+
+
+def test_adapters_make_no_circle() -> None:
+    arrows: dict[str, set[str]] = {}
+    for path in (ROOT / "adapters").glob("*.py"):
+        relative = [
+            node
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.ImportFrom) and node.level == 1
+        ]
+        siblings = {node.module for node in relative if node.module}
+        siblings |= {name.name for node in relative if not node.module for name in node.names}
+        arrows[path.stem] = siblings
     list(TopologicalSorter(arrows).static_order())
 
 

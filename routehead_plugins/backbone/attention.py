@@ -34,7 +34,7 @@ _MAX_SCORES = 1 << 26
 
 
 class _StopForward(Exception):  # noqa: N818 - control flow, not an error
-    """Ends a forward inside the deepest layer that is needed, without touching shared state."""
+    """Signal that ends a forward inside the deepest layer needed, without any shared state."""
 
 
 @dataclass
@@ -48,7 +48,8 @@ class Rows:
         weights: Weight of every row in each average, shape (averages, rows).
         positions: Position of every row, shape (rows,).
         sees: Mask of the rows that each row may look at, itself included, shape (rows, rows).
-        past: Position of every key in the cache, (past keys,); only a layer's window hides them.
+        past: Position of every key in the cache, shape (past keys,); a row sees all
+            that lie within the layer's window.
     """
 
     weights: Tensor
@@ -77,7 +78,7 @@ class Tap:
         heads: Heads to read; empty to read none.
         rows: Tokens whose attention is read; ``None`` where nothing is read.
         states_before: The forward stops before this layer and keeps the states that reach it.
-        states: Those states, shape (batch, tokens, width).
+        states: The states that were kept, shape (batch, tokens, width).
         read: Layer -> attention read there, shape (averages, heads of the layer, past keys).
     """
 
@@ -132,7 +133,7 @@ def _mean_attention(
     chunk = max(1, _MAX_SCORES // (query.shape[2] * key.shape[2]))
     parts = []
     for subset in heads.split(chunk):
-        # float32: a bfloat16 product rounds scores to three digits, more than heads differ by.
+        # In float32, since bfloat16 rounds scores to three digits, and heads differ by less.
         keys = key[0, subset // groups].float()
         scores = (query[0, subset].float() * options.scaling) @ keys.transpose(-1, -2)
         probabilities = _softmax(scores, mask, options, subset)  # (heads, rows, all keys)
@@ -180,7 +181,7 @@ def _make_tap(flavour: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         scaling = options.get("scaling") or query.shape[-1] ** -0.5
         if routehead_tap is not None:
             if not getattr(module, "is_causal", True):
-                raise ValueError("it looks forward as well as back")
+                raise ValueError("its attention is not causal")
             window = options.get("sliding_window")
             read = _Options(scaling, options.get("softcap"), options.get("s_aux"), window)
             routehead_tap.visit(cast(int, module.layer_idx), query, key, read)
@@ -225,18 +226,18 @@ def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     _watch_layers(view)
-    # Early releases of transformers 5 run capped models on SDPA, which leaves the cap out.
+    # Early releases of transformers 5 run soft-capped models on SDPA, which ignores the soft cap.
     capped = getattr(view.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
     name = _register("sdpa" if view._supports_sdpa and not capped else "eager")
     if view._can_set_attn_implementation():
         view.set_attn_implementation(name)
     if view.config._attn_implementation != name:
-        raise _unsupported(model, "its code goes around transformers' AttentionInterface")
+        raise _unsupported(model, "its code bypasses transformers' AttentionInterface")
     return view
 
 
 def _watch_layers(view: PreTrainedModel) -> None:
-    """Add the hooks by which a tap ends a forward before a layer and keeps its input."""
+    """Add hooks that end a forward before the layer a tap names, and keep that layer's input."""
 
     def watch(number: int) -> Callable[..., None]:
         def stop(_: nn.Module, states: tuple[Tensor, ...], options: dict[str, Any]) -> None:
@@ -262,7 +263,7 @@ def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModelError:
 def run(
     view: PreTrainedModel, ids: Tensor, positions: Tensor, cache: DynamicCache, tap: Tap
 ) -> None:
-    """Run the view on some tokens, up to and not beyond the attention of ``tap.last_layer``.
+    """Run the view on some tokens, up to the attention of ``tap.last_layer`` and no further.
 
     Args:
         view: The decoder of a ``tapped_view``.

@@ -71,7 +71,7 @@ def _fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def _best_time(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the shortest of several runs: noise on a shared machine only adds time."""
+    """Time a matrix product, in seconds: the shortest of several runs, as noise only adds time."""
     left = torch.ones(_ROWS, _INNER, dtype=dtype, device=device)
     right = torch.ones(_INNER, _COLUMNS, dtype=dtype, device=device)
     best = float("inf")

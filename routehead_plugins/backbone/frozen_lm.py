@@ -1,4 +1,4 @@
-"""The frozen LLM: documents run once, and the attention of the tails behind them read."""
+"""The frozen LLM: run documents once, and read the attention of the tails behind them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class FrozenLM(TextTasks):
     sixteen at once would fill its memory. The lock is inside; callers take none.
 
     Attributes:
-        name: The name it was loaded by.
+        name: Name under which the LLM was loaded.
         heads: Every head that can be read.
-        encoder: Builds prompts for it.
+        encoder: Builder of its prompts.
         num_layers: Number of layers, loaded or not.
         width: Size of a hidden state.
-        max_tokens: Longest sequence it accepts; ``None`` when it names no limit.
+        max_tokens: Longest sequence it accepts; ``None`` if its configuration sets no limit.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, *, name: str | None = None) -> None:
@@ -78,11 +78,11 @@ class FrozenLM(TextTasks):
             model: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
             device: ``None`` picks cuda, then mps, then cpu.
             dtype: ``"auto"`` takes bfloat16 where the device is fast at it, float32 elsewhere.
-            local_files_only: Never ask the Hub, use its local cache.
+            local_files_only: Whether to use only the local cache of the Hub, never the network.
             layers: Maps the model's depth to the number of leading layers to load; ``None``: all.
 
         Raises:
-            ModelLoadError: Nothing of that name can be loaded.
+            ModelLoadError: No LLM of that name can be loaded.
             MissingExtraError: A package that this kind of file needs is not installed.
             UnsupportedModelError: It has no attention to read.
             InputError: The device or dtype does not exist.
@@ -129,7 +129,7 @@ class FrozenLM(TextTasks):
         Optimizers, ``load_state_dict`` and ``to`` are noticed, writing into ``.data`` is not.
         """
         weights = self._view.parameters()
-        # Tensors made in inference mode count no versions.
+        # Tensors made in inference mode have no version counter.
         versions = ((w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights)
         return self._identity, tuple(versions)
 
@@ -149,7 +149,7 @@ class FrozenLM(TextTasks):
             behind: A prefix that every sequence follows and looks back at.
 
         Returns:
-            One per sequence, without the prefix.
+            Keys and values of each sequence, without those of the prefix.
         """
         with self._lock:
             ids, _ = self._pad(sequences)
@@ -223,7 +223,10 @@ class FrozenLM(TextTasks):
         """Lend the whole model, with its output projection, to one thread at a time.
 
         Args:
-            purpose: What cannot be done without it, for the error.
+            purpose: What fails without it, for the error, such as ``"cannot write"``.
+
+        Yields:
+            The model, while no other thread uses it.
 
         Raises:
             UnsupportedModelError: The last layers or the output projection were not loaded.
@@ -231,7 +234,7 @@ class FrozenLM(TextTasks):
         if self.heads.last_layer + 1 < self.num_layers or not self._whole.get_output_embeddings():
             raise UnsupportedModelError(
                 f"{self.name!r} was loaded without its last layers or its output projection and "
-                f"{purpose}; load all of a causal LLM."
+                f"{purpose}; load the whole causal LLM."
             )
         with self._lock:
             yield self._whole

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-_LOCK = threading.RLock()  # the functions of a package are one per process
+_LOCK = threading.RLock()  # all threads share the functions of a package
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def parsed_once() -> Iterator[None]:
 
 
 def _cached_here(original: Callable[..., Any], replacement: Callable[..., Any]) -> Any:
-    """Call the replacement, with a cache, in this thread, and the original in all others."""
+    """Return a function: the cached replacement in this thread, the original in all others."""
     thread = threading.get_ident()
     cached = cache(replacement)
 
@@ -58,7 +58,7 @@ def _plain_reader(reader: Any) -> Any:
     The file stays mapped all the same.
     """
 
-    class PlainReader(reader):  # type: ignore[misc]  # the base is known only once it is imported
+    class PlainReader(reader):  # type: ignore[misc]  # the base is known only after the import
         def __setattr__(self, name: str, value: object) -> None:
             plain = np.asarray(value) if isinstance(value, np.memmap) else value
             super().__setattr__(name, plain)

@@ -39,7 +39,7 @@ class KeyValues:
 
     @property
     def end(self) -> int:
-        """Position behind the last token."""
+        """Position after the last token."""
         return self.start + self.tokens
 
     @property
@@ -49,7 +49,7 @@ class KeyValues:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors, shared with others or not."""
+        """Size of the tensors in bytes, whether or not they share memory with others."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
 
     def copied(self) -> KeyValues:
@@ -88,7 +88,7 @@ def joined(pieces: Sequence[KeyValues], *, last_layer: int, batch: int = 1) -> D
     """Make a cache of several pieces, one after the other; each layer is joined when it runs.
 
     Args:
-        pieces: Left as they are.
+        pieces: Keys and values to join; not modified.
         last_layer: The deepest layer that will be run.
         batch: Number of sequences that follow the same pieces.
     """
@@ -121,7 +121,7 @@ def added(cache: DynamicCache, lengths: Sequence[int], *, start: int) -> list[Ke
 
 
 class KeyValueCache:
-    """Keeps keys and values up to a number of bytes; the least recently used go first. Thread-safe.
+    """Cache of keys and values with a limit in bytes; drops the least recently used. Thread-safe.
 
     Attributes:
         hits: Number of successful look-ups.
@@ -129,13 +129,13 @@ class KeyValueCache:
     """
 
     def __init__(self, max_bytes: int | str) -> None:
-        """Start empty.
+        """Create an empty cache.
 
         Args:
             max_bytes: A number of bytes, or a text such as ``"2GB"`` or ``"512 MiB"``.
 
         Raises:
-            InputError: It is neither.
+            InputError: ``max_bytes`` is neither.
         """
         self._held: LRUCache[Hashable, KeyValues] = LRUCache(
             parse_bytes(max_bytes), getsizeof=lambda kept: kept.nbytes
@@ -152,7 +152,7 @@ class KeyValueCache:
         return int(self._held.currsize)
 
     def get(self, key: Hashable, *, last_layer: int) -> KeyValues | None:
-        """Look up what was put under a key, if it reaches down to a layer."""
+        """Look up a key; ``None`` if it is missing, or not as deep as ``last_layer``."""
         with self._lock:
             kept = self._held.get(key)
             if kept is None or kept.last_layer < last_layer:
@@ -162,7 +162,7 @@ class KeyValueCache:
             return kept
 
     def put(self, key: Hashable, kept: KeyValues) -> None:
-        """Keep keys and values in place of what was there, and drop what no longer fits."""
+        """Store keys and values if they fit the limit; drop the least recently used for them."""
         with self._lock:
             self._held.pop(key, None)
             if kept.nbytes <= self._held.maxsize:

@@ -32,7 +32,7 @@ from routehead_plugins.errors import (
 )
 
 EMBEDDED = "embedded"
-_LOCK = threading.RLock()  # stderr and verbosity are one per process
+_LOCK = threading.RLock()  # all threads share stderr and the verbosity
 
 
 def load(
@@ -50,8 +50,8 @@ def load(
         dtype: Number format of the parameters.
         device: Device for the parameters.
         local_files_only: Use the local cache of the Hub only, never the network.
-        layers: Maps the model's depth to the number of layers to load, from the first on; ``None``
-            loads all. Deeper layers take no memory, and are not read from safetensors files. A
+        layers: Maps the model's depth to the number of leading layers to load; ``None`` loads
+            all. Deeper layers take no memory, and are not read from safetensors files. A
             decoder without a single list of its layers is loaded whole. Exceptions of ``layers``
             are passed on.
 

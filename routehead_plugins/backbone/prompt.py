@@ -1,4 +1,4 @@
-"""From query and documents to token ids; the span of every document is recorded while building.
+"""Turn a query and documents into token ids, and record the span of every document.
 
 A prompt consists of pieces, each tokenized on its own; a layout decides how they are joined:
 
@@ -66,7 +66,16 @@ class DocumentPiece:
 
 @dataclass(frozen=True)
 class Pieces:
-    """The pieces of a prompt, before a layout joins them; see the module's docstring."""
+    """The pieces of a prompt, before a layout joins them.
+
+    Attributes:
+        prefix: Token ids before the documents; see the top of this module.
+        documents: The documents, in the order of the prompt.
+        tail: Token ids after the documents, with the query.
+        null_tail: The same for the null query, "N/A".
+        bare_null_tail: The tail of the null query without the caller's instruction.
+        query: Token ids of the query alone.
+    """
 
     prefix: tuple[int, ...]
     documents: tuple[DocumentPiece, ...]
@@ -93,7 +102,7 @@ class Pieces:
 
 
 class PromptEncoder:
-    """Tokenizes the pieces of prompts, with a tokenizer of its own, so that threads can share it.
+    """Encoder of prompts, with its own copy of the tokenizer, so that threads can share it.
 
     Attributes:
         control_ids: Ids of the control tokens; no piece of text contains one.
@@ -193,7 +202,7 @@ class PromptEncoder:
         Args:
             query: The query.
             texts: The documents, in the order of the prompt.
-            numbered: Whether labels count the documents, ``[1]``, ``[2]``, ...
+            numbered: Whether labels number the documents, ``[1]``, ``[2]``, ...
             max_doc_tokens: Longer documents are cut here; the query never is.
             instruction: Text right before the query that says which documents are relevant.
         """
@@ -245,7 +254,7 @@ class TokenCache:
     def __init__(
         self, encode: Callable[[Sequence[str]], list[tuple[int, ...]]], max_tokens: int = 1_000_000
     ) -> None:
-        """Start empty; a million tokens, the default bound, take some 40 MB."""
+        """Create an empty cache; a million tokens, the default limit, take some 40 MB."""
         self._encode = encode
         self._held: LRUCache[str, tuple[int, ...]] = LRUCache(max_tokens, getsizeof=len)
         self._lock = threading.Lock()
@@ -254,7 +263,7 @@ class TokenCache:
         return len(self._held)
 
     def __call__(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Tokenize texts, those that are new in one batch."""
+        """Tokenize texts; new ones are tokenized in one batch."""
         with self._lock:
             known = {text: self._held[text] for text in texts if text in self._held}
         new = [text for text in dict.fromkeys(texts) if text not in known]
@@ -270,7 +279,7 @@ def check_max_doc_tokens(value: object) -> None:
     """Check the length at which documents are cut; ``None`` stands for no cut.
 
     Raises:
-        InputError: It is not a whole number, 1 or more.
+        InputError: The value is not a whole number, 1 or more.
     """
     if value is not None and (not isinstance(value, int) or value < 1):
         raise InputError(

@@ -25,8 +25,8 @@ def sample(
 ) -> list[Ids]:
     """Continue several prompts behind one prefix, which is run once; see ``TextTasks.write``.
 
-    Where lengths differ, a shorter prompt sees that many tokens less through a sliding window. The
-    generator is one of the CPU, so that samples do not depend on the device. A continuation ends
+    Where lengths differ, a shorter prompt sees that many fewer tokens through a sliding window. The
+    generator is on the CPU, so that samples do not depend on the device. A continuation ends
     with the token for which ``ended`` returns true.
     """
     if not prompts:

@@ -28,7 +28,7 @@ _EMBEDDING_DEPTH = 0.8
 
 
 class TextTasks(ABC):
-    """Tasks of ``FrozenLM`` that read no attention; each holds the LLM while it runs it."""
+    """Tasks of ``FrozenLM`` that read no attention; each takes its lock while the LLM runs."""
 
     name: str
     heads: HeadSet
@@ -58,7 +58,7 @@ class TextTasks(ABC):
             InputError: The LLM has fewer layers, or was loaded with fewer.
         """
         loaded = self.heads.last_layer + 1
-        # States behind the last layer that was loaded are normalised, others are not.
+        # States after the last layer loaded are normalised, those after other layers are not.
         deepest = loaded if loaded == self.num_layers else loaded - 1
         if not 0 <= layer <= deepest:
             raise InputError(f"layer={layer} is not a layer of {self.name!r}; give 0 to {deepest}.")
@@ -103,7 +103,7 @@ class TextTasks(ABC):
     def log_likelihoods(
         self, contexts: Sequence[tuple[int, ...]], target: tuple[int, ...]
     ) -> Tensor:
-        """Compute how likely the same continuation is after each of several contexts.
+        """Compute the log likelihood of one continuation after each of several contexts.
 
         Args:
             contexts: Token ids, none of them empty.
@@ -117,7 +117,7 @@ class TextTasks(ABC):
         """
         likelihoods = torch.empty(len(contexts), dtype=torch.float32)
         lengths = [len(context) + len(target) for context in contexts]
-        with self.causal_lm("cannot tell likelihoods") as model:
+        with self.causal_lm("cannot compute likelihoods") as model:
             for batch in batches(lengths, _BATCH_TOKENS):
                 rows = [contexts[index] for index in batch]
                 likelihoods[batch] = _log_likelihoods(model, rows, target)
@@ -142,7 +142,7 @@ class TextTasks(ABC):
             seed: Random seed; the same seed gives the same texts.
 
         Returns:
-            One line per prompt, maybe empty; cut where it became too long.
+            One line per prompt, possibly empty, cut at ``max_tokens``.
 
         Raises:
             UnsupportedModelError: The last layers or the output projection were not loaded.
@@ -163,9 +163,9 @@ class TextTasks(ABC):
 
 @dataclass(frozen=True)
 class QueryLikelihood:
-    """Scores documents by how well they predict the query (UPR, arXiv 2204.07496).
+    """Scorer of documents by how well they predict the query (UPR, arXiv 2204.07496).
 
-    One forward per document: the method that the re-ranker is compared with.
+    The baseline that the re-ranker is compared with. It takes one forward per document.
 
     Attributes:
         llm: The frozen LLM, loaded with all its layers.
@@ -209,7 +209,7 @@ class QueryLikelihood:
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Shifts and scales every coordinate by its mean and deviation over a corpus.
+    """Shift and scale every coordinate by its mean and deviation over a corpus.
 
     Attributes:
         mean: Shape (width,).
@@ -221,12 +221,12 @@ class Standardiser:
 
     @classmethod
     def fit(cls, embeddings: Tensor) -> Standardiser:
-        """Measure the documents of a corpus, shape (documents, width)."""
+        """Measure mean and deviation over a corpus, embeddings of shape (documents, width)."""
         deviation = embeddings.std(dim=0, unbiased=False)
         return cls(embeddings.mean(dim=0), torch.where(deviation > 0, deviation, 1.0))
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """Standardise texts, (texts, width), and scale to length 1: inner products are cosines."""
+        """Standardise and L2-normalise, shape (texts, width): inner products become cosines."""
         return torch.nn.functional.normalize((embeddings - self.mean) / self.deviation, dim=-1)
 
 
@@ -258,7 +258,7 @@ def check_pooling(pooling: str) -> None:
 def _log_likelihoods(
     model: PreTrainedModel, contexts: Sequence[tuple[int, ...]], target: tuple[int, ...]
 ) -> Tensor:
-    """Pad on the left, so that the target stands in the same columns of every row."""
+    """Score one batch, padded on the left: the target is in the same columns of every row."""
     width = max(map(len, contexts))
     padding = [width - len(context) for context in contexts]
     rows = [

@@ -77,7 +77,7 @@ def _rankings(topics: Topics, hits: int, options: RerankerOptions) -> _Rankings:
         method: {} for method in (FIRST_STAGE, *weights)
     }
     with bm25_stage(BUNDLED, hits) as bm25:
-        reranker = load_reranker(options)
+        reranker = load_reranker(options, selector)
         llm = reranker.llm
         err.print(f"{options.model}: {llm.num_layers} layers, {llm.dtype}, {llm.device}")
         with progress("Re-ranking", len(topics)) as advance:

@@ -41,7 +41,7 @@ from routehead_plugins.options import RerankerOptions
 if TYPE_CHECKING:
     from routehead_plugins.backbone import FrozenLM
 
-# Documents by query id.
+# Query id -> documents.
 _Candidates: TypeAlias = Mapping[str, Sequence[Document]]
 
 
@@ -82,7 +82,7 @@ def evaluate(arguments: EvaluateArguments, options: RerankerOptions) -> None:
     methods = split_methods(arguments.methods)
     measures = [name.strip() for name in arguments.measures.split(",")]
     evaluation.parse_measures(measures)
-    # The content of head-set files, not their names.
+    # Descriptions hold the content of head-set files, so that a changed file is noticed.
     selectors = _selectors(methods, options)
     _check(arguments, methods)
     collections = [load_collection(path) for path in arguments.collection]

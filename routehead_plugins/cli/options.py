@@ -1,8 +1,8 @@
 """Command-line options, and the decorator that gives a command its options.
 
-A command takes two dataclasses. The fields of its own are annotated with their help, or with a
-``typer.Option``. The options of ``RerankerOptions`` are the entries of the table below: to add an
-option of the LLM, add a field to ``RerankerOptions`` and an entry to this table.
+A command takes two dataclasses: one of its own, whose fields are annotated with their help or with
+a ``typer.Option``, and ``RerankerOptions``, whose options are entries of the table below. To add an
+option of the LLM, add a field to ``RerankerOptions`` and an entry to the table.
 """
 
 from __future__ import annotations

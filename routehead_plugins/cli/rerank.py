@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, load_topics
 from routehead_plugins.cli.options import HEADS, LLM, PROMPT, with_options
@@ -34,6 +34,9 @@ from routehead_plugins.io import (
     write_run,
 )
 from routehead_plugins.options import RerankerOptions
+
+if TYPE_CHECKING:
+    from routehead_plugins.selection import Selector
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,17 @@ def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
     Example: routehead rerank --corpus corpus.jsonl --topics queries.jsonl --run bm25.trec
     --hits 20 --output reranked.trec
     """
+    from routehead_plugins.selection import choose_selector
+
     _check(arguments)
-    state = _settings(arguments, options)
+    selector = choose_selector(options)
+    state = _settings(arguments, options, selector)
     with _inputs(arguments) as inputs, Journal(arguments.output, state) as journal:
         missing = [query_id for query_id in inputs.queries if query_id not in journal.done]
         if len(missing) < len(inputs.queries):
             err.print(f"Resuming: {len(inputs.queries) - len(missing)} queries were done before.")
         if missing:
-            stage = HeadRoutedStage(None, load_reranker(options), corpus={})
+            stage = HeadRoutedStage(None, load_reranker(options, selector), corpus={})
             with progress("Re-ranking", len(missing)) as advance:
                 for query_id in missing:
                     query, documents = inputs.queries[query_id], inputs.candidates(query_id)
@@ -109,10 +115,10 @@ def _check(arguments: RerankArguments) -> None:
         raise InputError(f"folder {str(arguments.output.parent)!r} does not exist; make it first.")
 
 
-def _settings(arguments: RerankArguments, options: RerankerOptions) -> dict[str, Any]:
+def _settings(
+    arguments: RerankArguments, options: RerankerOptions, selector: Selector
+) -> dict[str, Any]:
     """Return the settings and the state of the files that the results depend on."""
-    from routehead_plugins.selection import choose_selector
-
     topics = arguments.topics
     return {
         "index": stamp(arguments.index),
@@ -121,8 +127,8 @@ def _settings(arguments: RerankArguments, options: RerankerOptions) -> dict[str,
         "topics": None if topics is None else stamp(Path(topics)) or topics,
         "corpus": stamp(_corpus_file(arguments.corpus)),
         "hits": arguments.hits,
-        # The content of a head-set file, not its name.
-        "heads": repr(choose_selector(options)),
+        # The description holds the content of a head-set file, so that a change is noticed.
+        "heads": repr(selector),
         "first_stage_weight": options.first_stage_weight,
         "remove_query": arguments.remove_query,
         **settings(options),

@@ -1,4 +1,4 @@
-"""What several commands need: the LLM, candidates from BM25, a progress bar.
+"""Helpers that commands share: loading the LLM, candidates from BM25, a progress bar.
 
 Importing this module loads no torch; its functions import the rooms they use.
 """
@@ -10,7 +10,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ err = Console(stderr=True)
 
 
 def load_llm(options: RerankerOptions, selector: Selector | None = None) -> FrozenLM:
-    """Load the LLM with a status line; only the layers that a selector needs, if one is given."""
+    """Load the LLM, or only the layers that a given selector needs, and show a status line."""
     from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens
 
     check_max_doc_tokens(options.max_doc_tokens)
@@ -42,27 +42,33 @@ def load_llm(options: RerankerOptions, selector: Selector | None = None) -> Froz
         return FrozenLM.from_options(options, None if selector is None else selector.layers)
 
 
-def load_reranker(options: RerankerOptions) -> HeadRoutedAttentionReranker:
+def load_reranker(options: RerankerOptions, selector: Selector) -> HeadRoutedAttentionReranker:
     """Load the LLM and compose a re-ranker, with a status line."""
     from routehead_plugins.reranker import HeadRoutedAttentionReranker
 
     with err.status(f"Loading {options.model} ..."):
-        return HeadRoutedAttentionReranker.from_options(options)
+        return HeadRoutedAttentionReranker.from_options(options, selector=selector)
+
+
+# Options that do not change scores, and those that every command records in a way of its own.
+NOT_SETTINGS = {
+    *("document_cache", "local_files_only"),
+    *("heads", "router", "first_stage_weight"),
+}
 
 
 def settings(options: RerankerOptions) -> dict[str, Any]:
-    """Return the settings that scores depend on, with the device and dtype that are picked."""
+    """Return the options that scores depend on, with the device and dtype that are picked.
+
+    The choice of heads and the first-stage weight are left to the commands.
+    """
     from routehead_plugins.backbone import pick_device, pick_dtype
 
     device = pick_device(options.device)
-    return {
-        "model": options.model,
+    names = [field.name for field in fields(options) if field.name not in NOT_SETTINGS]
+    return {name: getattr(options, name) for name in names} | {
         "device": device.type,
         "dtype": str(pick_dtype(options.dtype, device)).removeprefix("torch."),
-        "max_doc_tokens": options.max_doc_tokens,
-        "layout": options.layout,
-        "window": options.window,
-        "stride": options.stride,
         "version": __version__,
     }
 
@@ -83,7 +89,7 @@ def check_minimum(option: str, value: int | None, minimum: int = 1) -> None:
 
 
 def check_names(collections: Sequence[Path]) -> None:
-    """Check that no two collections have the same name, which is that of the folder."""
+    """Check that no two collections have the same name, the name of their folder."""
     names = [path.resolve().name for path in collections]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
@@ -105,7 +111,7 @@ def bm25_stage(corpus: Path, hits: int, index: Path | None = None) -> Iterator[H
 
 
 def with_candidates(collection: Collection, topics: Mapping[str, str], hits: int) -> Collection:
-    """Return the collection with a run: its own, or by BM25 with so many hits for the topics."""
+    """Return the collection with a run: its own, or BM25's ``hits`` candidates for the topics."""
     if collection.run is not None:
         return collection
     with bm25_stage(collection.path, hits) as stage:

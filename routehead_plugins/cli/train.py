@@ -1,4 +1,4 @@
-"""`routehead train`: from BEIR folders, with or without judgments, to a router's folder."""
+"""`routehead train`: train a router on BEIR folders, with or without judgments."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def _signals(
 
 
 def _fit(signals: SignalSet, llm: FrozenLM, options: FitOptions, *, choose_labels: bool) -> Router:
-    """Embed the queries and fit the router; describe the labels, if it learns any."""
+    """Embed the queries, fit the router, and record the choice of labels, if there is one."""
     from routehead_plugins import training
 
     with err.status("Embedding the queries ..."):

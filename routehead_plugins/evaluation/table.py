@@ -24,7 +24,7 @@ _PACKAGES = ("torch", "transformers", "ir_measures", "pytrec-eval-terrier", "sci
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Methods by measures on one or more collections, with the settings needed to repeat it.
+    """Methods by measures on one or more collections, with the settings to reproduce them.
 
     All methods raise ``InputError`` where ``comparisons`` does.
 

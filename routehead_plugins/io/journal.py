@@ -34,7 +34,8 @@ class Journal:
 
         Args:
             path: Path of the job's final output; the log is kept beside it.
-            fingerprint: Everything that the entries depend on; a log with another is overwritten.
+            fingerprint: Everything that the entries depend on; a log with
+                another fingerprint is overwritten.
 
         Raises:
             InputError: The fingerprint cannot be written as JSON.

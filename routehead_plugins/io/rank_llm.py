@@ -83,7 +83,7 @@ def _document(candidate: Any, location: str) -> Document:
     text = titled_text(doc.get("title"), json_text(doc, TEXT_FIELDS, location, blank=True))
     doc_id = json_id(candidate, ("docid",), location)
     score = candidate.get("score")
-    # An integer may be beyond every float, where math.isfinite raises.
+    # An integer may exceed every float, and math.isfinite then raises.
     is_number = isinstance(score, int | float) and not isinstance(score, bool)
     if score is not None and not (is_number and abs(score) <= sys.float_info.max):
         raise CollectionError(

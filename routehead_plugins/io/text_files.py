@@ -1,4 +1,4 @@
-"""Read lines and write files; every failure is one clear sentence.
+"""Read lines and write files; every error is a message of one line.
 
 A ``location`` is a file and the number of a line, as text, for the errors: ``corpus.jsonl:7``.
 """
@@ -178,7 +178,7 @@ def json_id(record: Mapping[str, Any], keys: Sequence[str], location: str) -> st
 
     Args:
         record: One JSON object.
-        keys: Names of the field; the first that is there counts.
+        keys: Names of the field; the first with a value counts.
         location: File and number of the line, for the error.
 
     Raises:

@@ -1,4 +1,4 @@
-"""TREC runs and judgments, and scores that trec_eval reads in the order given."""
+"""Read and write TREC runs and judgments, so that trec_eval keeps the order given."""
 
 from __future__ import annotations
 
@@ -166,9 +166,9 @@ def decreasing_run(rankings: Rankings) -> Run:
 def strictly_decreasing(scores: Sequence[float]) -> list[float]:
     """Lower scores by as little as possible until they decrease strictly in single precision.
 
-    Scores that already do so stay exactly as they are. Single precision because trec_eval (and
-    pytrec_eval) store a score as a C float: 1e-300 and 2e-300 are equal to them. Infinite scores
-    become finite.
+    Scores that already do so stay exactly as they are. Single precision matters because trec_eval
+    and pytrec_eval store a score as a C float, in which 1e-300 and 2e-300 are equal. Infinite
+    scores become finite.
     """
     import numpy as np
 

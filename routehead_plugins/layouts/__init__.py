@@ -1,6 +1,6 @@
-"""Layouts: order, positions and passes of a prompt's pieces, which no other room knows.
+"""Layouts decide the order, the positions and the passes of a prompt's pieces.
 
-Attention comes back in the caller's order of documents.
+No other room knows them: attention is returned in the caller's order of documents.
 """
 
 from routehead_plugins.layouts.base import Layout, ReadOptions, check_null_share

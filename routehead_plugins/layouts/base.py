@@ -52,7 +52,7 @@ def check_null_share(null_share: float) -> None:
     """Check a share of the calibration; see ``ReadOptions``.
 
     Raises:
-        InputError: It is not between 0 and 1.
+        InputError: The share is not between 0 and 1.
     """
     if not 0 <= null_share <= 1:
         raise InputError(f"null_share={null_share!r} is out of range; give a number from 0 to 1.")
@@ -80,7 +80,7 @@ class Layout(Protocol):
             query: The query.
             texts: The documents, best candidate first, none of them blank.
             heads: The heads to read.
-            options: Instruction, calibration and cut.
+            options: Instruction, calibration and length of documents.
 
         Raises:
             PromptTooLongError: The prompt does not fit the LLM's context.

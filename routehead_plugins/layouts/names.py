@@ -23,7 +23,7 @@ def get_layout(
 
     Args:
         name: ``"sequential"`` or ``"parallel"``; ``None`` for the sequential one.
-        document_cache: Memory for keys and values that later queries use again.
+        document_cache: Memory for keys and values that later queries reuse.
         window: Documents read at once in the sequential layout; ``None`` for all.
         stride: Step between window starts, in documents; ``None`` for half a window.
 

@@ -59,8 +59,8 @@ class ParallelLayout:
         return token_attention(attention, pieces, options)
 
     def _context(self, llm: FrozenLM, pieces: Pieces, last_layer: int) -> list[KeyValues]:
-        """Look up the prefix and the documents, and run those that are missing, equal ones once."""
-        # The prefix does not change while the LLM does not, so that it need not be in the key.
+        """Return the keys and values of prefix and documents; run only what is not cached."""
+        # The prefix depends on the LLM alone, so that it need not be in the key.
         weights = llm.cache_key
         prefix = cached_prefill(llm, pieces.prefix, last_layer, self._prefixes)
         distinct = dict.fromkeys(piece.ids for piece in pieces.documents)

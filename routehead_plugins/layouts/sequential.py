@@ -1,4 +1,4 @@
-"""The sequential layout: all documents in one prompt, as ICR (arXiv 2410.02642) has them."""
+"""The sequential layout: all documents in one prompt, as in ICR (arXiv 2410.02642)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PREFIX_BYTES = "256MB"
 
 @dataclass(frozen=True)
 class SequentialLayout:
-    """All documents one after the other, best candidate last, beside the query.
+    """All documents one after the other, best candidate last, next to the query.
 
     The documents are run once, also for further queries over the same documents while they are in
-    the cache; the tails with and without the query share one pass over their keys and values.
+    the cache; the tails of query and null query share one pass over their keys and values.
 
     More documents than fit are read in overlapping windows of equal size. A document's attention is
     then the mean over the windows that hold it.

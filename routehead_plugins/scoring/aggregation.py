@@ -25,12 +25,12 @@ from routehead_plugins.errors import InputError
 from routehead_plugins.heads import AGGREGATIONS
 from routehead_plugins.scoring.token_scores import standardise
 
-# Attention below this is treated as this: the logarithms of smaller values are mostly noise.
+# Smaller attention is raised to this value: the logarithms of smaller values are mostly noise.
 _LEAST_MASS = 1e-9
 
 
 COMPARABLE = ("standardised", "log")
-"""Aggregations that give the features of all heads the same spread, so that weights compare."""
+"""Aggregations that give all heads' features the same spread, so that weights are comparable."""
 
 
 def _z_scores(signals: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from routehead_plugins.data import Span, TextSpan
 
-# Runs without spaces; in scripts that write no spaces, every character is a word.
+# A word is a run without spaces; in scripts without spaces, every character is a word.
 _NO_SPACES = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_NO_SPACES}]|[^\s{_NO_SPACES}]+")
 

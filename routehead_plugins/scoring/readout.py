@@ -92,7 +92,7 @@ class Readout:
         retrieval = torch.tensor(finite, dtype=scores.dtype)
         own, fitted = self.first_stage_weight, recipe.first_stage_weight
         if own is None and fitted is not None and recipe.weights is not None:
-            # Fitted to the weighted sum in its own scale, which tells how certain the heads are.
+            # The weight was fitted to the sum in its own scale, which tells how certain heads are.
             return scores + fitted * standardise(retrieval)
         weight = fitted if own is None else own
         return fuse(scores, retrieval, weight) if weight else scores

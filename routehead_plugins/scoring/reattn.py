@@ -96,10 +96,10 @@ def idf_weights(query_ids: Sequence[int], document_ids: Sequence[Sequence[int]])
 def entropy_factors(token_scores: Tensor, spans: Sequence[Span], alpha: float) -> Tensor:
     """Compute the factor of each document from how evenly its score is spread over its tokens.
 
-    A document whose sum is not positive gets 1: a larger factor would lower it the more, the more
-    evenly it was read. Since the product is 0 where the sum is, scores change continuously there,
-    and no document changes its sign. Dropped tokens still count as tokens of their document; spans
-    must not overlap.
+    A document whose sum is not positive gets 1: a larger factor would lower its score most where
+    attention is spread evenly. Since the product is 0 where the sum is, scores change continuously
+    there, and no document changes its sign. Dropped tokens still count as tokens of their document;
+    spans must not overlap.
 
     Returns:
         From 1, all on one token, to 1 + alpha, shape (heads, documents). A document of one token

@@ -24,7 +24,7 @@ class TokenAttention:
 
     Attributes:
         query: Mean attention of the query's tokens, shape (heads, tokens).
-        null: That of the null query's tokens, of the same shape; ``None`` without calibration.
+        null: Mean attention of the null query's tokens, same shape; ``None`` without calibration.
         spans: Tokens of each document's text, in the caller's order.
         query_ids: Token ids of the query itself.
         document_ids: Token ids of each document's text, in the caller's order.
@@ -84,7 +84,7 @@ def residuals(attention: Tensor, null_attention: Tensor | None) -> Tensor:
 
     Args:
         attention: Mean over the query's tokens, shape (heads, tokens).
-        null_attention: That of the null query; ``None`` returns the attention itself.
+        null_attention: The same for the null query; ``None`` returns the attention itself.
 
     Returns:
         Mean over the heads, shape (tokens,).
@@ -129,8 +129,8 @@ def fuse(scores: Tensor, first_stage: Tensor, weight: float) -> Tensor:
 def membership(spans: Sequence[Span], like: Tensor) -> Tensor:
     """Return 1 where a token belongs to a document, else 0, shape (tokens, documents).
 
-    As a matrix, it makes sums over documents one product: without a loop, and the same on every
-    run, which scattered additions on an accelerator are not.
+    With this matrix a sum over documents is one product, which needs no loop and is deterministic;
+    scattered additions on an accelerator are not.
     """
     tokens = torch.arange(like.shape[-1], device=like.device)[:, None]
     edges = torch.tensor(spans, device=like.device)  # (documents, 2)

@@ -1,4 +1,4 @@
-"""Which heads to read for a query: selectors, routers, and the grammar of their names."""
+"""Choice of the heads to read for a query: selectors, routers, and the grammar of names."""
 
 from routehead_plugins.backbone import check_pooling
 from routehead_plugins.selection.names import (

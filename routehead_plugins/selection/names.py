@@ -1,4 +1,4 @@
-"""The grammar of names: what ``heads=``, ``--heads`` and ``--methods`` accept.
+"""The grammar of names that ``heads=``, ``--heads`` and ``--methods`` accept.
 
 ``all``
     Every head of the LLM.
@@ -38,7 +38,7 @@ from routehead_plugins.selection.selectors import (
 )
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "routers"
-"""Holds a folder for each router that comes with the library, named after its LLM."""
+"""Folder with a folder for each router that comes with the library, named after its LLM."""
 
 ALL = "all"
 ROUTED = "routed"
@@ -54,7 +54,8 @@ def choose_selector(options: RerankerOptions) -> Selector:
     """Return the selector that the options ask for.
 
     Args:
-        options: The library's router is the default only in the layout that it was trained for.
+        options: Options of the re-ranker. Without heads and router, the library's router is the
+            default, but only in the layout that it was trained for.
 
     Raises:
         InputError: Both heads and a router are given, or the library has no router for the LLM.

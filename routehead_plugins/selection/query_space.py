@@ -34,7 +34,7 @@ class QuerySpace:
         basis: Principal components, scaled to deviation 1, shape (width, coordinates).
         anchors: Z-scored training queries, shape (anchors, width); half precision in files.
         familiar: Two mean distances to the nearest anchors: up to the first, a query is fully
-            familiar; from the second on, not at all.
+            familiar; from the second on, it is wholly unfamiliar.
         pooling: Pooling method of the embeddings; see ``FrozenLM.embed``.
 
     Raises:

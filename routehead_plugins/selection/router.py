@@ -1,4 +1,4 @@
-"""Trained routers: which heads to read for a query, and with which weights (RouteHead).
+"""Trained routers, which choose heads and their weights for each query (RouteHead).
 
 A router gives every head a logit,
 
@@ -31,9 +31,14 @@ from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens
 from routehead_plugins.data import check_count
 from routehead_plugins.errors import InputError, ModelLoadError, RouterMismatchError
 from routehead_plugins.heads import HeadSet, Recipe
-from routehead_plugins.selection import router_files as files
 from routehead_plugins.selection.query_space import QuerySpace
-from routehead_plugins.selection.router_files import RouterFiles
+from routehead_plugins.selection.router_files import (
+    RouterFiles,
+    check_shapes,
+    fingerprint,
+    first_line,
+    unreadable,
+)
 from routehead_plugins.selection.selectors import Selector, same_model
 
 READINGS = ("gates", "weights")
@@ -57,7 +62,7 @@ class Router(Selector):
         threshold: Logits up to this value (weights: up to it on either side) are not read.
         max_heads: Maximum number of heads to read; ``None`` for no limit. At least one is read.
         max_doc_tokens: Length at which documents were cut in training.
-        description: Whatever else its maker records; must be JSON.
+        description: Further records of the training, as JSON values.
 
     Raises:
         InputError: A setting is out of range, or the shapes of the tensors do not match.
@@ -72,14 +77,15 @@ class Router(Selector):
     max_doc_tokens: int | None = None
     description: Mapping[str, Any] | None = None
 
-    # Of each kind: its name in files, its own tensors with their axes, its own settings.
+    # Each kind defines its name in files, its own tensors with their axes, and its settings.
     kind: ClassVar[str]
     tensors: ClassVar[Mapping[str, str]]
     settings: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        _KINDS[cls.kind] = cls
+        if "kind" in vars(cls):  # not an abstract class in between
+            _KINDS[cls.kind] = cls
 
     def __post_init__(self) -> None:
         if self.reading not in READINGS:
@@ -92,7 +98,7 @@ class Router(Selector):
         if self.max_heads is not None:
             check_count("max_heads", self.max_heads)
         shapes = {**QuerySpace.tensors, "bias": "heads", **self.tensors}
-        files.check_shapes(self._all_tensors(), shapes, {"heads": len(self.heads)})
+        check_shapes(self._all_tensors(), shapes, {"heads": len(self.heads)})
 
     @property
     def layout(self) -> str | None:
@@ -105,13 +111,13 @@ class Router(Selector):
         return True
 
     def layers(self, num_layers: int) -> int:  # noqa: ARG002
-        """Count the layers up to the deepest head it may choose, and to the query's embedding."""
-        # One more than the embedding's, as the states behind the last loaded layer are normalised.
+        """Count the layers needed to read any head it may choose, and to embed the query."""
+        # One more than for embedding, as the states after the last loaded layer are normalised.
         return max(self.heads.last_layer, self.space.layer if self.routes else 0) + 1
 
     @abstractmethod
     def correction(self, queries: Tensor) -> Tensor:
-        """Compute what was learned from similar queries.
+        """Compute the correction that was learned from similar queries.
 
         Args:
             queries: Queries in the router's space, shape (queries, coordinates).
@@ -151,11 +157,13 @@ class Router(Selector):
             self.heads,
             heads=self.heads.pick(indices),
             method="routed",
+            scores=None,
+            source=None,
             recipe=replace(self.heads.recipe, weights=weights),
         )
 
     def select(self, query: str, llm: FrozenLM) -> HeadSet:
-        """Choose the heads for a query in one pass over it; a blank one gets those of the bias.
+        """Choose the heads for a query in one pass over it; a blank query gets those of the bias.
 
         Raises:
             RouterMismatchError: The router was trained for another LLM.
@@ -190,7 +198,7 @@ class Router(Selector):
         self._check(llm)
         space = self.space
         embeddings = llm.embed(queries, layer=space.layer, pooling=space.pooling)
-        # Names do not tell all LLMs apart, since a folder may hold any.
+        # Names alone do not identify an LLM, since a folder may hold any.
         if embeddings.shape[1] != len(space.mean):
             raise self._mismatch(llm)
         return embeddings
@@ -208,7 +216,7 @@ class Router(Selector):
 
     def __repr__(self) -> str:
         # Journals tell routers apart by this; a tensor's own repr leaves out most of its numbers.
-        digest = files.fingerprint(self._config(), self._all_tensors())
+        digest = fingerprint(self._config(), self._all_tensors())
         return f"{type(self).__name__}({self.heads.model!r}, {len(self.heads)} heads, {digest})"
 
     def _config(self) -> dict[str, Any]:
@@ -277,7 +285,7 @@ class Router(Selector):
         try:
             return _router(loaded.config, loaded.tensors)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ModelLoadError(files.unreadable(name, error)) from error
+            raise ModelLoadError(unreadable(name, error)) from error
 
     def push_to_hub(
         self,
@@ -298,7 +306,7 @@ class Router(Selector):
             revision: Branch to upload to; ``None`` for the main one.
 
         Returns:
-            Address of the commit.
+            URL of the commit.
 
         Raises:
             InputError: The Hub cannot be reached or refuses, or ``description`` is not JSON.
@@ -308,7 +316,7 @@ class Router(Selector):
             return str(contents.push_to_hub(repo_id, private=private, token=token, branch=revision))
         except Exception as error:  # of many types, depending on the Hub's client
             raise InputError(
-                f"the router cannot be uploaded to {repo_id!r} ({files.first_line(error)}); check "
+                f"the router cannot be uploaded to {repo_id!r} ({first_line(error)}); check "
                 "the name, the network, and that you are logged in (hf auth login)."
             ) from error
 
@@ -341,7 +349,7 @@ class HeadRouter(Router):
     def trimmed(self) -> HeadRouter:
         """Return a copy without the heads that the bias alone never chooses."""
         indices = sorted(self.heads.indices_of(list(self.choose(self.bias))))
-        heads = replace(self.heads, heads=self.heads.pick(indices))
+        heads = replace(self.heads, heads=self.heads.pick(indices), scores=None)
         bias, embeddings = self.bias[indices], self.embeddings[indices]
         return replace(self, heads=heads, bias=bias, embeddings=embeddings)
 

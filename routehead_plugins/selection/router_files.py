@@ -19,15 +19,15 @@ from routehead_plugins.io import atomic_write_bytes, atomic_write_text, encode_j
 
 CONFIG_FILE, TENSORS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 _FORMAT, _VERSION = "routehead-router", 1
-_HALF = ("anchors",)  # by far the largest; ``QuerySpace.fit`` rounds them already
+_HALF = ("anchors",)  # by far the largest tensor; ``QuerySpace.fit`` rounds it already
 
 
 class RouterFiles(ModelHubMixin):
     """The contents of a router's files: settings, tensors, and the text of a model card, if any.
 
     ``push_to_hub`` is the mixin's. Saving and loading are not: the mixin's save adds a card where
-    none is given, which an upload would put over the one on the Hub; its load fetches one file at a
-    time, possibly from two commits, and logs a warning before an error.
+    none is given, and an upload would overwrite the card on the Hub with it; its load fetches one
+    file at a time, possibly from two commits, and logs a warning before an error.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RouterFiles(ModelHubMixin):
         self._text = text + "\n"
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """Write all files; ``config.json`` comes last, without which the folder is not a router."""
+        """Write all files; ``config.json``, which makes the folder a router, comes last."""
         folder, content = Path(save_directory), _packed(self.tensors)
         try:
             folder.mkdir(parents=True, exist_ok=True)

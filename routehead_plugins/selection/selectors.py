@@ -82,7 +82,7 @@ class LayerInterval(Selector):
         """Choose the heads of the interval.
 
         Raises:
-            HeadError: The interval holds no head of the LLM.
+            HeadError: The interval is empty, or reaches beyond the layers of the LLM.
         """
         layers = llm.num_layers
         first = layers // 3 if self.first is None else self.first
@@ -137,7 +137,7 @@ def short_name(model: str) -> str:
 
 
 def same_model(recorded: str | None, name: str) -> bool:
-    """Tell whether a recorded name, where there is one, can stand for the same LLM as another."""
+    """Tell whether a recorded name may be that of an LLM; ``None`` fits any LLM."""
     # A folder or file may hold any LLM.
     if recorded is None or os.path.exists(recorded) or os.path.exists(name):
         return True

@@ -1,8 +1,8 @@
 """Measures of how well scores rank the judged candidates of a query: pure functions of tensors.
 
-`Judgments` measures many queries at a time; the functions of the same names measure one. A row of
-scores is that of one head, or of one set of heads. Documents stand in the order of the first stage,
-ties keep that order, and all results are float64.
+`Judgments` measures many queries at a time; the functions of the same names measure one. Each
+row of scores belongs to one head, or to one set of heads. Documents are in the order of the first
+stage, ties keep that order, and all results are float64.
 """
 
 from __future__ import annotations

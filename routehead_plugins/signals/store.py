@@ -189,5 +189,5 @@ def sha256(text: str, length: int = 64) -> str:
 
 
 def llm_settings(llm: FrozenLM, **others: JSON) -> dict[str, JSON]:
-    """Return what stored results of an LLM depend on; their files are named after it."""
+    """Return the settings that stored results depend on; files are named after their hash."""
     return {"model": llm.name, "dtype": str(llm.dtype), **others, "version": __version__}

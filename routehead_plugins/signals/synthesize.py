@@ -22,8 +22,8 @@ _BATCH = 16
 _MAX_TOKENS = 32
 _TEMPERATURE = 0.5
 _PASSAGE_WORDS, _PASSAGE_LENGTH = 150, 1500  # words and characters that are shown of a passage
-_QUERIES_PER_PASSAGE = 2  # more of them are much alike
-_SHORTEST_PASSAGE = 12  # words; shorter ones say too little to ask for
+_QUERIES_PER_PASSAGE = 2  # further ones would be much alike
+_SHORTEST_PASSAGE = 12  # words; shorter passages say too little to ask about
 # In scripts without spaces every character counts as a word: Thai to Khmer, kana, Han.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
@@ -179,7 +179,7 @@ def acceptable(query: str, passage: str, words: tuple[int, int] = (2, 32)) -> bo
     """Tell whether a text can serve as a query for a passage.
 
     The text must have at least ``words[0]`` and at most ``words[1]`` words, at least half of them
-    different ones, and must not be a copy of a part of the passage.
+    distinct, and must not be a copy of a part of the passage.
     """
     query_words = _words(query)
     count, different = len(query_words), len(set(query_words))
@@ -208,14 +208,14 @@ def _attempts(
     attempts = []
     for number in range(min(count, _QUERIES_PER_PASSAGE * len(passages))):
         repetition, index = divmod(number, len(passages))
-        # Neither neighbours nor the queries of one passage share a style.
+        # Neighbouring queries differ in style, and so do the two queries of one passage.
         style = styles[(index + repetition) % len(styles)]
         attempts.append(_Attempt(number, style, passages[index]))
     return attempts
 
 
 def _write(batch: Sequence[_Attempt], llm: FrozenLM, journal: Journal, seed: int) -> dict[int, str]:
-    """Write the queries of one style, or look them up; returns number -> text."""
+    """Write the queries of one style, or look them up; return number -> text."""
     keys = [_digest([query.number, query.style.prefix, query.passage.text]) for query in batch]
     # The whole batch is written if one is missing: samples depend on the rest of the batch.
     if any(key not in journal.done for key in keys):

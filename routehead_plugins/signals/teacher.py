@@ -1,4 +1,4 @@
-"""Query likelihood as a teacher: a costlier ranking by the same LLM, mixed into the judgments."""
+"""Query likelihood as a teacher: slower scores by the same LLM, mixed into the judgments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from routehead_plugins.signals.collect import non_blank_candidates
 from routehead_plugins.signals.store import QuerySignals, SignalSet, llm_settings, sha256
 
 # Weight of the retrieval scores beside the likelihood. 0.5 was best, or nearly so, on each of four
-# unlike collections.
+# different collections.
 _FIRST_STAGE_WEIGHT = 0.5
 
 

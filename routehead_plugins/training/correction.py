@@ -1,4 +1,4 @@
-"""Learning of a router's correction of its bias: projection and head embeddings."""
+"""Learn the correction that a router adds to its bias: projection and head embeddings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def learn(loss: Loss, queries: Tensor, bias: Tensor, rank: int, seed: int) -> tu
     """
     generator = torch.Generator().manual_seed(seed)
     projection = torch.randn(rank, queries.shape[1], generator=generator).requires_grad_()
-    # At zero, so that there is no correction at first.
+    # Zeros, so that training starts without a correction.
     embeddings = torch.zeros(len(bias), rank).requires_grad_()
     optimizer = torch.optim.Adam([projection, embeddings], lr=_RATE)
     for _ in range(_STEPS):

@@ -1,4 +1,4 @@
-"""Detection of the heads that follow relevance, from the signals of judged queries.
+"""Detect the heads that follow relevance, from the signals of judged queries.
 
 Every detector is a function that gives each head a score; `METHODS` are their names. Only the
 choice of a temperature is random, and it is seeded.
@@ -94,8 +94,8 @@ def contrast(signals: SignalSet, temperature: float) -> Tensor:
     CoRe's queries have one relevant document. Here, the mean is taken over the relevant documents
     of a query, each compared with all others, then over queries.
 
-    Attention to a document is around 0.01 to 0.2. With a temperature t of 0.1 and more the score is
-    close to a difference of means, with 0.001 to the share of queries in which the relevant
+    Attention to a document is around 0.01 to 0.2. With a temperature t of 0.1 or more the score is
+    close to a difference of means; with 0.001, to the share of queries in which the relevant
     document comes first.
     """
     return mean_over_queries(_contrast(query, temperature) for query in _two_sided(signals))
@@ -257,7 +257,7 @@ def _interval_sums(calibrated: Tensor, rows: Tensor) -> Tensor:
 
 
 def _gap(query: QuerySignals) -> Tensor:
-    """Mean gap between adjacent grades, shape (heads,)."""
+    """Return the mean gap between adjacent grades, shape (heads,)."""
     gaps = []
     for lower, upper in pairwise(query.gains.unique().tolist()):  # ascending
         both = (query.gains == lower) | (query.gains == upper)
@@ -266,7 +266,7 @@ def _gap(query: QuerySignals) -> Tensor:
 
 
 def _focus(mass: Tensor) -> Tensor:
-    """1 for attention to a single document, 0 for equal attention to all, shape (heads,)."""
+    """Return 1 for attention to a single document, 0 for equal attention to all; (heads,)."""
     total = mass.double().sum(dim=-1, keepdim=True)
     documents = mass.shape[-1]
     shares = torch.where(total > 0, mass / total, 1 / documents)

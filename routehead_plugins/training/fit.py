@@ -1,22 +1,22 @@
-"""Training of routers on stored signals; the LLM is not run, and stays frozen.
+"""Train routers on stored signals; the LLM is not run, and stays frozen.
 
-Three objectives, after each of which the heads are read in the same way:
+There are three objectives:
 
 ``listwise``
     Signed weights of all heads are fitted first (``training.weights``) and become the bias. Then
     the correction is learned by the same loss, on the scores that both give together.
 ``labels``
     As published (RouteHead, arXiv 2604.24608): the gates learn the pseudo-labels by cross-entropy
-    with a penalty for sparsity. The bias starts at the frequency of a head in the labels, which is
-    its static utility, and the threshold where the bias alone chooses the best few heads for all
-    queries. The paper's exact form is not public.
+    with a penalty for sparsity. The bias is the logit of a head's frequency in the labels, its
+    static utility, and the threshold is set so that the bias alone chooses the best few heads for
+    all queries. The paper's exact form is not public.
 ``neighbours``
     Nothing is learned: the labels of the nearest training queries vote.
 
 The strength of the penalty is chosen on a fifth of the queries. The choices include no correction
 at all, which leaves the static bias alone. That is chosen unless a correction is better by more
-than two standard errors of the difference query by query: a router should not route without
-evidence that it helps.
+than two standard errors of the per-query difference: a router should not route without evidence
+that it helps.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ OBJECTIVES = tuple(STRENGTHS)
 
 PARTS = 5
 """Number of parts of the queries; one of them decides whether a correction is used."""
-# Standard errors by which a correction must be better. With one, a correction that is the best of
-# several by luck would often be accepted.
+# A correction must be better by this many standard errors. With one, a correction that is the best
+# of several by luck would often be accepted.
 _ERRORS = 2
-_COUNTS = (4, 2, 1)  # numbers of heads tried without routing, besides the most that are allowed
+_COUNTS = (4, 2, 1)  # numbers of heads tried without routing, besides the maximum
 _FUSION = (0.0, 0.25, 0.5, 1.0)  # weights of the first stage tried with gates
-_RAREST = 0.01  # smallest share of the labels; rarer heads count as if they had it
+_RAREST = 0.01  # shares of the labels below this are raised to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,10 @@ class FitOptions:
 
     Attributes:
         layer: Layer after which the queries were embedded.
-        pooling: Pooling method by which they were embedded.
+        pooling: Pooling method with which they were embedded.
         objective: One of ``OBJECTIVES``.
         rank: d, length of a head's embedding.
-        coordinates: Most dimensions of the space in which queries are compared.
+        coordinates: Maximum number of dimensions of the space in which queries are compared.
         max_layer: Deepest layer of which heads are chosen, so that no deeper one has to be run.
         aggregation: ``"standardised"`` or ``"log"``.
         first_stage: Whether the scores include the retrieval score.

@@ -1,7 +1,8 @@
 """Search for the heads that rank a query's candidates best together, many queries at a time.
 
 Every query belongs to a group, and a group has one set: that with the best mean objective of its
-queries. All groups advance together, and a group leaves when no move improves its set.
+queries. All groups advance together, and a group is finished when no move
+improves its set.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class LabelOptions:
 
     Attributes:
         candidates: K, number of heads that may be chosen, the best by their own utility.
-        max_heads: P, most heads of a set.
+        max_heads: P, maximum number of heads of a set.
         utility: Measure of a set on a query: ``"ndcg"`` (at 10), ``"reciprocal_rank"``,
             ``"correlation"`` or ``"margin"``; see ``signals.measures``. The last two are smooth.
         shrinkage: s, from 0 to 1. The objective is (1 - s) * utility of the set + s * mean over the
@@ -145,7 +146,7 @@ def search(
         heads: Indices of the candidate heads among those of the signals.
         static: Utility of each candidate alone.
         groups: Group of each query, from 0 without gaps, shape (queries,); ``None`` for a set each.
-        options: Utility, most heads of a set, and shrinkage to ``static``.
+        options: Utility, maximum number of heads of a set, and shrinkage to ``static``.
 
     Returns:
         Mask of shape (queries, candidates), true for 1 to ``max_heads`` candidates of each query.
@@ -263,7 +264,7 @@ def _moved(signals: Tensor, inside: Tensor, outside: Tensor, swap: bool) -> Tens
 
 
 def _first_best(values: Tensor, margins: Tensor) -> Tensor:
-    """Find the best value of each row, by margin and index if equal; indices, shape (rows, 1)."""
+    """Return the index of each row's best value, by margin and index if equal, shape (rows, 1)."""
     margins = margins.masked_fill(~_is_best(values), -torch.inf)
     early = torch.arange(values.shape[1], 0, -1)
     return (_is_best(margins) * early).argmax(dim=1, keepdim=True)

@@ -196,7 +196,7 @@ class Inspection:
         return equal and self._head_sets == 1
 
     def verdict(self) -> str | None:
-        """Say in one sentence whether the router routes; ``None`` if no queries were routed."""
+        """State in one sentence whether the router routes; ``None`` if no queries were routed."""
         if not self.uses:
             return None
         if self.is_static is None:

@@ -1,4 +1,4 @@
-"""Scores computed from stored signals, equal to those of the re-ranker for the same heads."""
+"""Compute from stored signals the scores that the re-ranker gives with the same heads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def offline_scores(query: QuerySignals, heads: HeadSet, available: HeadSet) -> T
         available: The heads of the signals, in their order.
 
     Raises:
-        HeadError: The signals are of other heads, or the heads have no aggregation.
+        HeadError: The signals are not those of ``available`` or lack a head, or the heads have no
+            aggregation.
     """
     if len(available) != len(query.mass):
         raise HeadError(

@@ -115,7 +115,7 @@ def tabulate(
     *,
     first_stage: bool,
 ) -> Table:
-    """Lay finite signals out for fitting; without first stage, the last column is zero.
+    """Tabulate finite signals for fitting; without first stage, the last column is zero.
 
     Raises:
         InputError: The aggregation or the objective does not exist.
@@ -148,7 +148,7 @@ def tabulate(
 def solve(
     table: Table, shares: Tensor, l1: float, start: Tensor, tolerance: float = 1e-7
 ) -> Tensor:
-    """Minimise the loss plus ``l1 * sum |w|`` over the heads; the last weight is free but >= 0.
+    """Minimise loss + ``l1 * sum |w|`` over heads; the last weight is unpenalised but >= 0.
 
     Only heads that have, or should have, a weight in some fit take part in the steps.
 

@@ -2,7 +2,7 @@
 
 RouteHead's router is trained on such labels (arXiv 2604.24608): the best single heads are
 candidates, and for every query a set of them is found by forward selection with swaps. The paper
-maximises nDCG@10, which over some twenty candidates fits noise: among many heads one is right by
+maximises nDCG@10, which over some twenty candidates fits noise: among many sets one is best by
 luck. This module adds three remedies: utilities that change with every score, shrinkage to the
 utility of a head over all queries, and one set for a group of similar queries. `label_reliability`
 measures which of them helps: it searches on half of each query's documents and measures on the
@@ -178,7 +178,7 @@ def choose_labels(
 
 
 def _candidates(signals: SignalSet, options: LabelOptions) -> tuple[HeadSet, list[int]]:
-    """Choose the best heads by their own mean utility; the heads, and their indices."""
+    """Choose the best heads by their own mean utility; return the heads and their indices."""
     signals.check_finite()
     utility = mean_over_queries(alone(options.utility, query) for query in signals.with_contrast)
     heads = best_heads(signals, utility, options.candidates)

@@ -288,6 +288,6 @@ def test_an_encoder_is_refused_by_name() -> None:
         num_attention_heads=2,
         intermediate_size=16,
     )
-    with pytest.raises(UnsupportedModelError, match="it looks forward as well as back") as error:
+    with pytest.raises(UnsupportedModelError, match="its attention is not causal") as error:
         FrozenLM(BertForMaskedLM(config), families.tiny_tokenizer())
     assert str(error.value).startswith("'BertForMaskedLM' has no attention that can be read (")

@@ -267,5 +267,5 @@ def test_an_llm_without_its_last_layers_cannot_write() -> None:
         shallow.write("seen: ", ["x"], max_tokens=1, temperature=0, seed=0)
     assert str(error.value) == (
         "'shallow' was loaded without its last layers or its output projection and cannot write; "
-        "load all of a causal LLM."
+        "load the whole causal LLM."
     )

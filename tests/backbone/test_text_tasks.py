@@ -157,6 +157,6 @@ def test_an_llm_without_its_last_layers_is_refused(llama: FrozenLM) -> None:
     with pytest.raises(UnsupportedModelError) as error:
         QueryLikelihood(shallow).score(QUERY, DOCUMENTS)
     assert str(error.value) == (
-        "'shallow' was loaded without its last layers or its output projection and cannot tell "
-        "likelihoods; load all of a causal LLM."
+        "'shallow' was loaded without its last layers or its output projection and cannot compute "
+        "likelihoods; load the whole causal LLM."
     )

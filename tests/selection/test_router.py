@@ -29,6 +29,7 @@ from routehead_plugins.errors import (
     RouterMismatchError,
 )
 from routehead_plugins.selection import router_files as files
+from routehead_plugins.selection.names import shipped_router
 from routehead_plugins.selection.neighbours import NeighbourRouter
 from routehead_plugins.selection.query_space import QuerySpace
 from routehead_plugins.selection.router import HeadRouter, Router
@@ -1014,3 +1015,23 @@ def test_an_upload_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         "); check the name, the network, and that you are logged in (hf auth login)."
     )
     assert "\n" not in message
+
+
+def test_a_router_over_detected_heads_leaves_their_scores_and_their_source_behind() -> None:
+    detected = replace(HEADS, scores=[0.5, 0.4, 0.3, 0.2, 0.1], source="a paper")
+    router = replace(fixed([0.0, 3.0, -2.0, 0.0, 0.0]), heads=detected)
+    chosen = router.choose(router.bias)
+    assert list(chosen) == [(2, 3), (1, 0)]
+    assert (chosen.scores, chosen.source) == (None, None)
+    assert isinstance(router, HeadRouter)
+    assert list(router.trimmed().heads) == [(2, 3), (1, 0)]
+
+
+def test_a_class_without_a_kind_of_its_own_replaces_no_other() -> None:
+    class Shared(HeadRouter):
+        """Something that several kinds might share."""
+
+    folder = shipped_router("embedded")
+    assert folder is not None
+    assert type(Router.from_pretrained(folder)) is HeadRouter
+    assert Shared.kind == "heads"
