@@ -202,7 +202,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _spans_of(hit: ScoredDocument, node: BaseNode) -> list[dict[str, float]]:
-    """Map the spans to the node's own text, which may follow metadata in what was read."""
+    """Map spans to the node's own text, which may follow metadata in the text that was read."""
     text = node.get_content(metadata_mode=MetadataMode.NONE)
     shift = max(0, hit.document.text.rfind(text))
     spans = (

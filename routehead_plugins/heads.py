@@ -33,7 +33,7 @@ _HEAD = re.compile(r"\s*(\d{1,9})-(\d{1,9})\s*")
 
 
 class Head(NamedTuple):
-    """One attention head, counted from zero as everywhere in the literature."""
+    """Attention head; layers and heads are counted from zero, as in the literature."""
 
     layer: int
     head: int
@@ -44,7 +44,7 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the signals of a head set are combined into one score per document.
+    """Rule that combines the signals of a head set into one score per document.
 
     Attributes:
         weights: One signed number per head; ``None`` weights all heads equally.

@@ -40,7 +40,7 @@ class OptionValues(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RerankerOptions:
-    """How an LLM is loaded, which of its heads are read, and how the prompt is laid out.
+    """Options for loading an LLM, choosing its heads and laying out the prompt.
 
     Values are checked by the code that uses them.
 

@@ -165,8 +165,8 @@ class HeadRoutedAttentionReranker:
 
         Args:
             query: The query.
-            documents: Candidates, best first where there is an order; left as they are. Blank
-                ones rank last.
+            documents: Candidates, best first if they have an order; not modified. Blank ones
+                rank last.
             top_n: Number of documents to return; ``None`` for all. All are scored either way.
             instruction: A sentence or two on which documents are relevant to this query.
             spans: Whether to find the passages of each returned document that carry its score.

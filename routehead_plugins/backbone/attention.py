@@ -112,7 +112,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class _Options:
-    """How a layer turns products of queries and keys into probabilities; ``None``: not used."""
+    """Options of a layer's softmax over products of queries and keys; ``None``: not used."""
 
     scaling: float
     softcap: float | None

@@ -55,7 +55,7 @@ def _plain_reader(reader: Any) -> Any:
     """Derive a reader that slices a plain array instead of an ``np.memmap``.
 
     Slicing an ``np.memmap`` costs four times as much, and a vocabulary takes half a million slices.
-    The file stays mapped all the same.
+    The file stays memory-mapped.
     """
 
     class PlainReader(reader):  # type: ignore[misc]  # the base is known only after the import

@@ -52,7 +52,7 @@ class TextTasks(ABC):
         return round(_EMBEDDING_DEPTH * self.num_layers)
 
     def check_embedding_layer(self, layer: int) -> None:
-        """Check that states after so many layers can be computed.
+        """Check that the states after ``layer`` layers can be computed.
 
         Raises:
             InputError: The LLM has fewer layers, or was loaded with fewer.

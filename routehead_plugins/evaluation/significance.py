@@ -23,7 +23,7 @@ _TIE = 1e-9  # rounding errors between equal values are smaller
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method against the baseline, on the same queries.
+    """Comparison of a method with the baseline, on the same queries.
 
     Attributes:
         method: Name of the method.

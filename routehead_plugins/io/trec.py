@@ -57,7 +57,7 @@ def read_qrels(path: StrPath) -> Qrels:
 
 
 def read_run(path: StrPath) -> Run:
-    """Read a TREC run, best first whatever the order and ranks in the file.
+    """Read a TREC run, best score first; the order and the ranks in the file are ignored.
 
     Equal scores are ordered as trec_eval does, by descending document id.
 

@@ -39,7 +39,7 @@ def _z_scores(signals: Tensor) -> Tensor:
 
 
 def features(how: str, calibrated: Tensor, mass: Tensor) -> Tensor:
-    """Compute the features of which scores are weighted sums, and on which weights are learned.
+    """Compute features: scores are weighted sums of them, and weights are learned on them.
 
     Args:
         how: One of ``heads.AGGREGATIONS``; see the top of this module.

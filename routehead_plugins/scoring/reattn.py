@@ -33,7 +33,7 @@ from routehead_plugins.scoring.token_scores import membership
 
 @dataclass(frozen=True, kw_only=True)
 class Reweighting:
-    """Which weights to apply; by default both halves of ReAttn.
+    """Choice of the weights to apply; by default both halves of ReAttn.
 
     Attributes:
         idf: Whether tokens of the query count less, the more candidates contain them.

@@ -116,7 +116,7 @@ def synthesize_queries(
     folder in between.
 
     Args:
-        collection: A collection, of which only the corpus is used.
+        collection: A collection; only its corpus is used.
         llm: The frozen LLM, with all its layers.
         count: Number of queries to write. Fewer are returned, since unusable texts are dropped.
             Every passage is used once before any is used a second time; none is used a third time.

@@ -13,7 +13,7 @@ from routehead_plugins.signals import QuerySignals
 from routehead_plugins.training.proximal import Listwise, tabulate
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Maps the bias, shape (heads,), and the correction, shape (queries, heads), to a number."""
+"""Function of the bias, shape (heads,), and the correction, shape (queries, heads)."""
 
 _STEPS = 200
 _RATE = 0.01

@@ -35,7 +35,7 @@ def detect(
     """Choose the heads that follow relevance best.
 
     Args:
-        signals: Signals of judged queries, of which those without contrast are left out.
+        signals: Signals of judged queries; queries without contrast are left out.
         method: ``"ndcg"`` (QRHead as released), ``"qr"`` (QRHead as published), ``"core"``,
             ``"layers"`` (Selective-ICR) or ``"discriminability"`` (after HeadRank).
         count: Number of heads; ``"layers"`` returns all heads of its interval instead.

@@ -76,7 +76,7 @@ class FitOptions:
         objective: One of ``OBJECTIVES``.
         rank: d, length of a head's embedding.
         coordinates: Maximum number of dimensions of the space in which queries are compared.
-        max_layer: Deepest layer of which heads are chosen, so that no deeper one has to be run.
+        max_layer: Deepest layer to choose heads from; no deeper layer has to be run.
         aggregation: ``"standardised"`` or ``"log"``.
         first_stage: Whether the scores include the retrieval score.
         strengths: Strengths of the penalty to choose from, by default those of the objective. A

@@ -86,7 +86,7 @@ class Inspection:
     """A router, and the heads it reads for the queries of several collections.
 
     Attributes:
-        name: Name by which the router was loaded.
+        name: Name under which the router was loaded.
         router: The router.
         size: Size of the file with its tensors, in bytes.
         uses: One entry per collection; empty if no queries were routed.

@@ -45,7 +45,7 @@ class Labels:
 class Reliability:
     """Quality of labels on documents that they were not searched on.
 
-    All values are mean nDCG@10 over queries, whatever utility was maximised, so that labels of
+    All values are mean nDCG@10 over queries for every utility, so that labels of
     different options can be compared. The ideal order is that of the same half of the documents.
 
     Attributes:
@@ -108,7 +108,7 @@ def label_reliability(
     documents if there are enough. Candidates are chosen on the first halves alone.
 
     Args:
-        signals: Signals of judged queries, of which those without contrast are left out.
+        signals: Signals of judged queries; queries without contrast are left out.
         options: Options of the search; ``None`` for the paper's utility without remedies.
         embeddings: Embeddings of the queries with contrast, in their order, shape (queries, width);
             needed for groups only.
