@@ -305,6 +305,6 @@ def _first_stage_weight(weight: float | None) -> float | None:
         number = math.nan
     if not 0 <= number < math.inf:
         raise HeadError(
-            f"first_stage_weight={weight!r} is not a weight; give 0 or more, or leave it out."
+            f"first_stage_weight={weight!r} must be a finite number, 0 or more; or leave it out."
         )
     return number

@@ -196,15 +196,15 @@ def test_sets_that_make_no_sense_are_refused(
         ),
         (
             {"first_stage_weight": -0.1},
-            "first_stage_weight=-0.1 is not a weight; give 0 or more, or leave it out.",
+            "first_stage_weight=-0.1 must be a finite number, 0 or more; or leave it out.",
         ),
         (
             {"first_stage_weight": math.inf},
-            "first_stage_weight=inf is not a weight; give 0 or more, or leave it out.",
+            "first_stage_weight=inf must be a finite number, 0 or more; or leave it out.",
         ),
         (
             {"first_stage_weight": "much"},
-            "first_stage_weight='much' is not a weight; give 0 or more, or leave it out.",
+            "first_stage_weight='much' must be a finite number, 0 or more; or leave it out.",
         ),
     ],
     ids=str,

@@ -234,7 +234,7 @@ def test_an_unknown_head_is_named_with_what_there_is(llm: FrozenLM, written: str
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
 def test_a_first_stage_weight_that_is_no_weight_is_refused(llm: FrozenLM, weight: float) -> None:
-    with pytest.raises(InputError, match=r"first_stage_weight=\S+ is not a weight; give 0 or more"):
+    with pytest.raises(InputError, match=r"first_stage_weight=\S+ must be a finite number"):
         HeadRoutedAttentionReranker(llm, first_stage_weight=weight)
 
 

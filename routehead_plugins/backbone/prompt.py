@@ -282,9 +282,7 @@ def check_max_doc_tokens(value: object) -> None:
         InputError: The value is not a whole number, 1 or more.
     """
     if value is not None and (not isinstance(value, int) or value < 1):
-        raise InputError(
-            f"max_doc_tokens={value!r} leaves nothing to read; give 1 or more, or None."
-        )
+        raise InputError(f"max_doc_tokens={value!r} must be a whole number, 1 or more, or None.")
 
 
 def _chat_frame(tokenizer: Any) -> tuple[str, str]:

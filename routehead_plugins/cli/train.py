@@ -223,7 +223,7 @@ def _parts(
             )
         if not synthesized.topics:
             raise CollectionError(
-                f"{collection.path}: none of {count} texts that {llm.name!r} wrote is a query; "
+                f"{collection.path}: none of {count} texts by {llm.name!r} can be used as a query; "
                 "give a larger LLM, or longer passages."
             )
         retrieved = with_candidates(synthesized, synthesized.topics, hits)

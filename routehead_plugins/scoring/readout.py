@@ -43,7 +43,7 @@ class Readout:
     def __post_init__(self) -> None:
         weight = self.first_stage_weight
         if weight is not None and not 0 <= weight < math.inf:
-            raise InputError(f"first_stage_weight={weight!r} is not a weight; give 0 or more.")
+            raise InputError(f"first_stage_weight={weight!r} must be a finite number, 0 or more.")
 
     def scores(
         self, attention: TokenAttention, recipe: Recipe, first_stage: Sequence[float | None]

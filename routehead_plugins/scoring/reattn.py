@@ -48,7 +48,7 @@ class Reweighting:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.entropy) or self.entropy < 0:
-            raise InputError(f"entropy={self.entropy!r} is not a weight; give 0 or more.")
+            raise InputError(f"entropy={self.entropy!r} must be a finite number, 0 or more.")
 
 
 def reweighted_signals(

@@ -81,7 +81,7 @@ def fit_weights(
     indices = [index for index in order if weights[index] != 0]
     if not indices:
         raise InputError(
-            f"no head of {signals.model!r} earns a weight on {', '.join(signals.data)}; give more "
+            f"no head of {signals.model!r} gets a weight on {', '.join(signals.data)}; give more "
             "queries, harder ones, or more candidates for each (hits); or a smaller l1."
         )
     return HeadSet(

@@ -608,6 +608,6 @@ def test_texts_that_are_no_queries_are_refused(
     error = refused(train, texts, synthesize=5)
     assert isinstance(error, CollectionError)
     assert str(error) == (
-        f"{texts}: none of 5 texts that {model!r} wrote is a query; give a larger LLM, or longer "
-        "passages."
+        f"{texts}: none of 5 texts by {model!r} can be used as a query; give a larger LLM, or "
+        "longer passages."
     )

@@ -119,4 +119,4 @@ def test_token_weights_compose_with_any_recipe(recipe: Recipe) -> None:
 def test_an_invalid_weight_is_refused(weight: float) -> None:
     with pytest.raises(InputError) as error:
         Readout(first_stage_weight=weight)
-    assert str(error.value) == f"first_stage_weight={weight!r} is not a weight; give 0 or more."
+    assert str(error.value) == f"first_stage_weight={weight!r} must be a finite number, 0 or more."

@@ -328,7 +328,7 @@ def test_ids_of_a_document_before_its_cut_are_refused() -> None:
 
 @pytest.mark.parametrize("entropy", [-0.5, math.nan, math.inf])
 def test_a_weight_that_is_negative_or_no_number_is_refused(entropy: float) -> None:
-    with pytest.raises(InputError, match=r"^entropy=.* is not a weight; give 0 or more\.$"):
+    with pytest.raises(InputError, match=r"^entropy=.* must be a finite number, 0 or more\.$"):
         Reweighting(entropy=entropy)
 
 

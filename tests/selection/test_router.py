@@ -370,7 +370,7 @@ def test_heads_that_the_llm_does_not_have_are_named(
         ({"max_heads": -1}, "max_heads=-1 is not a count; give a whole number, 1 or more."),
         (
             {"max_doc_tokens": 0},
-            "max_doc_tokens=0 leaves nothing to read; give 1 or more, or None.",
+            "max_doc_tokens=0 must be a whole number, 1 or more, or None.",
         ),
         (
             {"bias": torch.zeros(4)},
@@ -686,7 +686,7 @@ def refused(folder: Path) -> str:
         (configured(threshold=math.inf), "threshold=inf must be a finite number"),
         (configured(max_heads=0), "max_heads=0 is not a count"),
         (configured(max_heads="all"), "max_heads='all' is not a count"),
-        (configured(max_doc_tokens=-1), "max_doc_tokens=-1 leaves nothing to read"),
+        (configured(max_doc_tokens=-1), "max_doc_tokens=-1 must be a whole number"),
         (configured(description=[1]), "TypeError: its description is not an object"),
         (configured(familiar=[0.1]), "ValueError"),
         (configured(familiar=[0.1, math.nan]), "familiar=(0.1, nan)"),
@@ -698,7 +698,7 @@ def refused(folder: Path) -> str:
         (configured(heads=[]), "'' is not a head"),
         (configured(heads=5), "TypeError"),
         (configured(aggregation="sum"), "aggregation='sum' does not exist"),
-        (configured(first_stage_weight=-1), "first_stage_weight=-1 is not a weight"),
+        (configured(first_stage_weight=-1), "first_stage_weight=-1 must be a finite number"),
         (configured(familiar=[0.5, 0.5]), "familiar=(0.5, 0.5) must be two increasing distances"),
         (reshaped("mean", lambda t: t[:2]), "the router's deviation has shape (3,)"),
         (reshaped("deviation", lambda t: t[:2]), "the router's deviation has shape (2,)"),

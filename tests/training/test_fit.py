@@ -347,7 +347,7 @@ def test_a_few_queries_of_noise_still_make_a_router() -> None:
     embeddings = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
     kept = [part != 0 for part in split_folds(signals.queries, 5, 0)]
     train = signals.subset([q for q, keep in zip(signals.queries, kept, strict=True) if keep])
-    with pytest.raises(InputError, match="no head of 'tiny' earns a weight"):
+    with pytest.raises(InputError, match="no head of 'tiny' gets a weight"):
         fit_weights(signals, l1=choose_l1(train))
     router = fit_router(signals, embeddings, options("listwise"))
     assert router.bias.any()

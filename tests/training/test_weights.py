@@ -387,7 +387,7 @@ def test_a_penalty_that_leaves_no_head_is_refused() -> None:
     with pytest.raises(InputError) as error:
         fit_weights(planted(10, first_stage=0.5), l1=100.0)
     assert str(error.value) == (
-        "no head of 'tiny' earns a weight on planted, more; give more queries, harder ones, or "
+        "no head of 'tiny' gets a weight on planted, more; give more queries, harder ones, or "
         "more candidates for each (hits); or a smaller l1."
     )
 
