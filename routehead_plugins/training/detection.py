@@ -36,7 +36,7 @@ def detect(
 
     Args:
         signals: Signals of judged queries; queries without contrast are left out.
-        method: ``"ndcg"`` (QRHead as released), ``"qr"`` (QRHead as published), ``"core"``,
+        method: ``"ndcg"`` (QRHead as released), ``"qr"`` (QRHead as printed), ``"core"``,
             ``"layers"`` (Selective-ICR) or ``"discriminability"`` (after HeadRank).
         count: Number of heads; ``"layers"`` returns all heads of its interval instead.
         temperature: Temperature of ``"core"``; ``None`` calls `choose_temperature`.
@@ -76,7 +76,7 @@ def single_head_ndcg(signals: SignalSet) -> Tensor:
 def relevant_mass(signals: SignalSet) -> Tensor:
     """Measure the mean attention of each head to all relevant documents together, shape (heads,).
 
-    This is QRHead as published (arXiv 2506.09944, Eq. 2-4): the attention is not calibrated, and
+    This is QRHead as printed (arXiv 2506.09944, Eq. 2-4): the attention is not calibrated, and
     the attention to other documents does not count. The released code uses `single_head_ndcg`.
     """
     return mean_over_queries(

@@ -256,5 +256,5 @@ def _measurable(query: QuerySignals) -> bool:
 def _random(gates: Tensor, seed: int) -> Tensor:
     """Draw random sets of the same sizes: (queries, heads) to (queries, draws, heads)."""
     generator = torch.Generator().manual_seed(seed)
-    lots = torch.rand(len(gates), _DRAWS, gates.shape[1], generator=generator)
-    return lots.argsort(dim=-1).argsort(dim=-1) < gates.sum(dim=1)[:, None, None]
+    draws = torch.rand(len(gates), _DRAWS, gates.shape[1], generator=generator)
+    return draws.argsort(dim=-1).argsort(dim=-1) < gates.sum(dim=1)[:, None, None]
