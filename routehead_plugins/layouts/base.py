@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,14 +88,13 @@ class Layout(Protocol):
 
 
 def cached_prefill(
-    llm: FrozenLM, ids: tuple[int, ...], last_layer: int, cache: KeyValueCache
+    llm: FrozenLM, weights: Hashable, ids: tuple[int, ...], last_layer: int, cache: KeyValueCache
 ) -> KeyValues:
-    """Run a prefix up to a layer, or look it up in a cache of prefixes."""
-    key = (llm.cache_key, ids)
-    prefix = cache.get(key, last_layer=last_layer)
+    """Run a prefix up to a layer, or look it up; ``weights`` is the LLM's present cache key."""
+    prefix = cache.get((weights, ids), last_layer=last_layer)
     if prefix is None:
         (prefix,) = llm.prefill([ids], last_layer=last_layer)
-        cache.put(key, prefix)
+        cache.put((weights, ids), prefix)
     return prefix
 
 

@@ -62,7 +62,7 @@ class ParallelLayout:
         """Return the keys and values of prefix and documents; run only what is not cached."""
         # The prefix depends on the LLM alone, so that it need not be in the key.
         weights = llm.cache_key
-        prefix = cached_prefill(llm, pieces.prefix, last_layer, self._prefixes)
+        prefix = cached_prefill(llm, weights, pieces.prefix, last_layer, self._prefixes)
         distinct = dict.fromkeys(piece.ids for piece in pieces.documents)
         key_values: dict[tuple[int, ...], KeyValues] = {}
         if self.cache is not None:

@@ -9,7 +9,7 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from routehead_plugins.backbone import FrozenLM, KeyValueCache, Pieces
+from routehead_plugins.backbone import FrozenLM, KeyValueCache, KeyValues, Pieces
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError, PromptTooLongError
 from routehead_plugins.heads import HeadSet
@@ -94,8 +94,11 @@ def _read_window(
     llm: FrozenLM, pieces: Pieces, heads: HeadSet, cache: KeyValueCache, options: ReadOptions
 ) -> TokenAttention:
     ids = tuple(chain(pieces.prefix, *(document.ids for document in pieces.documents)))
-    tails = tails_of(pieces, options)
-    attention = llm.read(lambda: [cached_prefill(llm, ids, heads.last_layer, cache)], tails, heads)
+
+    def context() -> list[KeyValues]:
+        return [cached_prefill(llm, llm.cache_key, ids, heads.last_layer, cache)]
+
+    attention = llm.read(context, tails_of(pieces, options), heads)
     read = token_attention(attention, pieces, options)
     # From the prompt's order back to the caller's.
     return replace(read, spans=read.spans[::-1], document_ids=read.document_ids[::-1])

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from text_files import Reader, check_malformed, file
 
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.io.beir import Collection, load_collection, read_corpus, read_topics
 
-Reader = Callable[[Path], object]
-
 NAME = "expected text or an integer that names the record; add it."
 CELLS = "BEIR's 'query-id<TAB>corpus-id<TAB>score' or TREC's 'qid 0 docid relevance'"
-
-
-def file(folder: Path, name: str, content: str | bytes) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def beir(folder: Path) -> Path:
@@ -216,7 +207,4 @@ def test_topics_are_read_in_every_format(tmp_path: Path, name: str, content: str
 def test_a_malformed_line_is_named_with_its_problem(
     tmp_path: Path, reader: Reader, name: str, content: str | bytes, line: int, problem: str
 ) -> None:
-    path = file(tmp_path, name, content)
-    with pytest.raises(CollectionError) as caught:
-        reader(path)
-    assert str(caught.value) == f"{path}:{line}: {problem}"
+    check_malformed(reader, file(tmp_path, name, content), line, problem)

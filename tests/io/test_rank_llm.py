@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_files import file
 
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
@@ -24,13 +25,6 @@ TEXTS = st.text(st.characters(codec="utf-8"))
 DOCS = st.dictionaries(
     st.sampled_from(["url", "title", "headings"]), TEXTS | st.integers() | st.lists(TEXTS)
 ).flatmap(lambda extra: TEXTS.map(lambda text: extra | {"segment": text}))
-
-
-def file(folder: Path, name: str, content: str | bytes) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def test_requests_are_read_as_rank_llm_reads_them(tmp_path: Path) -> None:

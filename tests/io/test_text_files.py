@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from text_files import Reader, check_malformed, file
 
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
@@ -15,16 +15,7 @@ from routehead_plugins.io.beir import read_corpus, read_topics
 from routehead_plugins.io.text_files import atomic_write_text
 from routehead_plugins.io.trec import read_run, write_run
 
-Reader = Callable[[Path], object]
-
 OBJECT = "expected one JSON object; repair the line."
-
-
-def file(folder: Path, name: str, content: str | bytes) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
@@ -81,10 +72,7 @@ def test_unicode_line_separators_do_not_end_a_line(tmp_path: Path) -> None:
 def test_a_malformed_line_is_named_with_its_problem(
     tmp_path: Path, reader: Reader, name: str, content: str | bytes, line: int, problem: str
 ) -> None:
-    path = file(tmp_path, name, content)
-    with pytest.raises(CollectionError) as caught:
-        reader(path)
-    assert str(caught.value) == f"{path}:{line}: {problem}"
+    check_malformed(reader, file(tmp_path, name, content), line, problem)
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ import pytest
 import pytrec_eval
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from text_files import Reader, check_malformed, file
 
-from routehead_plugins.errors import CollectionError, InputError
+from routehead_plugins.errors import InputError
 from routehead_plugins.io.trec import (
     Rankings,
     decreasing_run,
@@ -25,8 +25,6 @@ from routehead_plugins.io.trec import (
 
 # Imports on first use and slow disks are no failures.
 UNHURRIED = settings(deadline=None)
-
-Reader = Callable[[Path], object]
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -53,13 +51,6 @@ RANKINGS = st.dictionaries(
 FIELDS = "expected the six columns 'qid Q0 docid rank score tag'; repair the line."
 CELLS = "BEIR's 'query-id<TAB>corpus-id<TAB>score' or TREC's 'qid 0 docid relevance'"
 HEADER = "query-id\tcorpus-id\tscore\n"
-
-
-def file(folder: Path, name: str, content: str | bytes) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -178,10 +169,7 @@ def test_a_run_is_read_best_first_with_ties_as_trec_eval_orders_them(tmp_path: P
 def test_a_malformed_line_is_named_with_its_problem(
     tmp_path: Path, reader: Reader, name: str, content: str | bytes, line: int, problem: str
 ) -> None:
-    path = file(tmp_path, name, content)
-    with pytest.raises(CollectionError) as caught:
-        reader(path)
-    assert str(caught.value) == f"{path}:{line}: {problem}"
+    check_malformed(reader, file(tmp_path, name, content), line, problem)
 
 
 def reciprocal_ranks(
