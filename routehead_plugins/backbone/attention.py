@@ -9,11 +9,9 @@ keyword that transformers passes through to every attention layer.
 from __future__ import annotations
 
 import contextlib
-import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -33,7 +31,7 @@ _TAP_NAMES = {"eager": "routehead_tap_additive", "sdpa": "routehead_tap_boolean"
 _MAX_SCORES = 1 << 26
 
 
-class _StopForward(Exception):  # noqa: N818 - control flow, not an error
+class StopForward(Exception):  # noqa: N818 - control flow, not an error
     """Signal that ends a forward inside the deepest layer needed, without any shared state."""
 
 
@@ -102,7 +100,7 @@ class Tap:
         if heads is not None and self.rows is not None:
             self.read[layer] = _mean_attention(query, key, heads, self.rows, options)
         if layer >= self.last_layer:
-            raise _StopForward
+            raise StopForward
 
     def result(self) -> Tensor:
         """Return the attention in the order of ``heads``, shape (averages, heads, past keys)."""
@@ -207,7 +205,7 @@ def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
     return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, least)
 
 
-def _register(flavour: str) -> str:
+def register(flavour: str) -> str:
     """Register the tap with transformers under a name of its own; idempotent."""
     name = _TAP_NAMES[flavour]
     if name not in AttentionInterface._global_mapping:
@@ -217,43 +215,8 @@ def _register(flavour: str) -> str:
     return name
 
 
-def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
-    """Build a second tree of modules over the same parameters, with the tap as its attention."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    view: PreTrainedModel = copy.deepcopy(model, shared).eval()
-    for module in view.modules():
-        # The caller's hooks are for the caller's own forwards.
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    _watch_layers(view)
-    # Early releases of transformers 5 run soft-capped models on SDPA, which ignores the soft cap.
-    capped = getattr(view.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
-    name = _register("sdpa" if view._supports_sdpa and not capped else "eager")
-    if view._can_set_attn_implementation():
-        view.set_attn_implementation(name)
-    if view.config._attn_implementation != name:
-        raise _unsupported(model, "its code bypasses transformers' AttentionInterface")
-    return view
-
-
-def _watch_layers(view: PreTrainedModel) -> None:
-    """Add hooks that end a forward before the layer a tap names, and keep that layer's input."""
-
-    def watch(number: int) -> Callable[..., None]:
-        def stop(_: nn.Module, states: tuple[Tensor, ...], options: dict[str, Any]) -> None:
-            tap = options.get("routehead_tap")
-            if tap is not None and tap.states_before == number:
-                tap.states = states[0] if states else options["hidden_states"]
-                raise _StopForward
-
-        return stop
-
-    stacks = [m for m in view.get_decoder().children() if isinstance(m, nn.ModuleList)]
-    for number, layer in enumerate(stacks[0] if stacks else ()):
-        layer.register_forward_pre_hook(watch(number), with_kwargs=True)
-
-
-def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModelError:
+def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModelError:
+    """Return the error for a model that cannot be read, with the reason."""
     return UnsupportedModelError(
         f"{type(model).__name__!r} has no attention that can be read ({reason}); "
         "use a decoder such as Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, Granite or GPT-OSS."
@@ -272,7 +235,7 @@ def run(
         cache: Keys and values to look back at; those of the tokens are added to it.
         tap: Heads to read, and the layer to stop in.
     """
-    with contextlib.suppress(_StopForward):
+    with contextlib.suppress(StopForward):
         view(
             input_ids=ids,
             position_ids=positions,
@@ -290,9 +253,9 @@ def readable_heads(view: PreTrainedModel) -> HeadSet:
         try:
             run(view.get_decoder(), ids, torch.zeros_like(ids), DynamicCache(), cast(Tap, census))
         except (TypeError, AttributeError, IndexError, ValueError) as error:
-            raise _unsupported(view, f"a trial run failed: {error}") from error
+            raise unsupported(view, f"a trial run failed: {error}") from error
     if not census.heads:
-        raise _unsupported(view, "none of its layers computes attention")
+        raise unsupported(view, "none of its layers computes attention")
     return HeadSet(
         [(layer, index) for layer, heads in census.heads.items() for index in range(heads)]
     )

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from routehead_plugins.backbone.attention import Rows, Tap, readable_heads, run, tapped_view
+from routehead_plugins.backbone.attention import Rows, Tap, readable_heads, run
 from routehead_plugins.backbone.device import pick_device, pick_dtype
 from routehead_plugins.backbone.kv_cache import KeyValues, added, joined
 from routehead_plugins.backbone.loading import load
 from routehead_plugins.backbone.prompt import PromptEncoder
 from routehead_plugins.backbone.text_tasks import TextTasks
 from routehead_plugins.backbone.token_tree import token_tree
+from routehead_plugins.backbone.view import tapped_view
 from routehead_plugins.data import check_text
 from routehead_plugins.errors import UnsupportedModelError
 from routehead_plugins.heads import HeadSet

@@ -22,6 +22,7 @@ from transformers import (
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet
 from routehead_plugins.backbone import attention
 from routehead_plugins.backbone import frozen_lm as backbone
+from routehead_plugins.backbone.view import tapped_view
 from routehead_plugins.errors import UnsupportedModelError
 from routehead_plugins.layouts import ReadOptions
 
@@ -229,7 +230,7 @@ def test_hooks_of_the_caller_stay_and_are_not_called() -> None:
 
 def test_the_view_shares_the_memory_of_the_model() -> None:
     model = families.tiny_model("qwen3")
-    view = attention.tapped_view(model)
+    view = tapped_view(model)
     own = {p.data_ptr() for p in model.parameters()}
     assert {p.data_ptr() for p in view.parameters()} <= own
 
