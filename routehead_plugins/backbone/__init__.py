@@ -2,7 +2,7 @@
 
 from routehead_plugins.backbone.attention import Rows, Tap, run
 from routehead_plugins.backbone.batching import batches
-from routehead_plugins.backbone.device import pick_device, pick_dtype
+from routehead_plugins.backbone.device import check_finite, pick_device, pick_dtype
 from routehead_plugins.backbone.frozen_lm import FrozenLM
 from routehead_plugins.backbone.kv_cache import KeyValueCache, KeyValues, joined
 from routehead_plugins.backbone.loading import EMBEDDED, load, load_tokenizer
@@ -28,6 +28,7 @@ __all__ = [
     "Tap",
     "TokenCache",
     "batches",
+    "check_finite",
     "check_max_doc_tokens",
     "check_pooling",
     "joined",

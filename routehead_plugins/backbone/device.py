@@ -6,8 +6,9 @@ import time
 from functools import cache
 
 import torch
+from torch import Tensor
 
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import InputError, RouteHeadError
 
 # Shape of a feed-forward product of a small LLM over a few hundred tokens.
 _ROWS, _INNER, _COLUMNS = 256, 576, 1536
@@ -59,6 +60,28 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
             'give "auto", "float32", "bfloat16" or "float16".'
         )
     return named
+
+
+def check_finite(values: Tensor, name: str, dtype: torch.dtype) -> None:
+    """Check that what an LLM computed are finite numbers.
+
+    Args:
+        values: Scores, signals or embeddings.
+        name: Name of the LLM, for the message.
+        dtype: Number format of its parameters, which decides on the advice.
+
+    Raises:
+        RouteHeadError: A value is infinite or not a number.
+    """
+    if bool(values.isfinite().all()):
+        return
+    format_name = str(dtype).removeprefix("torch.")
+    advice = 'load it with dtype="float32"'
+    if dtype.itemsize >= torch.float32.itemsize:
+        advice = "its weights are damaged or out of range: download or save it again"
+    raise RouteHeadError(
+        f"{name!r} computed numbers that are not finite in {format_name}; {advice}."
+    )
 
 
 @cache

@@ -14,6 +14,7 @@ text.
 from __future__ import annotations
 
 import copy
+import reprlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,7 @@ class PromptEncoder:
         bare, spaced = self.encode(["a", " a"])
         # Many tokenizers add the space before the first word of a text themselves.
         self._space = "" if len(spaced) > len(bare) else " "
+        self._empty = {(), self.encode([self._space])[0]}
         self._announcement = self.encode([ANNOUNCEMENT])[0]
         self._separator = self.encode([SEPARATOR])[0]
         self._instruction = self.encode([INSTRUCTION + MARKER])[0]
@@ -156,6 +158,15 @@ class PromptEncoder:
         encoded = self.encode([self._space + text if text else "" for text in texts])
         return [first + ids[:max_tokens] for ids in encoded]
 
+    def has_tokens(self, texts: Sequence[str]) -> list[bool]:
+        """Tell which texts have tokens to read: a tokenizer may drop all characters of a text.
+
+        Args:
+            texts: Documents, as given to ``pieces``, which finds their tokens in its cache.
+        """
+        encoded = self._documents([self._space + text for text in texts])
+        return [ids not in self._empty for ids in encoded]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Decode tokens into text, without control tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
@@ -180,13 +191,23 @@ class PromptEncoder:
                 return_offsets_mapping=True,
                 verbose=False,
             )
-        except NotImplementedError as error:
+            # Python tokenizers raise in some releases of transformers, and omit the key in others.
+            offsets = encoded["offset_mapping"]
+        except (NotImplementedError, KeyError) as error:
             raise UnsupportedModelError(
-                f"{type(self._tokenizer).__name__!r} records no offsets of tokens in the text; "
-                "load a fast tokenizer, or leave spans out."
+                f"{type(self._tokenizer).__name__!r} does not say where its tokens stand in the "
+                "text; load a fast tokenizer, or do without spans."
             ) from error
         shift = len(self._space)
-        return [(max(0, a - shift), max(0, b - shift)) for a, b in encoded["offset_mapping"]]
+        return [(max(0, a - shift), max(0, b - shift)) for a, b in offsets]
+
+    def check_offsets(self) -> None:
+        """Check that the tokenizer records offsets, before the LLM is run for spans.
+
+        Raises:
+            UnsupportedModelError: It does not.
+        """
+        self.offsets("a")
 
     def pieces(
         self,
@@ -205,6 +226,9 @@ class PromptEncoder:
             numbered: Whether labels number the documents, ``[1]``, ``[2]``, ...
             max_doc_tokens: Longer documents are cut here; the query never is.
             instruction: Text right before the query that says which documents are relevant.
+
+        Raises:
+            InputError: The tokenizer drops all characters of the query.
         """
         encoded = self._documents([self._space + text for text in texts])
         numbers = range(1, len(texts) + 1)
@@ -220,7 +244,7 @@ class PromptEncoder:
             tail=self._tail(query, instruction),
             null_tail=self._tail(NULL_QUERY, instruction),
             bare_null_tail=self._tail(NULL_QUERY),
-            query=self.encode([self._space + query])[0],
+            query=self._query_ids(query),
         )
 
     def question(
@@ -235,11 +259,23 @@ class PromptEncoder:
 
         Returns:
             Token ids before the question, one sequence per document, and those of the question.
+
+        Raises:
+            InputError: The tokenizer drops all characters of the question.
         """
         before, after = self.encode(QUESTION.split("{text}"))
         encoded = self._documents([self._space + text for text in texts])
         contexts = [self._separator[:1] + before + ids[:max_doc_tokens] + after for ids in encoded]
-        return contexts, self.encode([self._space + query])[0]
+        return contexts, self._query_ids(query)
+
+    def _query_ids(self, query: str) -> tuple[int, ...]:
+        (ids,) = self.encode([self._space + query])
+        if query.strip() and ids in self._empty:
+            raise InputError(
+                f"query={reprlib.repr(query)} has no tokens, since the tokenizer drops its "
+                "characters; rephrase it."
+            )
+        return ids
 
     def _tail(self, query: str, instruction: str | None = None) -> tuple[int, ...]:
         task = self._instruction

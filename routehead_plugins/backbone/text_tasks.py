@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from routehead_plugins.backbone.batching import batches
+from routehead_plugins.backbone.device import check_finite
 from routehead_plugins.backbone.prompt import PromptEncoder, check_max_doc_tokens
 from routehead_plugins.backbone.sampling import sample
 from routehead_plugins.data import Document, as_documents, check_text, non_blank_indices
@@ -88,15 +89,17 @@ class TextTasks(ABC):
 
         Raises:
             InputError: There is no such layer or pooling.
+            RouteHeadError: An embedding is not finite.
         """
         check_pooling(pooling)
         layer = self.embedding_layer if layer is None else layer
         self.check_embedding_layer(layer)
         encoded = self.encoder.plain([text.strip() for text in texts], max_tokens)
-        embeddings = torch.empty(len(texts), self.width, dtype=torch.float32)
+        embeddings = torch.empty(len(texts), self.width, dtype=torch.float32, device="cpu")
         for batch in batches([len(ids) for ids in encoded], _BATCH_TOKENS):
             states, lengths = self.hidden_states([encoded[index] for index in batch], layer)
             embeddings[batch] = pool(states, lengths, pooling).cpu()
+            check_finite(embeddings[batch], self.name, states.dtype)
         return embeddings
 
     @torch.inference_mode()
@@ -114,13 +117,15 @@ class TextTasks(ABC):
 
         Raises:
             UnsupportedModelError: The last layers or the output projection were not loaded.
+            RouteHeadError: A likelihood is not finite.
         """
-        likelihoods = torch.empty(len(contexts), dtype=torch.float32)
+        likelihoods = torch.empty(len(contexts), dtype=torch.float32, device="cpu")
         lengths = [len(context) + len(target) for context in contexts]
         with self.causal_lm("cannot compute likelihoods") as model:
             for batch in batches(lengths, _BATCH_TOKENS):
                 rows = [contexts[index] for index in batch]
                 likelihoods[batch] = _log_likelihoods(model, rows, target)
+                check_finite(likelihoods[batch], self.name, model.dtype)
         return likelihoods
 
     def write(
@@ -202,7 +207,7 @@ class QueryLikelihood:
             query, [candidates[index].text for index in indices], self.max_doc_tokens
         )
         likelihoods = self.llm.log_likelihoods(contexts, target) / len(target)
-        scores = torch.full((len(candidates),), -torch.inf)
+        scores = torch.full((len(candidates),), -torch.inf, dtype=torch.float32, device="cpu")
         scores[indices] = likelihoods
         return scores.tolist()
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from routehead_plugins.backbone import device as precision
-from routehead_plugins.backbone.device import pick_device, pick_dtype
-from routehead_plugins.errors import InputError
+from routehead_plugins.backbone.device import check_finite, pick_device, pick_dtype
+from routehead_plugins.errors import InputError, RouteHeadError
 
 CPU = torch.device("cpu")
 
@@ -135,3 +135,24 @@ def test_the_first_line_of_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) 
         "device='cuda' is not available (no driver); "
         "leave device=None to use the best one available."
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        (torch.float16, 'float16; load it with dtype="float32".'),
+        (torch.bfloat16, 'bfloat16; load it with dtype="float32".'),
+        (
+            torch.float32,
+            "float32; its weights are damaged or out of range: download or save it again.",
+        ),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_with_advice_that_fits_the_format(
+    value: float, dtype: torch.dtype, advice: str
+) -> None:
+    check_finite(torch.zeros(2, 3), "tiny", dtype)
+    with pytest.raises(RouteHeadError) as error:
+        check_finite(torch.tensor([[0.0, value], [1.0, 2.0]]), "tiny", dtype)
+    assert str(error.value) == f"'tiny' computed numbers that are not finite in {advice}"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import CanineTokenizer, PreTrainedTokenizerFast
 
 from routehead_plugins import FrozenLM
 from routehead_plugins.backbone.prompt import PromptEncoder, TokenCache, check_max_doc_tokens
@@ -381,3 +381,42 @@ def test_a_prompt_tokenizes_a_document_once() -> None:
     cut = encoder.pieces("q", ["a wolf"], numbered=False, max_doc_tokens=2)
     assert cut.documents[0].text.size == 2
     assert len(encoder._documents) == 2
+
+
+def dropping_tokenizer(space: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows ASCII letters only and drops all else, perhaps the space as well."""
+    letters = [chr(code) for code in range(33, 127)] + ([" "] if space else [])
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    )
+
+
+@pytest.mark.parametrize("space", [True, False], ids=["space kept", "space dropped"])
+def test_texts_of_which_the_tokenizer_drops_every_character_have_no_tokens(space: bool) -> None:
+    encoder = PromptEncoder(dropping_tokenizer(space))
+    texts = ["a wolf", "狼", "🐺🐺", "", "狼 a"]
+    assert encoder.has_tokens(texts) == [True, False, False, False, True]
+    assert PromptEncoder(families.tiny_tokenizer()).has_tokens(["狼", ""]) == [True, False]
+
+
+def test_a_query_without_tokens_is_refused() -> None:
+    encoder = PromptEncoder(dropping_tokenizer(space=True))
+    message = "query='狼🐺' has no tokens, since the tokenizer drops its characters; rephrase it."
+    with pytest.raises(InputError) as error:
+        encoder.pieces("狼🐺", ["a wolf"], numbered=True)
+    assert str(error.value) == message
+    with pytest.raises(InputError) as error:
+        encoder.question("狼🐺", ["a wolf"])
+    assert str(error.value) == message
+
+
+def test_a_tokenizer_written_in_python_says_that_it_records_no_offsets() -> None:
+    encoder = PromptEncoder(CanineTokenizer())
+    with pytest.raises(UnsupportedModelError) as error:
+        encoder.check_offsets()
+    assert str(error.value) == (
+        "'CanineTokenizer' does not say where its tokens stand in the text; load a fast "
+        "tokenizer, or do without spans."
+    )
+    ENCODER.check_offsets()

@@ -13,7 +13,7 @@ import torch
 from routehead_plugins import FrozenLM, HeadSet
 from routehead_plugins.backbone import text_tasks
 from routehead_plugins.backbone.text_tasks import QueryLikelihood, Standardiser
-from routehead_plugins.errors import InputError, UnsupportedModelError
+from routehead_plugins.errors import InputError, RouteHeadError, UnsupportedModelError
 
 TEXTS = ["a wolf ran over the hill", "", "rain", "seven grey stones by a river", "rain"]
 
@@ -160,3 +160,15 @@ def test_an_llm_without_its_last_layers_is_refused(llama: FrozenLM) -> None:
         "'shallow' was loaded without its last layers or its output projection and cannot compute "
         "likelihoods; load the whole causal LLM."
     )
+
+
+def test_damaged_weights_give_an_error_instead_of_embeddings_and_likelihoods() -> None:
+    model = families.tiny_model("llama")
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.down_proj.weight")[0, 0] = torch.nan
+    llm = FrozenLM(model, families.tiny_tokenizer(), name="damaged")
+    message = "^'damaged' computed numbers that are not finite in float32; its weights are damaged"
+    with pytest.raises(RouteHeadError, match=message):
+        llm.embed(["rain"])
+    with pytest.raises(RouteHeadError, match=message):
+        QueryLikelihood(llm).score("rain", ["a wolf"])
