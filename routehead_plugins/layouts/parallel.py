@@ -71,7 +71,11 @@ class ParallelLayout:
                 if held is not None:
                     key_values[ids] = held
         missing = [ids for ids in distinct if ids not in key_values]
-        for indices in batches([len(ids) for ids in missing], _BATCH_TOKENS):
+        # A batch changes the last digits. Kept documents run alone, so that no score depends on
+        # which of them earlier queries left in the cache. On an accelerator that would cost too
+        # much: there, scores may differ by rounding errors.
+        alone = self.cache is not None and llm.device.type == "cpu"
+        for indices in batches([len(ids) for ids in missing], 1 if alone else _BATCH_TOKENS):
             batch = [missing[index] for index in indices]
             ran = llm.prefill(batch, last_layer=last_layer, behind=prefix)
             for ids, new in zip(batch, ran, strict=True):

@@ -115,6 +115,14 @@ def test_a_document_in_the_cache_is_not_run_again(monkeypatch: pytest.MonkeyPatc
     assert [shape[0] for shape in passes[1:]] == [1, 1]  # what is new, and the tail
 
 
+def test_no_score_depends_on_what_earlier_queries_left_in_the_cache() -> None:
+    fresh, (used, cache) = cached()[0], cached()
+    for queried in (DOCUMENTS[2:], ["moss " * 60, DOCUMENTS[0]]):
+        used.signals("another", queried)
+    assert torch.equal(used.signals(QUERY, DOCUMENTS), fresh.signals(QUERY, DOCUMENTS))
+    assert cache.hits == 2
+
+
 def test_a_cache_too_small_for_a_document_changes_nothing() -> None:
     reranker, cache = cached(1)
     torch.testing.assert_close(
