@@ -16,6 +16,7 @@ The three ways, under their names in head-set files:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,11 +32,6 @@ _LEAST_MASS = 1e-9
 
 COMPARABLE = ("standardised", "log")
 """Aggregations that give all heads' features the same spread, so that weights are comparable."""
-
-
-def _z_scores(signals: Tensor) -> Tensor:
-    # `standardise` would hide a broken head behind zeros; callers must be able to notice it.
-    return standardise(signals).where(signals.isfinite().all(dim=-1, keepdim=True), torch.nan)
 
 
 def features(how: str, calibrated: Tensor, mass: Tensor) -> Tensor:
@@ -63,7 +59,8 @@ def features(how: str, calibrated: Tensor, mass: Tensor) -> Tensor:
         )
     if how == "mean":
         return calibrated
-    return _z_scores(calibrated if how == "standardised" else mass.clamp(min=_LEAST_MASS).log())
+    signals = calibrated if how == "standardised" else mass.clamp(min=_LEAST_MASS).log()
+    return standardise(signals, not_finite=math.nan)
 
 
 def aggregate(

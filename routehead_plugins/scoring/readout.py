@@ -62,19 +62,19 @@ class Readout:
             # ICR averages first: a token is dropped only if it is an outlier of the average head.
             query = attention.query.mean(dim=0)[None]
             null = None if attention.null is None else attention.null.mean(dim=0)[None]
-            average = replace(attention, query=query, null=null)
+            average = _on_cpu(replace(attention, query=query, null=null))
             scores = self._summed(average, drop_outliers=self.drop_outliers)[0]
         else:
+            attention = _on_cpu(attention)
             calibrated = self._summed(attention, drop_outliers=self.drop_outliers)
             mass = self._summed(replace(attention, null=None), drop_outliers=False)
             scores = aggregate(recipe.aggregation or "mean", calibrated, mass, recipe.weights)
-        return self._fused(scores.cpu(), recipe, first_stage)
+        return self._fused(scores, recipe, first_stage)
 
     def signals(self, attention: TokenAttention) -> Tensor:
         """Compute each head's signals without ReAttn's weights: (heads, documents), on the CPU."""
-        return document_signals(
-            attention.query, attention.null, attention.spans, drop_outliers=self.drop_outliers
-        ).cpu()
+        read = _on_cpu(attention)
+        return document_signals(read.query, read.null, read.spans, drop_outliers=self.drop_outliers)
 
     def _summed(self, attention: TokenAttention, *, drop_outliers: bool) -> Tensor:
         """Sum the token scores of each document, with ReAttn's weights: (heads, documents)."""
@@ -89,10 +89,18 @@ class Readout:
         finite = [score for score in first_stage if score is not None and math.isfinite(score)]
         if len(finite) < len(first_stage):
             return scores
-        retrieval = torch.tensor(finite, dtype=scores.dtype)
+        # In float64, since retrieval scores may lie beyond what float32 can hold.
+        retrieval = torch.tensor(finite, dtype=torch.float64)
         own, fitted = self.first_stage_weight, recipe.first_stage_weight
         if own is None and fitted is not None and recipe.weights is not None:
             # The weight was fitted to the sum in its own scale, which tells how certain heads are.
-            return scores + fitted * standardise(retrieval)
+            return scores + fitted * standardise(retrieval).to(scores)
         weight = fitted if own is None else own
         return fuse(scores, retrieval, weight) if weight else scores
+
+
+def _on_cpu(attention: TokenAttention) -> TokenAttention:
+    """Move attention to the CPU, where sums over documents do not depend on chance."""
+    # Accelerators add in an order that differs from call to call.
+    null = None if attention.null is None else attention.null.cpu()
+    return replace(attention, query=attention.query.cpu(), null=null)

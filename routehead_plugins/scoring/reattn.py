@@ -28,7 +28,7 @@ from torch import Tensor
 
 from routehead_plugins.data import Span
 from routehead_plugins.errors import InputError
-from routehead_plugins.scoring.token_scores import membership
+from routehead_plugins.scoring.token_scores import document_sums, owners, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def reweighted_signals(
     if reweighting.idf:
         weights = idf_weights(query_ids, document_ids)
         token_scores = token_scores * _prompt_weights(weights, spans, document_ids, token_scores)
-    sums = token_scores @ membership(spans, token_scores)
+    sums = document_sums(token_scores, owners(spans, token_scores), len(spans))
     return sums * entropy_factors(token_scores, spans, reweighting.entropy)
 
 
@@ -82,13 +82,13 @@ def idf_weights(query_ids: Sequence[int], document_ids: Sequence[Sequence[int]])
     count = len(document_ids)
     ids = torch.tensor(list(chain.from_iterable(document_ids)), dtype=torch.long)
     sizes = torch.tensor([len(document) for document in document_ids], dtype=torch.long)
-    owners = torch.arange(count).repeat_interleave(sizes)
+    documents = torch.arange(count).repeat_interleave(sizes)
     vocabulary, rows = ids.unique(return_inverse=True)
-    contains = torch.zeros(len(vocabulary), count, dtype=torch.bool)
-    contains[rows, owners] = True
+    # A document counts once for each of its tokens, however often it contains it.
+    containing = torch.stack([rows, documents]).unique(dim=1)[0].bincount(minlength=len(vocabulary))
     # log((N + 1) / (df + 1)) / log(N + 1), in a form that is exactly 0 where df is N.
     logs = torch.arange(1, count + 2).log()  # of df + 1, for every df
-    idf = 1 - logs[contains.sum(dim=1)] / logs[count]
+    idf = 1 - logs[containing] / logs[count]
     in_query = torch.isin(vocabulary, torch.tensor(query_ids, dtype=torch.long))
     return idf.where(in_query, 1.0)[rows]
 
@@ -105,13 +105,15 @@ def entropy_factors(token_scores: Tensor, spans: Sequence[Span], alpha: float) -
         From 1, all on one token, to 1 + alpha, shape (heads, documents). A document of one token
         gets 1.
     """
-    members = membership(spans, token_scores)
+    documents, count = owners(spans, token_scores), len(spans)
+    sums = document_sums(token_scores, documents, count)
     positive = token_scores.clamp(min=0)
-    totals = (positive @ members) @ members.T  # of the token's document, (heads, tokens)
+    totals = spread(document_sums(positive, documents, count), documents)  # (heads, tokens)
     shares = positive / totals.where(totals > 0, 1)
-    most = members.sum(dim=0).clamp(min=2).log()  # no division by log 1 for one token
-    entropies = -(torch.xlogy(shares, shares) @ members) / most
-    return (1 + alpha * entropies).where(token_scores @ members > 0, 1)
+    # No division by log 1 for a document of one token.
+    most = torch.tensor([max(span.size, 2) for span in spans]).to(token_scores).log()
+    entropies = -document_sums(torch.xlogy(shares, shares), documents, count) / most
+    return (1 + alpha * entropies).where(sums > 0, 1)
 
 
 def _prompt_weights(

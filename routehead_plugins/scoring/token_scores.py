@@ -5,6 +5,7 @@ Equation numbers are those of ICR (arXiv 2410.02642).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ def document_signals(
         attention: Mean over the query's tokens, shape (heads, tokens).
         null_attention: Mean over the null query's tokens, shape (heads, tokens), subtracted token
             by token (Eq. 2); ``None`` leaves the attention uncalibrated.
-        spans: Tokens of each document, one span per document; an empty one gets 0.
+        spans: Tokens of each document, one span per document, in any order; they do not overlap,
+            and an empty one gets 0.
         drop_outliers: Whether to drop tokens at or below their document's mean minus two standard
             deviations (Eq. 3), such as punctuation that draws the attention of the null query.
 
@@ -58,7 +60,7 @@ def document_signals(
         Shape (heads, documents). Calibrated signals lie between -1 and 1, others between 0 and 1.
     """
     tokens = token_scores(attention, null_attention, spans, drop_outliers=drop_outliers)
-    return tokens @ membership(spans, tokens)
+    return document_sums(tokens, owners(spans, tokens), len(spans))
 
 
 def token_scores(
@@ -72,7 +74,7 @@ def token_scores(
     tokens = attention if null_attention is None else attention - null_attention
     if not drop_outliers:
         return tokens
-    return tokens * _inliers(tokens, membership(spans, tokens))
+    return tokens * _inliers(tokens, spans)
 
 
 def residuals(attention: Tensor, null_attention: Tensor | None) -> Tensor:
@@ -95,21 +97,29 @@ def residuals(attention: Tensor, null_attention: Tensor | None) -> Tensor:
     return ((attention - null_attention) / deviation).mean(dim=0)
 
 
-def standardise(scores: Tensor) -> Tensor:
+def standardise(scores: Tensor, *, not_finite: float = 0.0) -> Tensor:
     """Compute z-scores: shift and scale scores to mean 0 and standard deviation 1.
 
     Args:
         scores: Floating point, shape (..., documents); each row is one query or head.
+        not_finite: Value of rows in which a score is not finite: 0 where scores may be missing, NaN
+            where that is a fault that callers must notice.
 
     Returns:
-        The same shape and dtype. A row is zero where its scores are all equal, and where one of
-        them is not finite.
+        The same shape and dtype, computed in float64. A row is zero where its scores are all equal.
     """
-    centred = scores - scores.mean(dim=-1, keepdim=True)
+    if not scores.numel():
+        return scores.clone()
+    wide = scores.double()
+    # Squares of scores beyond 1e154 would overflow even float64; a power of 2 scales exactly.
+    wide = wide.ldexp(-wide.abs().amax(dim=-1, keepdim=True).frexp().exponent)
+    centred = wide - wide.mean(dim=-1, keepdim=True)
     deviation = centred.square().mean(dim=-1, keepdim=True).sqrt()
-    # Equal scores can have a deviation above 0 by rounding, and tiny ones a deviation of 0.
-    differ = (scores != scores[..., :1]).any(dim=-1, keepdim=True) & (deviation > 0)
-    return torch.where(differ, centred / deviation, 0.0)
+    # Equal scores can have a deviation above 0 by rounding.
+    equal = (scores == scores[..., :1]).all(dim=-1, keepdim=True)
+    standard = torch.where(equal, 0.0, centred / deviation)
+    finite = scores.isfinite().all(dim=-1, keepdim=True)
+    return standard.where(finite, not_finite).to(scores.dtype)
 
 
 def fuse(scores: Tensor, first_stage: Tensor, weight: float) -> Tensor:
@@ -117,32 +127,77 @@ def fuse(scores: Tensor, first_stage: Tensor, weight: float) -> Tensor:
 
     Args:
         scores: Attention scores, shape (documents,).
-        first_stage: Retrieval scores, shape (documents,).
+        first_stage: Retrieval scores, shape (documents,); float64 where float32 cannot hold them.
         weight: Weight of the retrieval scores.
 
     Returns:
-        Shape (documents,).
+        Shape (documents,), in the dtype of ``scores``.
     """
-    return standardise(scores) + weight * standardise(first_stage)
+    own = standardise(scores, not_finite=math.nan)
+    return own + weight * standardise(first_stage).to(scores)
 
 
-def membership(spans: Sequence[Span], like: Tensor) -> Tensor:
-    """Return 1 where a token belongs to a document, else 0, shape (tokens, documents).
+def owners(spans: Sequence[Span], like: Tensor) -> Tensor:
+    """Return the index of each token's document, or the number of documents outside of them all.
 
-    With this matrix a sum over documents is one product, which needs no loop and is deterministic;
-    scattered additions on an accelerator are not.
+    Args:
+        spans: Tokens of each document; they do not overlap.
+        like: Values of the tokens, shape (..., tokens).
+
+    Returns:
+        Shape (tokens,).
     """
-    tokens = torch.arange(like.shape[-1], device=like.device)[:, None]
-    edges = torch.tensor(spans, device=like.device)  # (documents, 2)
-    return ((tokens >= edges[:, 0]) & (tokens < edges[:, 1])).to(like.dtype)
+    edges = torch.tensor(spans, dtype=torch.long).view(-1, 2)
+    starts, sizes = edges[:, 0], edges[:, 1] - edges[:, 0]
+    documents = torch.arange(len(spans)).repeat_interleave(sizes)
+    # The tokens of all spans, one after the other: a count over all, moved to each span's start.
+    before = sizes.cumsum(dim=0) - sizes
+    tokens = torch.arange(len(documents)) + (starts - before)[documents]
+    indices = torch.full((like.shape[-1],), len(spans))
+    indices[tokens] = documents
+    return indices.to(like.device)
 
 
-def _inliers(tokens: Tensor, members: Tensor) -> Tensor:
+def document_sums(values: Tensor, documents: Tensor, count: int) -> Tensor:
+    """Sum the values of each document's tokens; the cost is linear in tokens.
+
+    Args:
+        values: Shape (heads, tokens).
+        documents: Index of each token's document, as ``owners`` returns it.
+        count: Number of documents.
+
+    Returns:
+        Shape (heads, documents). Added up in float64, one token after the other: a document's sum
+        depends neither on the other documents nor, on the CPU, on the order of the additions.
+    """
+    sums = values.new_zeros(len(values), count + 1, dtype=torch.float64)
+    # Head by head, so that a single head's values are held in float64 at once.
+    for total, row in zip(sums, values, strict=True):
+        total.index_add_(0, documents, row.double())
+    return sums[:, :count].to(values.dtype)
+
+
+def _inliers(tokens: Tensor, spans: Sequence[Span]) -> Tensor:
     """Return 1 for tokens that are not outliers of their document, else 0: (heads, tokens)."""
-    sizes = members.sum(dim=0).clamp(min=1)
-    means = (tokens @ members) / sizes  # (heads, documents)
-    centred = tokens - means @ members.T
+    documents, count = owners(spans, tokens), len(spans)
+    sizes = torch.tensor([span.size for span in spans]).to(tokens)
+    means = document_sums(tokens, documents, count) / sizes.clamp(min=1)
+    centred = tokens - spread(means, documents)
     # Unbiased, as in the paper's code; a document of one token has no deviation.
-    deviations = ((centred.square() @ members) / (sizes - 1).clamp(min=1)).sqrt()
-    floor = -_OUTLIER_DEVIATIONS * (deviations @ members.T)  # (heads, tokens)
+    squares = document_sums(centred.square(), documents, count)
+    deviations = (squares / (sizes - 1).clamp(min=1)).sqrt()
+    floor = -_OUTLIER_DEVIATIONS * spread(deviations, documents)
     return ((centred > floor) | (floor == 0)).to(tokens.dtype)
+
+
+def spread(values: Tensor, documents: Tensor) -> Tensor:
+    """Give each token its document's value, and 0 to tokens outside of all documents.
+
+    Args:
+        values: Shape (heads, documents).
+        documents: Index of each token's document, as ``owners`` returns it.
+
+    Returns:
+        Shape (heads, tokens).
+    """
+    return torch.nn.functional.pad(values, (0, 1))[:, documents]

@@ -92,6 +92,22 @@ def test_a_fitted_first_stage_of_plain_heads_is_between_two_standardised_sides()
     )
 
 
+@pytest.mark.parametrize("weight", [None, 0.7])
+@pytest.mark.parametrize("scale", [1e20, 1e39, 1e300])
+def test_retrieval_scores_too_large_for_float32_count_like_small_ones(
+    scale: float, weight: float | None
+) -> None:
+    attention = token_attention(7)
+    recipe = Recipe(weights=(1.0, 2.0, 3.0), aggregation="log", first_stage_weight=0.5)
+    readout = Readout(first_stage_weight=weight)
+    small = readout.scores(attention, recipe, (3.0, 1.0, 7.0))
+    large = readout.scores(attention, recipe, (3.0 * scale, scale, 7.0 * scale))
+    torch.testing.assert_close(large, small)
+    assert not torch.allclose(
+        large, Readout(first_stage_weight=0.0).scores(attention, recipe, NONE)
+    )
+
+
 @pytest.mark.parametrize("missing", [None, math.nan, math.inf])
 def test_without_a_score_on_every_document_the_first_stage_is_left_out(
     missing: float | None,

@@ -144,25 +144,35 @@ def test_equal_scores_become_zeros(value: float, size: int) -> None:
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_a_row_with_a_score_that_is_not_finite_becomes_zeros(broken: float) -> None:
-    scores = torch.tensor([[1.0, broken, 3.0], [1.0, 1.0, 4.0]])
-    assert standardise(scores[0]).tolist() == [0.0] * 3
-    assert standardise(scores)[0].tolist() == [0.0] * 3
+def test_a_row_with_a_score_that_is_not_finite_becomes_zeros_or_what_is_wanted(
+    broken: float,
+) -> None:
+    scores = torch.tensor([[1.0, broken, 3.0], [1.0, 1.0, 4.0], [broken, broken, broken]])
+    for row in (0, 2):
+        assert standardise(scores[row]).tolist() == [0.0] * 3
+        assert standardise(scores)[row].tolist() == [0.0] * 3
+        assert standardise(scores, not_finite=math.nan)[row].isnan().all()
     assert torch.equal(standardise(scores)[1], standardise(scores[1]))
 
 
-@pytest.mark.parametrize("tiny", [[0.0, 1e-30], [1e-25, 3e-25, 2e-25]])
-def test_scores_whose_deviation_underflows_become_zeros(tiny: list[float]) -> None:
-    assert standardise(torch.tensor(tiny)).tolist() == [0.0] * len(tiny)
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e20, 1e155, 1e300])
+def test_scores_of_any_size_are_standardised_alike(scale: float) -> None:
+    scores = torch.tensor([1.0, 5.0, -2.0, 5.5], dtype=torch.float64)
+    torch.testing.assert_close(standardise(scores * scale), standardise(scores))
+
+
+def test_an_outlier_of_any_size_lies_as_far_away_as_z_scores_can() -> None:
+    scores = torch.tensor([3.0, 2.0, -1e30, 1.0], dtype=torch.float64)
+    expected = torch.tensor([1, 1, -3, 1], dtype=torch.float64) / math.sqrt(3)
+    torch.testing.assert_close(standardise(scores), expected)
 
 
 def one_row(scores: Tensor) -> Tensor:
-    """The formula for one row, with the whole row reduced at once."""
+    """The formula for one row, in float64."""
     if bool((scores == scores[0]).all()):
         return torch.zeros_like(scores)
-    centred = scores - scores.mean()
-    deviation = centred.square().mean().sqrt()
-    return centred / deviation if deviation > 0 else torch.zeros_like(scores)
+    centred = scores.double() - scores.double().mean()
+    return (centred / centred.square().mean().sqrt()).to(scores.dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -178,9 +188,9 @@ def test_rows_are_standardised_alike_in_any_shape(
     for shaped in (scores, scores.flatten(0, 1)):
         batch = standardise(shaped)
         assert (batch.shape, batch.dtype) == (shaped.shape, dtype)
-        assert torch.equal(batch.flatten(0, -2), expected)
+        torch.testing.assert_close(batch.flatten(0, -2), expected)
     alone = torch.stack([standardise(row) for row in scores.flatten(0, 1)])
-    assert torch.equal(alone, expected)
+    assert torch.equal(alone, batch.flatten(0, -2))
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3), (2, 0, 4)])
@@ -232,3 +242,15 @@ def test_a_document_without_tokens_gets_zero_and_spoils_no_other(drop_outliers: 
     spans = [Span(0, 2), Span(2, 2), Span(2, 3)]
     signals = document_signals(attention, None, spans, drop_outliers=drop_outliers)
     assert signals[0].tolist() == pytest.approx([0.3, 0.0, 0.4])
+
+
+def test_a_document_is_summed_alike_whatever_stands_beside_it() -> None:
+    attention, null = random_attention(2, 40).float(), random_attention(3, 40).float()
+    alone = document_signals(attention, null, [Span(7, 19)])
+    among = document_signals(attention, null, [Span(20, 40), Span(7, 19), Span(0, 6)])
+    assert torch.equal(among[:, 1:2], alone)
+
+
+def test_fusion_keeps_scores_that_are_not_finite_visible() -> None:
+    scores = torch.tensor([0.5, math.nan, 0.75])
+    assert fuse(scores, torch.tensor([1.0, 2.0, 3.0]), 1.0).isnan().all()
