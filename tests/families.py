@@ -12,13 +12,16 @@ from transformers import (
     Gemma3TextConfig,
     GptOssConfig,
     GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
     Phi3Config,
+    PhimoeConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     SmolLM3Config,
 )
@@ -73,6 +76,27 @@ CONFIGS = {
         num_local_experts=2,
         num_experts_per_tok=1,
         layer_types=_FOUR_LAYERS,
+    ),
+    "phimoe": PhimoeConfig(  # a window that stands in the mask alone
+        **_SMALL, sliding_window=24, num_local_experts=2, num_experts_per_tok=1
+    ),
+    "qwen2-moe": Qwen2MoeConfig(  # the same, in the upper layers only
+        **_SMALL,
+        use_sliding_window=True,
+        sliding_window=24,
+        max_window_layers=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        num_experts=2,
+        num_experts_per_tok=1,
+    ),
+    "llama4": Llama4TextConfig(  # chunks, and layers without rotary
+        **_SMALL,
+        head_dim=8,
+        intermediate_size_mlp=48,
+        num_local_experts=2,
+        attention_chunk_size=24,
+        no_rope_layers=[1, 0, 1, 0],
     ),
 }
 

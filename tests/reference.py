@@ -75,11 +75,13 @@ def parallel_attention(
     positions += range(start, start + len(tail))
     owners += [len(documents)] * len(tail)
 
-    def mask(window: int | None) -> Tensor:
+    def mask(window: int | None, chunk: int | None = None) -> Tensor:
         added = torch.full((len(ids), len(ids)), torch.finfo(torch.float32).min)
         for row in range(len(ids)):
             for column in range(row + 1):
                 near = window is None or positions[row] - positions[column] < window
+                if chunk is not None:
+                    near = positions[row] // chunk == positions[column] // chunk
                 known = owners[column] in (-1, owners[row]) or row >= past
                 if near and known:
                     added[row, column] = 0.0
@@ -89,6 +91,8 @@ def parallel_attention(
     masks: Any = mask(window)
     if getattr(twin.config, "layer_types", None):
         masks = {"full_attention": mask(None), "sliding_attention": mask(window)}
+        chunk = getattr(twin.config, "attention_chunk_size", None)
+        masks["chunked_attention"] = mask(None, chunk)
     with torch.no_grad():
         output: Any = twin(
             torch.tensor([ids]),

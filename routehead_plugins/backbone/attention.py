@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from routehead_plugins.errors import UnsupportedModelError
@@ -29,6 +29,10 @@ _TAP_NAMES = {"eager": "routehead_tap_additive", "sdpa": "routehead_tap_boolean"
 
 # Attention scores held at once, (heads, rows, keys): 256 MiB of float32.
 _MAX_SCORES = 1 << 26
+
+
+# Of transformers: whether a query sees a key, from the indices of sequence, head, query and key.
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class StopForward(Exception):  # noqa: N818 - control flow, not an error
@@ -47,24 +51,33 @@ class Rows:
         positions: Position of every row, shape (rows,).
         sees: Mask of the rows that each row may look at, itself included, shape (rows, rows).
         past: Position of every key in the cache, shape (past keys,); a row sees all
-            that lie within the layer's window.
+            that its layer does not hide, as windows and chunks do.
     """
 
     weights: Tensor
     positions: Tensor
     sees: Tensor
     past: Tensor
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _masks: dict[MaskFunction | None, Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> Tensor:
-        """Return the mask of keys that each row may see, shape (1, 1, rows, past keys + rows)."""
-        if window not in self._masks:
+    def mask(self, function: MaskFunction | None) -> Tensor:
+        """Return the mask of keys that each row may see, shape (1, 1, rows, past keys + rows).
+
+        Args:
+            function: The layer's own rule, such as a window, by which it masks; it is applied to
+                positions. ``None``: the layer hides no key that comes before.
+        """
+        if function not in self._masks:
             seen = torch.cat([self.sees.new_ones(len(self.sees), len(self.past)), self.sees], dim=1)
-            if window is not None:
-                keys = torch.cat([self.past, self.positions])
-                seen &= keys > self.positions[:, None] - window
-            self._masks[window] = seen[None, None]
-        return self._masks[window]
+            seen = seen[None, None]
+            if function is not None:
+                keys = torch.cat([self.past, self.positions])[None, None, None]
+                first = keys.new_zeros((1, 1, 1, 1))  # the only sequence, and any head
+                # A key that has a later position than its row is as near as can be.
+                queries = torch.maximum(self.positions[None, None, :, None], keys)
+                seen = seen & function(first, first, queries, keys)
+            self._masks[function] = seen
+        return self._masks[function]
 
 
 @dataclass
@@ -94,11 +107,13 @@ class Tap:
             for layer, indices in self.heads.by_layer.items()
         }
 
-    def visit(self, layer: int, query: Tensor, key: Tensor, options: _Options) -> None:
+    def visit(
+        self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, options: _Options
+    ) -> None:
         """Read this layer's heads, and stop the forward if no deeper layer is needed."""
         heads = self._indices.get(layer)
-        if heads is not None and self.rows is not None:
-            self.read[layer] = _mean_attention(query, key, heads, self.rows, options)
+        if heads is not None and self.rows is not None and mask is not None:
+            self.read[layer] = _mean_attention(query, key, heads, self.rows, mask, options)
         if layer >= self.last_layer:
             raise StopForward
 
@@ -115,18 +130,16 @@ class _Options:
     scaling: float
     softcap: float | None
     sinks: Tensor | None
-    sliding_window: int | None
 
 
 def _mean_attention(
-    query: Tensor, key: Tensor, heads: Tensor, rows: Rows, options: _Options
+    query: Tensor, key: Tensor, heads: Tensor, rows: Rows, mask: Tensor, options: _Options
 ) -> Tensor:
     """Average the attention of some query heads over the rows; (averages, heads, past keys).
 
     Queries, (1, query heads, rows, dim), and keys, (1, key heads, all keys, dim), come after rotary
-    embedding. The result is float32.
+    embedding; the mask is that of the rows. The result is float32.
     """
-    mask = rows.mask(options.sliding_window)[0]
     groups = query.shape[1] // key.shape[1]
     chunk = max(1, _MAX_SCORES // (query.shape[2] * key.shape[2]))
     parts = []
@@ -134,7 +147,7 @@ def _mean_attention(
         # In float32, since bfloat16 rounds scores to three digits, and heads differ by less.
         keys = key[0, subset // groups].float()
         scores = (query[0, subset].float() * options.scaling) @ keys.transpose(-1, -2)
-        probabilities = _softmax(scores, mask, options, subset)  # (heads, rows, all keys)
+        probabilities = _softmax(scores, mask[0], options, subset)  # (heads, rows, all keys)
         parts.append(rows.weights @ probabilities[..., : len(rows.past)])
     return torch.cat(parts).transpose(0, 1)
 
@@ -180,11 +193,10 @@ def _make_tap(flavour: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         if routehead_tap is not None:
             if not getattr(module, "is_causal", True):
                 raise ValueError("its attention is not causal")
-            window = options.get("sliding_window")
-            read = _Options(scaling, options.get("softcap"), options.get("s_aux"), window)
-            routehead_tap.visit(cast(int, module.layer_idx), query, key, read)
             if routehead_tap.rows is not None:
-                attention_mask = routehead_tap.rows.mask(window)
+                attention_mask = routehead_tap.rows.mask(_mask_function(attention_mask))
+            read = _Options(scaling, options.get("softcap"), options.get("s_aux"))
+            routehead_tap.visit(cast(int, module.layer_idx), query, key, attention_mask, read)
         if flavour == "eager":  # each family's own: soft caps and sinks differ
             own = sys.modules[type(module).__module__].eager_attention_forward
             mask = _additive(attention_mask, query)
@@ -195,6 +207,31 @@ def _make_tap(flavour: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         return attention(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
 
     return attend
+
+
+def _make_mask(flavour: str) -> Callable[..., Tensor | None]:
+    """Wrap the mask maker of a flavour: a mask carries the function that it was made from."""
+    make = ALL_MASK_ATTENTION_FUNCTIONS[flavour]
+
+    def make_mask(
+        *sizes: Any, mask_function: Any = causal_mask_function, **options: Any
+    ) -> Tensor | None:
+        mask: Tensor | None = make(*sizes, mask_function=mask_function, **options)
+        if mask is not None:
+            mask.routehead_mask_function = mask_function  # type: ignore[attr-defined]
+        return mask
+
+    return make_mask
+
+
+def _mask_function(mask: Tensor | None) -> MaskFunction | None:
+    """Return the function that a layer's mask was made from."""
+    if mask is None:  # all keys are nearer than any window, or chunk, reaches
+        return None
+    function: MaskFunction | None = getattr(mask, "routehead_mask_function", None)
+    if function is None:
+        raise ValueError("its layers change the masks that transformers makes")
+    return function
 
 
 def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
@@ -210,7 +247,7 @@ def register(flavour: str) -> str:
     name = _TAP_NAMES[flavour]
     if name not in AttentionInterface._global_mapping:
         # Without the mask, cached and padded passes would silently run unmasked.
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[flavour])
+        AttentionMaskInterface.register(name, _make_mask(flavour))
         AttentionInterface.register(name, _make_tap(flavour))
     return name
 

@@ -18,6 +18,11 @@ from transformers import (
     MambaForCausalLM,
     PreTrainedModel,
 )
+from transformers.masking_utils import (
+    causal_mask_function,
+    chunked_causal_mask_function,
+    sliding_window_causal_mask_function,
+)
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet
 from routehead_plugins.backbone import attention
@@ -156,15 +161,30 @@ def test_long_prompts_are_read_in_chunks_with_the_same_result(
     torch.testing.assert_close(llama.signals(QUERY, DOCUMENTS), whole, atol=1e-7, rtol=0)
 
 
+ALL_SEEN = [[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0, 1]]
+
+
 @pytest.mark.parametrize(
-    ("window", "seen"),
+    ("function", "seen"),
     [
-        (None, [[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0, 1]]),
-        (3, [[0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0, 1]]),
+        (None, ALL_SEEN),
+        (causal_mask_function, ALL_SEEN),
+        (
+            sliding_window_causal_mask_function(3),
+            [[0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0, 1]],
+        ),
+        (  # position 4 begins a chunk
+            chunked_causal_mask_function(2, torch.zeros(1, dtype=torch.long)),
+            [[0, 0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0, 1]],
+        ),
+        (
+            chunked_causal_mask_function(5, torch.zeros(1, dtype=torch.long)),
+            [[1, 1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0, 1]],
+        ),
     ],
 )
-def test_rows_see_what_is_past_within_the_window_and_their_own_path(
-    window: int | None, seen: list[list[int]]
+def test_rows_see_what_their_layer_shows_them_of_the_past_and_their_own_path(
+    function: attention.MaskFunction | None, seen: list[list[int]]
 ) -> None:
     # Two documents at positions 1 to 2 and 1; a tail of one token with two continuations.
     rows = attention.Rows(
@@ -173,7 +193,7 @@ def test_rows_see_what_is_past_within_the_window_and_their_own_path(
         sees=torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]]).bool(),
         past=torch.tensor([0, 1, 2, 1]),
     )
-    assert rows.mask(window)[0, 0].int().tolist() == seen
+    assert rows.mask(function)[0, 0].int().tolist() == seen
 
 
 def state_of(model: PreTrainedModel) -> dict[str, Any]:
