@@ -3,6 +3,12 @@
 A message is one line: what is wrong with the value, what was expected, what to do.
 """
 
+import reprlib
+
+_LONGEST = 80
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
 
 class RouteHeadError(Exception):
     """Base of every error raised on purpose; catch it to catch them all."""
@@ -73,3 +79,23 @@ def missing_extra(error: ImportError, extra: str) -> MissingExtraError:
         f'package {package!r} is not installed; run: pip install "routehead-plugins[{extra}]"',
         name=error.name,
     )
+
+
+def short_repr(value: object) -> str:
+    """Write a value for a message: on one line, cut to 80 characters.
+
+    Args:
+        value: Anything; one that cannot be written stands as the name of its class.
+    """
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+    except ValueError:  # whole numbers of thousands of digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def class_name(value: object) -> str:
+    """Name the class of a value, with its module unless it is built in."""
+    kind = type(value)
+    hidden = kind.__module__ in ("builtins", "__main__")
+    return kind.__qualname__ if hidden else f"{kind.__module__}.{kind.__qualname__}"
