@@ -30,10 +30,11 @@ HEAVY = {"torch", "transformers", "jnius", "pyserini", "llama_index", "langchain
 BELOW = {"heads", "data", "errors"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
-    "heads": {"errors"},
+    "files": {"errors"},
+    "heads": {"errors", "files"},
     "data": {"errors", "heads"},
     "options": BELOW,
-    "io": {"data", "errors"},
+    "io": {"data", "errors", "files"},
     "evaluation": {"io", "data", "errors"},
     "backbone": {"options"} | BELOW,
     "scoring": BELOW,
@@ -177,12 +178,13 @@ def test_a_room_is_entered_by_its_face(path: Path) -> None:
             assert shared or name in faces_of(room), f"{name} is not on the face of {room}"
 
 
-def test_the_top_level_holds_six_modules() -> None:
+def test_the_top_level_holds_seven_modules() -> None:
     modules = {path.name for path in (ROOT / PACKAGE).glob("*.py")}
     assert modules == {
         "__init__.py",
         "data.py",
         "errors.py",
+        "files.py",
         "heads.py",
         "options.py",
         "reranker.py",

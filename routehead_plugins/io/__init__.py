@@ -1,5 +1,15 @@
 """Collections, runs, request files and journals on disk."""
 
+from routehead_plugins.files import (
+    JSON,
+    StrPath,
+    atomic_write_bytes,
+    atomic_write_text,
+    check_output,
+    encode_json,
+    make_folder,
+    read_json,
+)
 from routehead_plugins.io.beir import (
     BUNDLED,
     CORPUS_FILE,
@@ -13,23 +23,14 @@ from routehead_plugins.io.beir import (
     read_topics,
     titled_text,
 )
-from routehead_plugins.io.journal import Journal
+from routehead_plugins.io.journal import Journal, query_key
 from routehead_plugins.io.rank_llm import TEXT_FIELDS, Request, read_requests, write_requests
-from routehead_plugins.io.text_files import (
-    JSON,
-    StrPath,
-    atomic_write_bytes,
-    atomic_write_text,
-    encode_json,
-    json_id,
-    json_records,
-    json_text,
-    make_folder,
-)
+from routehead_plugins.io.text_files import json_id, json_records, json_text
 from routehead_plugins.io.trec import (
     Qrels,
     Rankings,
     Run,
+    check_run_names,
     decreasing_run,
     read_qrels,
     read_run,
@@ -54,6 +55,8 @@ __all__ = [
     "Topics",
     "atomic_write_bytes",
     "atomic_write_text",
+    "check_output",
+    "check_run_names",
     "decreasing_run",
     "encode_json",
     "json_id",
@@ -61,7 +64,9 @@ __all__ = [
     "json_text",
     "load_collection",
     "make_folder",
+    "query_key",
     "read_corpus",
+    "read_json",
     "read_qrels",
     "read_requests",
     "read_run",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TypeAlias
 
 from routehead_plugins.data import Document, check_count
 from routehead_plugins.errors import CollectionError
+from routehead_plugins.files import StrPath, show, show_path
 from routehead_plugins.io.text_files import (
-    StrPath,
     first_key,
     json_id,
     json_records,
@@ -70,20 +69,20 @@ class Collection:
         check_count("depth", depth)
         if self.run is None:
             raise CollectionError(
-                f"{self.path} has no {RUN_FILE}; expected a run with the candidates; "
+                f"{show_path(self.path)} has no {RUN_FILE}; expected a run with the candidates; "
                 "run BM25 first."
             )
         if query_id not in self.topics:
             raise CollectionError(
-                f"query {query_id!r} is not in {self.path / TOPICS_FILE}; "
+                f"query {show(query_id)} is not in {show_path(self.path / TOPICS_FILE)}; "
                 "expected one of its ids; check the query id."
             )
         hits = list(self.run.get(query_id, {}).items())[:depth]
         for doc_id, _ in hits:
             if doc_id not in self.corpus:
                 raise CollectionError(
-                    f"query {query_id!r}: the run names document {doc_id!r}, which "
-                    f"{self.path / CORPUS_FILE} lacks; expected a run over this corpus; "
+                    f"query {show(query_id)}: the run names document {show(doc_id)}, which "
+                    f"{show_path(self.path / CORPUS_FILE)} lacks; expected a run over this corpus; "
                     "use the run and the corpus of one index."
                 )
         return [replace(self.corpus[doc_id], score=score) for doc_id, score in hits]
@@ -102,8 +101,8 @@ def load_collection(path: StrPath) -> Collection:
     folder = Path(path)
     if not folder.is_dir():
         raise CollectionError(
-            f"{path} is not a folder; expected a BEIR folder with {CORPUS_FILE}, {TOPICS_FILE} "
-            f"and {QRELS_FILE}; check the path."
+            f"{show_path(path)} is not a folder; expected a BEIR folder with {CORPUS_FILE}, "
+            f"{TOPICS_FILE} and {QRELS_FILE}; check the path."
         )
     run = folder / RUN_FILE
     return Collection(
@@ -173,7 +172,7 @@ def _topics(path: StrPath) -> Iterator[tuple[str, str, str]]:
         query_id, _, text = (part.strip() for part in line.partition("\t"))
         if not query_id or not text:
             raise CollectionError(
-                f"{location}: {reprlib.repr(line)} is not a query; "
+                f"{location}: {show(line)} is not a query; "
                 "expected an id, a tab and a non-blank text; repair the line."
             )
         yield location, query_id, text

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+import stat
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
+from routehead_plugins.data import Document
 from routehead_plugins.errors import InputError
-from routehead_plugins.io.text_files import JSON, StrPath, encode_json, unwritable
+from routehead_plugins.files import JSON, StrPath, encode_json, show, show_path, unwritable
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_START = b'{"fingerprint": '
+_CHECK_DIGITS = 16
+# Never follow a link, never wait for the other end of a pipe.
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
+_FLAGS |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class Journal:
     """Keep finished queries in ``<path>.partial.jsonl`` until the job is done.
 
-    The first line holds the fingerprint, every further line one finished query. The file stays
-    when the job stops, for whatever reason; `discard` removes it. One job at a time may use it.
+    The first line holds the fingerprint, every further line one finished query with a checksum of
+    the line and the fingerprint. Lines that are damaged, or that a job with another fingerprint
+    wrote, are dropped when the file is opened. The file stays when the job stops, for whatever
+    reason; `discard` removes it. It is locked while it is open, so that one job at a time uses it;
+    the lock ends with the process. Where the file system has no locks, the checksums still keep
+    the entries of two jobs apart.
 
     Example:
         ```python
+        keys = {query_id: query_key(query_id, query, candidates[query_id])
+                for query_id, query in topics.items()}
         with Journal("run.trec", {"model": "embedded", "depth": 100}) as journal:
-            for query_id, query in topics.items():
-                if query_id not in journal.done:
-                    journal.append(query_id, rank(query))
-            write_run("run.trec", journal.done, tag="routehead")
+            for query_id, key in keys.items():
+                if key not in journal.done:
+                    journal.append(key, rank(topics[query_id], candidates[query_id]))
+            run = {query_id: journal.done[key] for query_id, key in keys.items()}
+            write_run("run.trec", run, tag="routehead")
             journal.discard()
         ```
     """
@@ -34,16 +58,17 @@ class Journal:
 
         Args:
             path: Path of the job's final output; the log is kept beside it.
-            fingerprint: Everything that the entries depend on; a log with
-                another fingerprint is overwritten.
+            fingerprint: The settings that all entries depend on; what a single entry depends on
+                belongs into its key, see `query_key`.
 
         Raises:
             InputError: The fingerprint cannot be written as JSON.
         """
-        self.path = Path(f"{path}.partial.jsonl")
-        self._header = _encode({"fingerprint": fingerprint}, "the fingerprint")
+        self.path = Path(f"{os.fspath(path)}.partial.jsonl")
+        self._header = _encode({"fingerprint": fingerprint}, "the fingerprint") + b"\n"
         self._done: dict[str, Any] = {}
-        self._stream: BinaryIO | None = None
+        self._descriptor: int | None = None
+        self._size = 0
 
     @property
     def done(self) -> Mapping[str, Any]:
@@ -51,20 +76,17 @@ class Journal:
         return MappingProxyType(self._done)
 
     def __enter__(self) -> Journal:
-        """Open the log and load the entries of an earlier job with the same fingerprint.
+        """Lock the log and load the entries of an earlier job with the same fingerprint.
 
         Raises:
-            InputError: The log cannot be written.
+            InputError: The log is in use by another job, cannot be written, or is not a log.
         """
         try:
-            self._stream = self.path.open("ab")
-            valid_bytes = self._load()
-            self._stream.truncate(valid_bytes)
-            if not valid_bytes:
-                self._write(self._header)
-        except OSError as error:
+            self._descriptor = _open_locked(self.path)
+            self._load(self._descriptor)
+        except (OSError, ValueError) as error:  # of a path that is not one
             self._close()
-            raise InputError(unwritable(self.path, error)) from error
+            raise InputError(_unusable(self.path, error)) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,61 +96,159 @@ class Journal:
         """Record one finished query at once; a later entry for the same key wins.
 
         Args:
-            key: Id of the query.
+            key: Name of the entry, such as a `query_key`.
             value: Result of the query.
 
         Raises:
-            InputError: The value cannot be written as JSON, or the journal is not open.
+            InputError: The value cannot be written as JSON, the disk is full, or the journal is
+                not open.
         """
-        line = _encode([key, value], f"the entry for {key!r}")
-        self._write(line)
+        line = self._signed(_encode([key, value], f"the entry for {show(key)}").removesuffix(b"]"))
+        if self._descriptor is None:
+            raise InputError(
+                f"the journal {show_path(self.path)} is not open; expected an open one; "
+                "append inside its with block, before discard()."
+            )
+        try:
+            self._write(self._descriptor, line)
+        except OSError as error:
+            raise InputError(unwritable(self.path, error)) from error
         self._done[key] = json.loads(line)[1]
 
     def discard(self) -> None:
         """Remove the log; call it once the final output is in place."""
+        if self._descriptor is not None and sys.platform != "win32":
+            # Removed while it is locked, so that no other job can have begun to use it.
+            self.path.unlink(missing_ok=True)
         self._close()
-        self.path.unlink(missing_ok=True)
+        if sys.platform == "win32":
+            self.path.unlink(missing_ok=True)
 
-    def _load(self) -> int:
-        """Read the entries, and return the number of bytes up to the first invalid line."""
+    def _load(self, descriptor: int) -> None:
+        """Read the valid entries, and rewrite the file from the first line that is not valid.
+
+        Raises:
+            OSError: The file cannot be read or written, or is not a log.
+        """
+        lines = _read_lines(descriptor)
         self._done.clear()
-        with self.path.open("rb") as stream:
-            if stream.readline() != self._header:
-                return 0
-            valid_bytes = len(self._header)
-            for line in stream:
-                entry = _decode(line)
-                if entry is None:
-                    break
-                self._done[entry[0]] = entry[1]
-                valid_bytes += len(line)
-        return valid_bytes
+        valid = [self._header]
+        for line in lines:
+            if line == self._signed(line[: -len(self._signed(b""))]):
+                key, value, _ = json.loads(line)
+                self._done[key] = value
+                valid.append(line)
+        # Valid entries prove a log, even if its first line is damaged.
+        if lines and not self._done and not _looks_like_header(lines[0]):
+            raise OSError(errno.EEXIST, "it is not a log of finished queries")
+        kept = 0
+        while kept < min(len(lines), len(valid)) and lines[kept] == valid[kept]:
+            kept += 1
+        self._size = sum(map(len, valid[:kept]))
+        os.ftruncate(descriptor, self._size)
+        self._write(descriptor, b"".join(valid[kept:]))
 
-    def _write(self, line: bytes) -> None:
-        if self._stream is None:
-            raise InputError(
-                f"the journal {self.path} is not open; expected an open one; "
-                "append inside its with block, before discard()."
-            )
-        self._stream.write(line)
-        self._stream.flush()
+    def _signed(self, entry: bytes) -> bytes:
+        """Return the line of an entry: its start, and a checksum of that and the fingerprint."""
+        check = hashlib.sha256(self._header + entry).hexdigest()[:_CHECK_DIGITS]
+        return b'%b, "%b"]\n' % (entry, check.encode())
+
+    def _write(self, descriptor: int, content: bytes) -> None:
+        """Append bytes; where that fails, take back those that were written."""
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except OSError:
+            os.ftruncate(descriptor, self._size)
+            raise
+        self._size += len(content)
 
     def _close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def query_key(query_id: str, query: str, documents: Iterable[Document]) -> str:
+    """Return a key that changes with everything that the result of a query depends on.
+
+    A job that resumes after its corpus was repaired then repeats the queries concerned only.
+
+    Args:
+        query_id: Id of the query, the beginning of the key.
+        query: Text of the query.
+        documents: Its candidates; their ids, texts and scores count, their metadata do not.
+    """
+    content = [query, [[document.id, document.text, document.score] for document in documents]]
+    digest = hashlib.sha256(json.dumps(content, default=repr).encode()).hexdigest()
+    return f"{query_id} {digest[:_CHECK_DIGITS]}"
 
 
 def _encode(value: JSON, name: str) -> bytes:
-    return f"{encode_json(value, name, sort_keys=True, allow_nan=False)}\n".encode("ascii")
+    return encode_json(value, name, sort_keys=True, allow_nan=False).encode("ascii")
 
 
-def _decode(line: bytes) -> tuple[str, Any] | None:
-    """Return the key and value of an entry; a job that was killed may have left half a line."""
+def _open_locked(path: Path) -> int:
+    """Open a log and lock it.
+
+    Raises:
+        BlockingIOError: It is locked.
+        OSError: It cannot be written, or is not a regular file.
+    """
+    while True:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link, which is never followed")
+        descriptor = os.open(path, _FLAGS, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file")
+            _lock(descriptor)
+            if _is_current(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # Another job removed it between the opening and the locking.
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file, if its file system can; raise BlockingIOError if another job did."""
     try:
-        match json.loads(line) if line.endswith(b"\n") else None:
-            case [str(key), value]:
-                return key, value
-    except ValueError:
-        pass
-    return None
+        if sys.platform == "win32":
+            # Locks of Windows keep others from reading: lock a byte that does not exist.
+            os.lseek(descriptor, 2**30, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK):
+            raise BlockingIOError(error.errno, "another job uses it") from error
+
+
+def _is_current(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _read_lines(descriptor: int) -> list[bytes]:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with os.fdopen(descriptor, "rb", closefd=False) as stream:
+        return stream.readlines()
+
+
+def _looks_like_header(line: bytes) -> bool:
+    """Tell whether a line is the first of a log, or what a job that was killed wrote of it."""
+    return line[: len(_START)] == _START[: len(line)]
+
+
+def _unusable(path: Path, error: Exception) -> str:
+    if isinstance(error, BlockingIOError):
+        return (
+            f"{show_path(path)} is used by another job; expected one job per output; "
+            "wait until it has ended, or name another output."
+        )
+    return unwritable(path, error)

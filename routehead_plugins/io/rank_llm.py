@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,11 +9,9 @@ from typing import Any
 
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
+from routehead_plugins.files import StrPath, atomic_write_text, encode_json, show
 from routehead_plugins.io.beir import titled_text
 from routehead_plugins.io.text_files import (
-    StrPath,
-    atomic_write_text,
-    encode_json,
     first_key,
     json_id,
     json_records,
@@ -57,7 +54,7 @@ def read_requests(path: StrPath) -> list[Request]:
         query, candidates = record.get("query"), record.get("candidates")
         if not isinstance(query, dict) or not isinstance(candidates, list):
             raise CollectionError(
-                f"{location}: {reprlib.repr(record)} is not a request; expected an object 'query' "
+                f"{location}: {show(record)} is not a request; expected an object 'query' "
                 "and a list 'candidates'; repair the line."
             )
         query_id = json_id(query, ("qid",), location)
@@ -67,7 +64,7 @@ def read_requests(path: StrPath) -> list[Request]:
         for candidate in candidates:
             document = _document(candidate, location)
             doc_id = str(document.id)
-            reject_repeated(doc_id, documents, f"for query {query_id!r}, document", location)
+            reject_repeated(doc_id, documents, f"for query {show(query_id)}, document", location)
             documents[doc_id] = document
         requests[query_id] = Request(query_id, text, tuple(documents.values()))
     return list(requests.values())
@@ -77,7 +74,7 @@ def _document(candidate: Any, location: str) -> Document:
     doc = candidate.get("doc") if isinstance(candidate, dict) else None
     if not isinstance(doc, dict):
         raise CollectionError(
-            f"{location}: {reprlib.repr(candidate)} is not a candidate; "
+            f"{location}: {show(candidate)} is not a candidate; "
             "expected an object with 'docid', 'score' and an object 'doc'; repair the line."
         )
     text = titled_text(doc.get("title"), json_text(doc, TEXT_FIELDS, location, blank=True))
@@ -87,7 +84,7 @@ def _document(candidate: Any, location: str) -> Document:
     is_number = isinstance(score, int | float) and not isinstance(score, bool)
     if score is not None and not (is_number and abs(score) <= sys.float_info.max):
         raise CollectionError(
-            f"{location}: the score of document {doc_id!r} is {reprlib.repr(score)}; "
+            f"{location}: the score of document {show(doc_id)} is {show(score)}; "
             "expected a finite number; repair the line."
         )
     return Document(text, doc_id, doc, None if score is None else float(score))
@@ -112,12 +109,12 @@ def _line(request: Request) -> str:
     for position, document in enumerate(request.candidates):
         if document.id is None:
             raise InputError(
-                f"candidate {position} of query {request.query_id!r} has id=None; "
+                f"candidate {position} of query {show(request.query_id)} has id=None; "
                 "a request file names every document; give it an id."
             )
         candidates.append({"docid": document.id, "score": document.score, "doc": _doc(document)})
     query = {"text": request.query, "qid": request.query_id}
-    name = f"the metadata or a score of query {request.query_id!r}"
+    name = f"the metadata or a score of query {show(request.query_id)}"
     return encode_json({"query": query, "candidates": candidates}, name, allow_nan=False) + "\n"
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from routehead_plugins.errors import CollectionError, InputError
-from routehead_plugins.io.text_files import StrPath, atomic_write_text, read_lines, reject_repeated
+from routehead_plugins.files import StrPath, atomic_write_text, show
+from routehead_plugins.io.text_files import is_writable_name, read_lines, reject_repeated
 
 Qrels: TypeAlias = dict[str, dict[str, int]]
 """Query id -> document id -> judgment."""
@@ -39,7 +39,7 @@ def read_qrels(path: StrPath) -> Qrels:
         fields = fields if len(fields) == 3 else line.split()
         if len(fields) not in (3, 4) or len(fields) != (columns or len(fields)):
             raise CollectionError(
-                f"{location}: {reprlib.repr(line)} has {len(fields)} columns; "
+                f"{location}: {show(line)} has {len(fields)} columns; "
                 f"expected {columns or '3 or 4'}, {expected}; repair the line."
             )
         is_header = not columns and fields[-1].strip().lower() in _SCORE_HEADERS
@@ -50,8 +50,9 @@ def read_qrels(path: StrPath) -> Qrels:
         judgment = _number(int, fields[-1], "judgment", "an integer", location)
         if qrels.setdefault(query_id, {}).setdefault(doc_id, judgment) != judgment:
             raise CollectionError(
-                f"{location}: document {doc_id!r} is judged {judgment} for query {query_id!r}, and "
-                f"{qrels[query_id][doc_id]} before; expected one judgment; remove the wrong one."
+                f"{location}: document {show(doc_id)} is judged {judgment} for query "
+                f"{show(query_id)}, and {qrels[query_id][doc_id]} before; expected one judgment; "
+                "remove the wrong one."
             )
     return qrels
 
@@ -73,12 +74,12 @@ def read_run(path: StrPath) -> Run:
         fields = line.split()
         if len(fields) != 6:
             raise CollectionError(
-                f"{location}: {reprlib.repr(line)} has {len(fields)} columns; "
+                f"{location}: {show(line)} has {len(fields)} columns; "
                 f"expected {expected}; repair the line."
             )
         query_id, _, doc_id, _, score, _ = fields
         scores = run.setdefault(query_id, {})
-        reject_repeated(doc_id, scores, f"for query {query_id!r}, document", location)
+        reject_repeated(doc_id, scores, f"for query {show(query_id)}, document", location)
         scores[doc_id] = _number(float, score, "score", "a finite number", location)
     return {
         query_id: dict(sorted(scores.items(), key=lambda hit: (hit[1], hit[0]), reverse=True))
@@ -96,7 +97,7 @@ def _number(
             raise ValueError(text)
     except (ValueError, OverflowError) as error:
         raise CollectionError(
-            f"{location}: the {name} is {reprlib.repr(text)}; expected {expected}; repair the line."
+            f"{location}: the {name} is {show(text)}; expected {expected}; repair the line."
         ) from error
     return value
 
@@ -115,23 +116,46 @@ def write_run(path: StrPath, run: Rankings, tag: str) -> None:
 
     Raises:
         InputError: A score is NaN, a document is ranked twice, an id or the tag is empty or holds
-            white space, or the file cannot be written.
+            white space, see `check_run_names`, or the file cannot be written.
     """
-    _check_no_space(tag, "tag")
+    check_run_names(tag)
     lines = []
     for query_id, scores in decreasing_run(run).items():
-        _check_no_space(query_id, "query id")
+        _check_name(query_id, "query id")
         for rank, (doc_id, score) in enumerate(scores.items(), start=1):
-            _check_no_space(doc_id, "document id")
+            _check_name(doc_id, "document id")
             lines.append(f"{query_id} Q0 {doc_id} {rank} {score!r} {tag}\n")
     atomic_write_text(path, "".join(lines))
 
 
-def _check_no_space(name: str, kind: str) -> None:
+def check_run_names(tag: str, query_ids: Iterable[str] = (), doc_ids: Iterable[str] = ()) -> None:
+    """Check that `write_run` can write names, before the work for the run is done.
+
+    Args:
+        tag: Name of the method.
+        query_ids: Ids of queries.
+        doc_ids: Ids of documents.
+
+    Raises:
+        InputError: A name is empty, or holds white space or what no text file can hold.
+    """
+    _check_name(tag, "tag")
+    for query_id in query_ids:
+        _check_name(query_id, "query id")
+    for doc_id in doc_ids:
+        _check_name(doc_id, "document id")
+
+
+def _check_name(name: str, kind: str) -> None:
     if name.split() != [name]:
         raise InputError(
-            f"{kind} {name!r} is empty or holds white space; a TREC run separates its columns "
+            f"{kind} {show(name)} is empty or holds white space; a TREC run separates its columns "
             "by spaces; rename it."
+        )
+    if not is_writable_name(name):
+        raise InputError(
+            f"{kind} {show(name)} holds a null character or half of a surrogate pair; "
+            "expected Unicode; rename it."
         )
 
 
@@ -150,12 +174,12 @@ def decreasing_run(rankings: Rankings) -> Run:
         for doc_id, score in ranking.items() if isinstance(ranking, Mapping) else ranking:
             if math.isnan(score):
                 raise InputError(
-                    f"document {doc_id!r} of query {query_id!r} has the score nan; "
+                    f"document {show(doc_id)} of query {show(query_id)} has the score nan; "
                     "expected a number; find out what computed it."
                 )
             if doc_id in scores:
                 raise InputError(
-                    f"document {doc_id!r} is ranked twice for query {query_id!r}; "
+                    f"document {show(doc_id)} is ranked twice for query {show(query_id)}; "
                     "expected each document once; remove the lower one."
                 )
             scores[doc_id] = score

@@ -11,8 +11,8 @@ from text_files import Reader, check_malformed, file
 
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
+from routehead_plugins.files import atomic_write_text
 from routehead_plugins.io.beir import read_corpus, read_topics
-from routehead_plugins.io.text_files import atomic_write_text
 from routehead_plugins.io.trec import read_run, write_run
 
 OBJECT = "expected one JSON object; repair the line."

@@ -16,6 +16,7 @@ from text_files import Reader, check_malformed, file
 from routehead_plugins.errors import InputError
 from routehead_plugins.io.trec import (
     Rankings,
+    check_run_names,
     decreasing_run,
     read_qrels,
     read_run,
@@ -34,7 +35,7 @@ CLOSE_SCORES = st.lists(
     st.sampled_from([0.0, -0.0, 1e-300, 2e-300, 5e-324, 1.0, 1.0 + 1e-12, -1.0, 1e300, -1e300]),
     max_size=40,
 )
-NAMES = st.text(st.characters(codec="utf-8"), min_size=1).filter(
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(
     lambda name: name.split() == [name]
 )
 RANKINGS = st.dictionaries(
@@ -104,7 +105,7 @@ def test_a_run_is_read_best_first_with_ties_as_trec_eval_orders_them(tmp_path: P
             "t.txt",
             "q 0 d " + "9" * 400,  # beyond every float
             1,
-            "the judgment is '999999999999...9999999999999'; expected an integer; repair the line.",
+            f"the judgment is '{'9' * 27}...{'9' * 28}'; expected an integer; repair the line.",
         ),
         (
             read_qrels,
@@ -293,6 +294,12 @@ def test_a_run_has_trecs_columns_and_full_precision(tmp_path: Path) -> None:
             "by spaces; rename it.",
         ),
         (
+            {"q\ud83d": [("d", 1.0)]},
+            "t",
+            "query id 'q\\ud83d' holds a null character or half of a surrogate pair; "
+            "expected Unicode; rename it.",
+        ),
+        (
             {},
             "my tag",
             "tag 'my tag' is empty or holds white space; a TREC run separates its columns "
@@ -307,6 +314,24 @@ def test_a_run_that_cannot_be_written_is_refused(
         write_run(tmp_path / "run", run, tag)
     assert str(caught.value) == message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "query_ids", "doc_ids", "start"),
+    [
+        ("my tag", ["q"], ["d"], "tag 'my tag' is empty or holds white space"),
+        ("t", ["q", "q 2"], ["d"], "query id 'q 2' is empty or holds white space"),
+        ("t", ["q"], ["d", ""], "document id '' is empty or holds white space"),
+        ("t", ["q"], ["d\0"], "document id 'd\\x00' holds a null character"),
+    ],
+)
+def test_names_that_no_run_can_hold_are_refused_before_the_work(
+    tag: str, query_ids: list[str], doc_ids: list[str], start: str
+) -> None:
+    check_run_names("t", ["q"], ["d"])
+    with pytest.raises(InputError) as caught:
+        check_run_names(tag, query_ids, doc_ids)
+    assert str(caught.value).startswith(start)
 
 
 def test_the_callers_run_is_left_alone() -> None:

@@ -1,0 +1,340 @@
+"""Read and write files so that nothing is believed or lost silently; every error is one line.
+
+Files are written whole or not at all. JSON is read within bounds: nesting, the length of numbers,
+and the size of a file are limited, and what JSON does not have, such as NaN, is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import secrets
+import select
+import shutil
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+from routehead_plugins.errors import InputError, RouteHeadError, short_repr
+
+JSON: TypeAlias = Mapping[str, "JSON"] | Sequence["JSON"] | str | int | float | bool | None
+StrPath: TypeAlias = str | os.PathLike[str]
+
+MAX_BYTES = 64 * 2**20
+"""Largest size of a JSON file, and of one line of any other file, in bytes."""
+
+MAX_DEPTH = 100
+"""Deepest nesting of JSON: lists and objects within each other."""
+
+# A float holds no integer of more digits.
+_MAX_DIGITS = 308
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def show(value: object, limit: int = 60) -> str:
+    """Return a value as it is quoted in messages: one line of at most ``limit`` characters."""
+    text = short_repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def show_path(path: StrPath, limit: int = 120) -> str:
+    """Return a path as it is named in messages: one line, a long one without its beginning."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in os.fspath(path))
+    return text if len(text) <= limit else f"...{text[3 - limit :]}"
+
+
+def reason(error: Exception) -> str:
+    """Return why a file cannot be read or written, as messages put it in brackets."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:90]
+
+
+def make_folder(path: StrPath, content: str) -> Path:
+    """Create a folder and its missing parents.
+
+    Args:
+        path: Path of the folder.
+        content: Plural noun for the future content, for the error.
+
+    Raises:
+        InputError: The folder cannot be created.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{content} cannot be kept in {show_path(path)} ({reason(error)}); name another folder."
+        ) from error
+    return folder
+
+
+def check_output(path: StrPath) -> None:
+    """Check that `atomic_write_bytes` can write a file, before the work for its content is done.
+
+    Args:
+        path: Path of the future file; nothing is left there.
+
+    Raises:
+        InputError: The path is a folder or a read-only file, or its folder is missing or cannot be
+            written to.
+    """
+    try:
+        target = _target(path)
+        if not _is_special(target):
+            temporary = _temporary(target)
+            temporary.touch(exist_ok=False)
+            temporary.unlink()
+    except (OSError, ValueError) as error:
+        raise InputError(unwritable(path, error)) from error
+
+
+def atomic_write_text(path: StrPath, text: str) -> None:
+    """Write a file whole or not at all; an existing one is replaced and keeps its mode.
+
+    Args:
+        path: Path of the file; a link is followed, a device or pipe is written to directly.
+        text: Content of the file, written as UTF-8 without translating line ends.
+
+    Raises:
+        InputError: The text is not valid Unicode, or the file cannot be written.
+    """
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{show_path(path)} cannot be written: character {error.start} of its text, "
+            f"{text[error.start]!r}, is half of a surrogate pair; expected Unicode; replace it."
+        ) from error
+    atomic_write_bytes(path, content)
+
+
+def atomic_write_bytes(path: StrPath, content: bytes) -> None:
+    """Write a file whole or not at all, as `atomic_write_text` does.
+
+    A process that is killed meanwhile may leave a hidden file that ends in ``.tmp`` beside the
+    old content; it is never read, and can be deleted.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    try:
+        target = _target(path)
+        if _is_special(target):
+            target.write_bytes(content)
+        else:
+            _replace(target, content)
+    except (OSError, ValueError) as error:
+        raise InputError(unwritable(path, error)) from error
+
+
+def _target(path: StrPath) -> Path:
+    """Return the file behind a path; raise OSError if it exists and must not be written to."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    # Replacing a file needs no permission on the file itself, but read-only says what it says.
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "the file is read-only")
+    return target
+
+
+def _is_special(target: Path) -> bool:
+    return target.exists() and not target.is_file()
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name[:32]}.{secrets.token_hex(4)}.tmp")
+
+
+def _replace(target: Path, content: bytes) -> None:
+    # tempfile would leave the file readable by its owner only, whatever the umask says.
+    temporary = _temporary(target)
+    is_new = not target.exists()
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        # The content of a private file is never readable by others, not even for a moment.
+        with os.fdopen(os.open(temporary, flags, 0o666 if is_new else 0o600), "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if not is_new:
+            _copy_owner_and_mode(target, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    with suppress(OSError):
+        # The new name survives a power cut only if the folder is on disk too.
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _copy_owner_and_mode(source: Path, target: Path) -> None:
+    status, own = source.stat(), target.stat()
+    if (status.st_uid, status.st_gid) != (own.st_uid, own.st_gid):
+        with suppress(OSError):
+            os.chown(target, status.st_uid, status.st_gid)
+    shutil.copymode(source, target)
+
+
+def unwritable(path: StrPath, error: Exception) -> str:
+    """Return the message for a file that cannot be written."""
+    advice = (
+        "expected a file in an existing, writable folder; create the folder or name another file."
+    )
+    kind = error.errno if isinstance(error, OSError) else None
+    if kind in (errno.EEXIST, errno.ELOOP):
+        advice = "nothing was changed; move it away, or name another output."
+    if kind in _FULL:
+        advice = "what was there before is whole; free some space and run it again."
+    return f"{show_path(path)} cannot be written ({reason(error)}); {advice}"
+
+
+def open_input(path: StrPath) -> BinaryIO:
+    """Open a file to read its bytes.
+
+    Raises:
+        OSError: The file is missing, a folder, unreadable, or a pipe that nobody writes to.
+        ValueError: The path is not one.
+    """
+    if not stat.S_ISFIFO(os.stat(path).st_mode):
+        return Path(path).open("rb")
+    # Opening a pipe waits for a writer, forever if there is none.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if not any(event & select.POLLIN for _, event in poll.poll(1000)):
+        os.close(descriptor)
+        raise OSError(errno.EPIPE, "it is a pipe that nobody writes to")
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")
+
+
+def read_json(
+    path: StrPath, expected: str, error_type: type[RouteHeadError] = InputError
+) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: UTF-8 file of at most ``MAX_BYTES``.
+        expected: Description of the expected content, for the error.
+        error_type: Class of the error.
+
+    Raises:
+        RouteHeadError: Of the class given; the file cannot be read, or is not what `parse_json`
+            accepts, or not an object.
+    """
+    name = show_path(path)
+    try:
+        with open_input(path) as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        problem = "does not exist" if missing else f"cannot be read ({reason(error)})"
+        raise error_type(f"{name} {problem}; expected {expected}; check the path.") from error
+    try:
+        return _json_object(raw)
+    except ValueError as error:
+        raise error_type(
+            f"{name} cannot be read as JSON ({reason(error)}); expected {expected}; "
+            "repair it, or name another file."
+        ) from error
+
+
+def _json_object(raw: bytes) -> dict[str, Any]:
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES // 2**20} MiB")
+    content = parse_json(raw.decode("utf-8-sig"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{show(content)} is not an object")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON within bounds.
+
+    Raises:
+        ValueError: The text is not JSON; it is nested deeper than ``MAX_DEPTH``; a number is NaN,
+            infinite or too large for a float; or an object has a key twice.
+    """
+    try:
+        value = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_short_integer,
+            object_pairs_hook=_unique_keys,
+        )
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
+    # Most lines have too few brackets to be nested that deep.
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number; null stands for a missing one")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {show(digits, 24)} is too large")
+    return number
+
+
+def _short_integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits; at most {_MAX_DIGITS} are read")
+    return int(digits)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {show(repeated, 24)} occurs twice")
+    return record
+
+
+def _depth(value: Any) -> int:
+    """Return how deep lists and objects are nested, without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, list | dict)]:
+        depth += 1
+        level = [child for item in level for child in _children(item)]
+    return depth
+
+
+def _children(item: list[Any] | dict[str, Any]) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
+
+
+def encode_json(value: object, name: str, **options: Any) -> str:
+    """Encode a value as JSON.
+
+    Args:
+        value: The value.
+        name: Name of the value, for the error.
+        **options: Options of ``json.dumps``.
+
+    Raises:
+        InputError: JSON cannot hold the value.
+    """
+    try:
+        return json.dumps(value, **options)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{name} cannot be written as JSON ({reason(error)}); "
+            "expected text, finite numbers, lists and dicts; convert other values."
+        ) from error
