@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "options": BELOW,
     "io": {"data", "errors", "files"},
     "evaluation": {"io", "data", "errors"},
-    "backbone": {"options"} | BELOW,
+    "backbone": {"files", "options"} | BELOW,
     "scoring": BELOW,
     "layouts": {"backbone", "scoring", "options"} | BELOW,
     "selection": {"backbone", "io", "options"} | BELOW,

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from routehead_plugins.errors import InputError, RouteHeadError
+from routehead_plugins.backbone.fast_dtype import fast_dtype
+from routehead_plugins.errors import InputError, RouteHeadError, short_repr
+from routehead_plugins.files import reason
 
-# Shape of a feed-forward product of a small LLM over a few hundred tokens.
-_ROWS, _INNER, _COLUMNS = 256, 576, 1536
-_REPEATS = 25
-# Smaller speed-ups do not make up for bfloat16's three digits instead of float32's seven.
-_MIN_SPEEDUP = 1.3
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -29,9 +24,10 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     if device is not None:
         try:
             return torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
+            given = str(device) if isinstance(device, torch.device) else device
             raise InputError(
-                f"device={str(device)!r} is not available ({str(error).splitlines()[0]}); "
+                f"device={short_repr(given)} is not available ({reason(error)}); "
                 "leave device=None to use the best one available."
             ) from error
     if torch.cuda.is_available():
@@ -47,19 +43,17 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         device: Device on which the LLM will run.
 
     Raises:
-        InputError: The name is not a floating-point format of torch.
+        InputError: It is not a floating-point format of 16, 32 or 64 bits.
     """
-    if isinstance(dtype, torch.dtype):
+    given = dtype
+    if isinstance(dtype, str):
+        dtype = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype, dtype)
+    if isinstance(dtype, torch.dtype) and dtype in _DTYPES:
         return dtype
-    if dtype == "auto":
-        return _fast_dtype(device)
-    named = getattr(torch, dtype, None)
-    if not isinstance(named, torch.dtype) or not named.is_floating_point:
-        raise InputError(
-            f"dtype={dtype!r} is not a floating-point format; "
-            'give "auto", "float32", "bfloat16" or "float16".'
-        )
-    return named
+    raise InputError(
+        f"dtype={short_repr(given)} is not a floating-point format; "
+        'give "auto", "float32", "bfloat16" or "float16".'
+    )
 
 
 def check_finite(values: Tensor, name: str, dtype: torch.dtype) -> None:
@@ -82,24 +76,3 @@ def check_finite(values: Tensor, name: str, dtype: torch.dtype) -> None:
     raise RouteHeadError(
         f"{name!r} computed numbers that are not finite in {format_name}; {advice}."
     )
-
-
-@cache
-def _fast_dtype(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where it is fast enough, else float32; both are timed on the device."""
-    # Timed, because the ratio of the two differs by a factor of twenty between processors.
-    seconds = {dtype: _best_time(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
-    fast = seconds[torch.bfloat16] * _MIN_SPEEDUP < seconds[torch.float32]
-    return torch.bfloat16 if fast else torch.float32
-
-
-def _best_time(dtype: torch.dtype, device: torch.device) -> float:
-    """Time a matrix product, in seconds: the shortest of several runs, as noise only adds time."""
-    left = torch.ones(_ROWS, _INNER, dtype=dtype, device=device)
-    right = torch.ones(_INNER, _COLUMNS, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        (left @ right).sum().item()  # .item() waits for an accelerator to finish
-        best = min(best, time.perf_counter() - start)
-    return best
