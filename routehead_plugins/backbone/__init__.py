@@ -4,6 +4,7 @@ from routehead_plugins.backbone.attention import Rows, Tap, run
 from routehead_plugins.backbone.batching import batches
 from routehead_plugins.backbone.device import check_finite, pick_device, pick_dtype
 from routehead_plugins.backbone.frozen_lm import FrozenLM
+from routehead_plugins.backbone.isolation import isolated
 from routehead_plugins.backbone.kv_cache import KeyValueCache, KeyValues, joined
 from routehead_plugins.backbone.loading import EMBEDDED, load, load_tokenizer
 from routehead_plugins.backbone.prompt import (
@@ -31,6 +32,7 @@ __all__ = [
     "check_finite",
     "check_max_doc_tokens",
     "check_pooling",
+    "isolated",
     "joined",
     "load",
     "load_tokenizer",

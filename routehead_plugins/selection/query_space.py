@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from routehead_plugins.backbone import check_pooling
+from routehead_plugins.backbone import check_pooling, isolated
 from routehead_plugins.errors import InputError
 
 _NEAREST = 5
@@ -123,6 +123,7 @@ class QuerySpace:
         """The anchors in the space, shape (anchors, coordinates)."""
         return self._projected(self.anchors)
 
+    @isolated(torch.device("cpu"))
     def familiarity(self, embeddings: Tensor) -> Tensor:
         """Measure how similar queries are to the training queries.
 
@@ -142,6 +143,7 @@ class QuerySpace:
     def _z_scores(self, embeddings: Tensor) -> Tensor:
         return (embeddings - self.mean) / self.deviation
 
+    @isolated(torch.device("cpu"))
     def _projected(self, z_scores: Tensor) -> Tensor:
         return torch.nn.functional.normalize(z_scores @ self.basis, dim=-1)
 

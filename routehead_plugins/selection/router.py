@@ -27,7 +27,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens
+from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens, isolated
 from routehead_plugins.data import check_count
 from routehead_plugins.errors import InputError, ModelLoadError, RouterMismatchError
 from routehead_plugins.heads import HeadSet, Recipe
@@ -126,6 +126,7 @@ class Router(Selector):
             c_h(x), shape (queries, heads).
         """
 
+    @isolated(torch.device("cpu"))
     def logits(self, embeddings: Tensor) -> Tensor:
         """Compute the logits of queries.
 
@@ -178,7 +179,7 @@ class Router(Selector):
             return [self.choose(self.bias)] * len(queries)
         # Blank queries are embedded too, so that an LLM of another width is always noticed.
         logits = self.logits(self.embed(queries, llm))
-        blank = torch.tensor([not query.strip() for query in queries], dtype=torch.bool)
+        blank = torch.tensor([not query.strip() for query in queries], device="cpu")
         return [self.choose(row) for row in torch.where(blank[:, None], self.bias, logits)]
 
     def embed(self, queries: Sequence[str], llm: FrozenLM) -> Tensor:
