@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from routehead_plugins.backbone.attention import Rows, Tap, readable_heads, run
+from routehead_plugins.backbone.attention import Rows, Tap, decoder_of, readable_heads, run
 from routehead_plugins.backbone.device import pick_device, pick_dtype
+from routehead_plugins.backbone.isolation import isolated
 from routehead_plugins.backbone.kv_cache import KeyValues, added, joined
 from routehead_plugins.backbone.loading import load
+from routehead_plugins.backbone.probe import check_is_decoder, check_reading, refusing
 from routehead_plugins.backbone.prompt import PromptEncoder
 from routehead_plugins.backbone.text_tasks import TextTasks
 from routehead_plugins.backbone.token_tree import token_tree
@@ -51,17 +53,21 @@ class FrozenLM(TextTasks):
         Raises:
             UnsupportedModelError: It has no attention to read.
         """
+        check_is_decoder(model)
         self.name = name or model.name_or_path or type(model).__name__
         self._lock = threading.RLock()
         self._identity = object()
-        self._whole = tapped_view(model)
-        self._view = cast(PreTrainedModel, self._whole.get_decoder())
-        self.heads = readable_heads(self._whole)
+        with isolated(model.device), refusing(model):
+            self._whole = tapped_view(model)
+            self._view = decoder_of(self._whole)
+            self.heads = readable_heads(self._whole)
         self.encoder = PromptEncoder(tokenizer)
         config = self._whole.config.get_text_config(decoder=True)
         self.num_layers = int(config.num_hidden_layers)
         self.width = int(config.hidden_size)
         self.max_tokens: int | None = getattr(config, "max_position_embeddings", None)
+        with isolated(model.device):
+            check_reading(self._whole, self.heads, self)
 
     @classmethod
     def from_pretrained(
@@ -90,14 +96,15 @@ class FrozenLM(TextTasks):
         """
         check_text("model", model)
         picked_device = pick_device(device)
-        loaded, tokenizer = load(
-            model,
-            dtype=pick_dtype(dtype, picked_device),
-            device=picked_device,
-            local_files_only=local_files_only,
-            # Heads beyond the last layer are reported by ``HeadSet.check_within``.
-            layers=None if layers is None else lambda total: min(total, layers(total)),
-        )
+        with isolated(picked_device):
+            loaded, tokenizer = load(
+                model,
+                dtype=pick_dtype(dtype, picked_device),
+                device=picked_device,
+                local_files_only=local_files_only,
+                # Heads beyond the last layer are reported by ``HeadSet.check_within``.
+                layers=None if layers is None else lambda total: min(total, layers(total)),
+            )
         return cls(loaded, tokenizer, name=model)
 
     @classmethod
@@ -152,7 +159,7 @@ class FrozenLM(TextTasks):
         Returns:
             Keys and values of each sequence, without those of the prefix.
         """
-        with self._lock:
+        with self._exclusive():
             ids, _ = self._pad(sequences)
             start = 0 if behind is None else behind.end
             past = [] if behind is None else [behind]
@@ -182,8 +189,8 @@ class FrozenLM(TextTasks):
         Returns:
             Mean over a tail's tokens, float32, shape (tails, heads, tokens of all pieces).
         """
-        tree = token_tree(tails)
-        with self._lock:
+        with self._exclusive():
+            tree = token_tree(tails)
             past = context()
             start = max(piece.end for piece in past) if start is None else start
             ids, depths = tree.ids.to(self.device)[None], (start + tree.depths).to(self.device)
@@ -210,7 +217,7 @@ class FrozenLM(TextTasks):
         Returns:
             States of shape (sequences, tokens, width), and lengths of shape (sequences,).
         """
-        with self._lock:
+        with self._exclusive():
             ids, lengths = self._pad(sequences)
             if layer == self.num_layers:
                 return self._view(input_ids=ids, use_cache=False).last_hidden_state, lengths
@@ -237,8 +244,14 @@ class FrozenLM(TextTasks):
                 f"{self.name!r} was loaded without its last layers or its output projection and "
                 f"{purpose}; load the whole causal LLM."
             )
-        with self._lock:
+        with self._exclusive():
             yield self._whole
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Keep other threads out, and the settings that this thread makes for other models."""
+        with self._lock, isolated(self.device):
+            yield
 
     def _pad(self, sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         """Pad on the right, where the causal mask alone keeps padding out of sight."""

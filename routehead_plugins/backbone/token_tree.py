@@ -43,7 +43,7 @@ def token_tree(tails: Sequence[Sequence[int]]) -> TokenTree:
     for index, (parent, _) in enumerate(nodes):
         if parent >= 0:
             sees[index] |= sees[parent]
-    weights = torch.zeros(len(tails), len(nodes))
+    weights = torch.zeros(len(tails), len(nodes), dtype=torch.float32)
     for row, path in enumerate(paths):
         weights[row, path] = 1 / len(path)
     return TokenTree(
