@@ -8,11 +8,14 @@ torch, so that importing an adapter and printing ``--help`` do not either.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
+from routehead_plugins.data import check_count, check_flag, check_number, check_text
+from routehead_plugins.errors import InputError, class_name, short_repr
 from routehead_plugins.heads import HeadSet
 
 if TYPE_CHECKING:
@@ -42,7 +45,8 @@ class OptionValues(TypedDict, total=False):
 class RerankerOptions:
     """Options for loading an LLM, choosing its heads and laying out the prompt.
 
-    Values are checked by the code that uses them.
+    Types and ranges are checked here, before an LLM is loaded; whether a name exists, such as that
+    of a layout, is checked by the code that uses it.
 
     Attributes:
         model: ``"embedded"``, a Hub id such as ``"Qwen/Qwen3-0.6B"``, a local directory, or a
@@ -65,6 +69,9 @@ class RerankerOptions:
         first_stage_weight: Weight of the candidates' own scores, where all carry one; ``None``
             takes the weight fitted together with the heads, if any.
         local_files_only: Whether to use only the local cache of the Hub, never the network.
+
+    Raises:
+        InputError: A value is out of range or of another type.
     """
 
     model: str = "embedded"
@@ -79,3 +86,34 @@ class RerankerOptions:
     max_doc_tokens: int | None = None
     first_stage_weight: float | None = None
     local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        given: Any = self  # callers need not check types
+        if isinstance(given.model, os.PathLike):
+            self._set("model", os.fspath(given.model))
+        check_text("model", given.model)
+        if given.dtype is None:
+            self._set("dtype", "auto")
+        _check_kind("dtype", given.dtype, 'a name such as "float32", or a torch dtype')
+        if type(given.device) is not int:  # torch takes the number of an accelerator
+            _check_kind("device", given.device, 'a name such as "cuda", or a torch device')
+        _check_kind("layout", given.layout, "a name")
+        for name in ("window", "stride", "max_doc_tokens"):
+            if getattr(given, name) is not None:
+                self._set(name, check_count(name, getattr(given, name)))
+        weight = given.first_stage_weight
+        if weight is not None:
+            self._set("first_stage_weight", check_number("first_stage_weight", weight, least=0))
+        self._set("local_files_only", check_flag("local_files_only", given.local_files_only))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+def _check_kind(name: str, value: object, expected: str) -> None:
+    """Check that an option is a text or an object of torch, which is not imported for that."""
+    if value is None or isinstance(value, str) or type(value).__module__ == "torch":
+        return
+    raise InputError(
+        f"{name}={short_repr(value)} is a {class_name(value)}; give {expected}, or leave it out."
+    )

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens
+from routehead_plugins.backbone import FrozenLM, check_finite, check_max_doc_tokens
 from routehead_plugins.data import (
     Document,
     Ranking,
     ScoredDocument,
     TextSpan,
     as_documents,
+    as_list,
+    check_flag,
     check_text,
     check_top_n,
     non_blank_indices,
 )
-from routehead_plugins.errors import InputError, RouteHeadError
+from routehead_plugins.errors import InputError, class_name
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.layouts import (
     Layout,
@@ -87,20 +90,20 @@ class HeadRoutedAttentionReranker:
             max_doc_tokens: Longer documents are cut here, the query never is.
 
         Raises:
-            InputError: A setting is out of range, or the heads were chosen for another layout.
+            InputError: A setting is out of range or of another type, or the heads were chosen for
+                another layout.
         """
-        check_null_share(null_share)
-        check_max_doc_tokens(max_doc_tokens)
+        _check_parts(backbone, selector, layout, reweighting)
+        self.calibrate = check_flag("calibrate", calibrate)
+        self.null_share = check_null_share(null_share)
+        self.max_doc_tokens = check_max_doc_tokens(max_doc_tokens)
         self.readout = Readout(drop_outliers, reweighting, first_stage_weight)
         self.llm = backbone
         self.selector = AllHeads() if selector is None else selector
         if layout is None or isinstance(layout, str):
-            layout = get_layout(layout or self.selector.layout)
+            layout = get_layout(self.selector.layout if layout is None else layout)
         check_layout(layout, self.selector.layout)
         self.layout = layout
-        self.calibrate = calibrate
-        self.null_share = null_share
-        self.max_doc_tokens = max_doc_tokens
 
     @classmethod
     def from_pretrained(
@@ -140,7 +143,6 @@ class HeadRoutedAttentionReranker:
         selector = choose_selector(options) if selector is None else selector
         layout = make_layout(options, selector.layout)
         check_layout(layout, selector.layout)
-        check_max_doc_tokens(options.max_doc_tokens)
         if llm is None:
             llm = FrozenLM.from_options(options, selector.layers)
         selector.check(llm)
@@ -155,7 +157,7 @@ class HeadRoutedAttentionReranker:
     def rerank(
         self,
         query: str,
-        documents: Sequence[str | Document],
+        documents: Iterable[str | Document],
         top_n: int | None = None,
         *,
         instruction: str | None = None,
@@ -166,7 +168,7 @@ class HeadRoutedAttentionReranker:
         Args:
             query: The query.
             documents: Candidates, best first if they have an order; not modified. Blank ones
-                rank last.
+                rank last, and so do those of which the tokenizer drops every character.
             top_n: Number of documents to return; ``None`` for all. All are scored either way.
             instruction: A sentence or two on which documents are relevant to this query.
             spans: Whether to find the passages of each returned document that carry its score.
@@ -175,16 +177,21 @@ class HeadRoutedAttentionReranker:
             The documents, best first; ties keep the order of the candidates.
 
         Raises:
-            InputError: The query is blank, ``top_n`` is below 1, or a candidate is not a text.
+            InputError: The query is blank or has no tokens, ``top_n`` is below 1, a candidate is
+                not a text, or another argument has a wrong type.
             PromptTooLongError: The candidates do not fit the LLM's context.
+            RouteHeadError: The scores are not finite.
+            UnsupportedModelError: Spans are wanted, and the tokenizer records no offsets.
         """
-        check_top_n(top_n)
+        top_n = check_top_n(top_n)
         candidates = as_documents(documents)
-        heads = self._select(query)
-        scores, read = self._scores(query, candidates, heads, instruction)
+        if check_flag("spans", spans):
+            self.llm.encoder.check_offsets()
+        heads = self._select(query, instruction)
+        scores, indices, read = self._scores(query, candidates, heads, instruction)
         # sorted() is stable, so that ties keep the order of the candidates.
         order = sorted(range(len(candidates)), key=lambda index: -scores[index])[:top_n]
-        evidence = self._spans(candidates, order, read) if spans else {}
+        evidence = self._spans(candidates, indices, order, read) if spans and read else {}
         hits = [
             ScoredDocument(index, scores[index], candidates[index], evidence.get(index, ()))
             for index in order
@@ -194,17 +201,18 @@ class HeadRoutedAttentionReranker:
     def score(
         self,
         query: str,
-        documents: Sequence[str | Document],
+        documents: Iterable[str | Document],
         *,
         instruction: str | None = None,
     ) -> list[float]:
         """Score documents, in the order given; see ``rerank`` for the errors."""
         candidates = as_documents(documents)
-        return self._scores(query, candidates, self._select(query), instruction)[0]
+        heads = self._select(query, instruction)
+        return self._scores(query, candidates, heads, instruction)[0]
 
     def rerank_batch(
         self,
-        requests: Iterable[tuple[str, Sequence[str | Document]]],
+        requests: Iterable[tuple[str, Iterable[str | Document]]],
         top_n: int | None = None,
         *,
         show_progress: bool = False,
@@ -217,17 +225,26 @@ class HeadRoutedAttentionReranker:
             show_progress: Whether to draw a progress bar on standard error.
 
         Raises:
-            InputError: See ``rerank``; the first faulty request ends the call.
+            InputError: A request is not such a pair, or see ``rerank``; raised before the first
+                query is read.
             PromptTooLongError: See ``rerank``.
+            RouteHeadError: See ``rerank``.
         """
-        pairs = list(requests)
-        bar = tqdm(pairs, desc="Re-ranking", unit="query", disable=not show_progress)
+        top_n = check_top_n(top_n)
+        pairs = [
+            _checked_request(f"requests[{index}]", request)
+            for index, request in enumerate(
+                as_list(requests, "requests", "pairs of a query and its documents")
+            )
+        ]
+        disable = not check_flag("show_progress", show_progress)
+        bar = tqdm(pairs, desc="Re-ranking", unit="query", disable=disable)
         return [self.rerank(query, documents, top_n) for query, documents in bar]
 
     async def arerank(
         self,
         query: str,
-        documents: Sequence[str | Document],
+        documents: Iterable[str | Document],
         top_n: int | None = None,
         *,
         instruction: str | None = None,
@@ -239,37 +256,62 @@ class HeadRoutedAttentionReranker:
         )
 
     def signals(
-        self, query: str, documents: Sequence[str | Document], heads: HeadSet | None = None
+        self, query: str, documents: Iterable[str | Document], heads: HeadSet | None = None
     ) -> Tensor:
         """Score documents by each head on its own, for detectors and routers to learn from.
 
         Args:
             query: The query.
-            documents: The candidates, none of them blank.
+            documents: The candidates, each with tokens to read.
             heads: The heads to read; those the selector chooses by default.
 
         Returns:
             Shape (heads, documents), float32, in the order of the heads and of the documents.
 
         Raises:
-            InputError: The query or a document is blank.
+            InputError: The query or a document is blank or has no tokens, or an argument has a
+                wrong type.
             HeadError: The LLM does not have these heads.
             PromptTooLongError: The candidates do not fit the LLM's context.
+            RouteHeadError: The signals are not finite.
         """
         check_text("query", query)
-        chosen = self._select(query) if heads is None else heads
-        chosen.check_within(self.llm.heads, self.llm.name)
+        if heads is not None and not isinstance(heads, HeadSet):
+            raise InputError(
+                f"heads is a {class_name(heads)}; "
+                'give a HeadSet, such as HeadSet.parse("13-18,13-1").'
+            )
         candidates = as_documents(documents)
         for index, document in enumerate(candidates):
             if document.is_blank:
                 raise InputError(f"documents[{index}] is blank and has no signals; leave it out.")
+        readable = self._readable(candidates)
+        missing = set(range(len(candidates))).difference(readable)
+        if missing:
+            raise InputError(
+                f"documents[{min(missing)}] has no tokens, since the tokenizer drops its "
+                "characters, and so no signals; leave it out."
+            )
+        chosen = self._select(query) if heads is None else heads
+        chosen.check_within(self.llm.heads, self.llm.name)
         if not candidates:
             return torch.empty(len(chosen), 0)
-        return self.readout.signals(self._read(query, candidates, chosen))
+        signals = self.readout.signals(self._read(query, candidates, chosen))
+        check_finite(signals, self.llm.name, self.llm.dtype)
+        return signals
 
-    def _select(self, query: str) -> HeadSet:
+    def _select(self, query: str, instruction: str | None = None) -> HeadSet:
+        """Choose the heads, once the texts that the LLM reads for it are checked."""
         check_text("query", query)
+        if instruction is not None:
+            check_text("instruction", instruction)
         return self.selector.select(query, self.llm)
+
+    def _readable(self, documents: Sequence[Document]) -> list[int]:
+        """Return the indices of the documents that have tokens to read."""
+        indices = non_blank_indices(documents)
+        has_tokens = self.llm.encoder.has_tokens([documents[index].text for index in indices])
+        return [index for index, has in zip(indices, has_tokens, strict=True) if has]
 
     def _read(
         self,
@@ -293,39 +335,79 @@ class HeadRoutedAttentionReranker:
         documents: Sequence[Document],
         heads: HeadSet,
         instruction: str | None,
-    ) -> tuple[list[float], TokenAttention | None]:
-        """Score every document in the order given; also return the attention to non-blank ones."""
-        indices = non_blank_indices(documents)
+    ) -> tuple[list[float], list[int], TokenAttention | None]:
+        """Score every document in the order given.
+
+        Returns:
+            Also the indices of the documents that have tokens, and the attention to those; no
+            attention where there are none.
+        """
+        indices = self._readable(documents)
         if not indices:
-            return [BLANK_SCORE] * len(documents), None
+            return [BLANK_SCORE] * len(documents), [], None
         candidates = [documents[index] for index in indices]
         attention = self._read(query, candidates, heads, instruction)
         first_stage = [document.score for document in candidates]
         read_scores = self.readout.scores(attention, heads.recipe, first_stage)
-        if not bool(read_scores.isfinite().all()):
-            raise RouteHeadError(
-                f"{self.llm.name!r} computed scores that are not finite in {self.llm.dtype}; "
-                'load it with dtype="float32".'
-            )
-        # Fused scores have no fixed floor: blank documents then go below the lowest.
+        check_finite(read_scores, self.llm.name, self.llm.dtype)
+        # Fused scores have no fixed floor: blank documents then go below the lowest, which may be
+        # so large that one less is the same number.
         lowest = float(read_scores.min())
-        floor = BLANK_SCORE if lowest > BLANK_SCORE else lowest - 1.0
-        scores = [floor] * len(documents)
+        below = min(lowest - 1.0, math.nextafter(lowest, -math.inf))
+        scores = [BLANK_SCORE if lowest > BLANK_SCORE else below] * len(documents)
         for index, score in zip(indices, read_scores.tolist(), strict=True):
             scores[index] = score
-        return scores, attention
+        return scores, indices, attention
 
     def _spans(
-        self, documents: Sequence[Document], wanted: Sequence[int], read: TokenAttention | None
+        self,
+        documents: Sequence[Document],
+        indices: Sequence[int],
+        wanted: Sequence[int],
+        read: TokenAttention,
     ) -> dict[int, tuple[TextSpan, ...]]:
-        """Find the evidence in the documents at the wanted indices, blank ones left out."""
-        if read is None:
-            return {}
+        """Find the evidence in the wanted ones of the documents that were read."""
         tokens = residuals(read.query, read.null).tolist()
         evidence = {}
-        for index, span in zip(non_blank_indices(documents), read.spans, strict=True):
+        for index, span in zip(indices, read.spans, strict=True):
             if index in wanted:
                 text = documents[index].text
                 offsets = self.llm.encoder.offsets(text)[: span.size]
                 evidence[index] = evidence_spans(text, offsets, tokens[span.start : span.end])
         return evidence
+
+
+def _check_parts(backbone: object, selector: object, layout: object, reweighting: object) -> None:
+    """Check the objects that a re-ranker is composed of."""
+    if not isinstance(backbone, FrozenLM):
+        raise InputError(
+            f"backbone is a {class_name(backbone)}; give a FrozenLM, such as FrozenLM(model, "
+            "tokenizer), or load one by name with from_pretrained."
+        )
+    lacks = not hasattr(selector, "select") or not hasattr(selector, "layout")
+    if selector is not None and (lacks or isinstance(selector, type)):
+        raise InputError(
+            f"selector is a {class_name(selector)}; give a selector, such as FixedHeads(heads), "
+            "or None for all heads."
+        )
+    lacks = not hasattr(layout, "read") or not hasattr(layout, "name")
+    if layout is not None and not isinstance(layout, str) and (lacks or isinstance(layout, type)):
+        raise InputError(
+            f"layout is a {class_name(layout)}; give a layout, its name, or None for the one that "
+            "the heads were chosen for."
+        )
+    if reweighting is not None and not isinstance(reweighting, Reweighting):
+        raise InputError(
+            f"reweighting is a {class_name(reweighting)}; give a Reweighting, or None for none."
+        )
+
+
+def _checked_request(name: str, request: Any) -> tuple[str, list[Document]]:
+    """Check a pair of a query and its documents."""
+    if not isinstance(request, tuple | list) or len(request) != 2:
+        raise InputError(
+            f"{name} is a {class_name(request)}; give a pair of a query and its documents."
+        )
+    query, documents = request
+    check_text(f"{name}[0]", query)
+    return query, as_documents(documents, f"{name}[1]")

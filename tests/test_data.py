@@ -225,8 +225,8 @@ def test_a_wrong_argument_is_named_in_one_short_line(
 
 
 def test_numbers_of_other_libraries_become_pythons() -> None:
-    for number in (2, np.int64(2), np.uint8(2), torch.tensor(2), np.array(2)):
-        assert [type(check_count("k", number)), check_top_n(number)] == [int, 2]
+    for count in (2, np.int64(2), np.uint8(2), torch.tensor(2), np.array(2)):
+        assert [type(check_count("k", count)), check_top_n(count)] == [int, 2]
     for number in (2, 2.0, np.float32(2), torch.tensor(2.0), Decimal(2), Fraction(2)):
         score = Document("a", score=number).score  # type: ignore[arg-type]
         assert (type(score), score) == (float, 2.0)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import families
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from presets import PresetLayout
+from tokenizers import Regex, normalizers
 
 from routehead_plugins import Document, FrozenLM, Head, HeadRoutedAttentionReranker, HeadSet, Recipe
 from routehead_plugins.errors import (
@@ -25,9 +27,10 @@ from routehead_plugins.errors import (
     RouteHeadError,
     RouterMismatchError,
 )
-from routehead_plugins.layouts import ParallelLayout
+from routehead_plugins.layouts import ParallelLayout, SequentialLayout
 from routehead_plugins.reranker import BLANK_SCORE
-from routehead_plugins.selection import FixedHeads, HeadRouter, QuerySpace, as_selector
+from routehead_plugins.scoring import Reweighting
+from routehead_plugins.selection import AllHeads, FixedHeads, HeadRouter, QuerySpace, as_selector
 
 QUERY = "which wolf ran?"
 DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river"]
@@ -139,6 +142,58 @@ def test_blank_documents_rank_last_and_do_not_touch_the_others(
     assert reranker.score(QUERY, ["", " "]) == [BLANK_SCORE] * 2
 
 
+# Zero-width characters, a byte order mark and control characters, which some tokenizers drop.
+TOKENLESS = ["\u200b", "\ufeff\u200d", "\x00\x01 \x7f"]
+
+
+@pytest.fixture(scope="module")
+def dropping() -> FrozenLM:
+    """An LLM whose tokenizer drops every character of the texts above."""
+    tokenizer = families.tiny_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Replace(Regex("[\u200b\ufeff\u200d\x00\x01\x7f]"), "")
+    return FrozenLM(families.tiny_model("llama"), tokenizer, name="dropping")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"calibrate": False},
+        {"layout": "parallel"},
+        {"layout": SequentialLayout(window=2)},
+        {"reweighting": Reweighting()},
+        {"selector": FixedHeads(HeadSet([(0, 1)], recipe=Recipe(aggregation="log")))},
+    ],
+    ids=str,
+)
+def test_texts_without_a_token_rank_last_and_do_not_touch_the_others(
+    dropping: FrozenLM, settings: dict[str, Any]
+) -> None:
+    reranker = HeadRoutedAttentionReranker(dropping, **settings)
+    mixed = [TOKENLESS[0], DOCUMENTS[0], TOKENLESS[1], DOCUMENTS[1], TOKENLESS[2], DOCUMENTS[2]]
+    scores = reranker.score(QUERY, mixed)
+    assert scores[1::2] == reranker.score(QUERY, DOCUMENTS)
+    assert len(set(scores[::2])) == 1
+    assert scores[0] < min(scores[1::2])
+    ranking = reranker.rerank(QUERY, mixed, spans=True)
+    assert [hit.index for hit in ranking][3:] == [0, 2, 4]
+    assert [hit.spans for hit in ranking][3:] == [()] * 3
+    alone = reranker.rerank(QUERY, DOCUMENTS, spans=True)
+    assert [hit.spans for hit in ranking][:3] == [hit.spans for hit in alone]
+    assert [hit.index for hit in reranker.rerank_batch([(QUERY, mixed)])[0]][3:] == [0, 2, 4]
+    only = reranker.rerank(QUERY, TOKENLESS, spans=True)
+    assert [(hit.index, hit.score) for hit in only] == [(i, BLANK_SCORE) for i in range(3)]
+
+
+def test_signals_of_a_text_without_a_token_are_refused(dropping: FrozenLM) -> None:
+    reranker = HeadRoutedAttentionReranker(dropping)
+    with pytest.raises(InputError, match=r"^documents\[1\] has no tokens, since the token"):
+        reranker.signals(QUERY, ["a wolf", TOKENLESS[0]])
+    with pytest.raises(InputError, match=r"has no tokens, since the tokenizer drops"):
+        reranker.rerank(TOKENLESS[1], DOCUMENTS)
+
+
 def test_the_same_document_twice_is_ranked_twice(llm: FrozenLM) -> None:
     same = Document("0.5", id="twin")
     ranking = preset(llm).rerank(QUERY, [same, Document("0.9", id="best"), same])
@@ -245,8 +300,123 @@ def test_an_unknown_layout_is_refused(llm: FrozenLM) -> None:
         HeadRoutedAttentionReranker(llm, layout="diagonal")
 
 
+# Arguments of wrong types: what is given, and words of the message.
+SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"selector": 5}, "selector is a int; give a selector, such as FixedHeads(heads), or None"),
+    ({"selector": "13-18"}, "selector is a str; give a selector"),
+    ({"selector": HeadSet([(0, 1)])}, "selector is a routehead_plugins.heads.HeadSet; give a sel"),
+    ({"selector": AllHeads}, "; give a selector"),
+    ({"layout": 3}, "layout is a int; give a layout, its name, or None"),
+    ({"layout": ""}, "layout='' is unknown; give one of: sequential, parallel."),
+    ({"layout": ["parallel"]}, "layout is a list; give a layout"),
+    ({"layout": ParallelLayout}, "layout is a type; give a layout"),
+    ({"calibrate": "yes"}, "calibrate='yes' must be True or False."),
+    ({"calibrate": None}, "calibrate=None must be True or False."),
+    ({"drop_outliers": None}, "drop_outliers=None must be True or False."),
+    ({"drop_outliers": 0}, "drop_outliers=0 must be True or False."),
+    ({"null_share": "1"}, "null_share='1' must be a number from 0 to 1."),
+    ({"null_share": math.nan}, "null_share=nan must be a number from 0 to 1."),
+    ({"null_share": None}, "null_share=None must be a number from 0 to 1."),
+    ({"null_share": True}, "null_share=True must be a number from 0 to 1."),
+    ({"reweighting": "reattn"}, "reweighting is a str; give a Reweighting, or None for none."),
+    ({"reweighting": True}, "reweighting is a bool; give a Reweighting"),
+    ({"first_stage_weight": "x"}, "first_stage_weight='x' must be a finite number, 0 or more."),
+    ({"first_stage_weight": True}, "first_stage_weight=True must be a finite number, 0 or more."),
+    ({"first_stage_weight": 10**400}, "must be a finite number, 0 or more."),
+    ({"max_doc_tokens": True}, "max_doc_tokens=True is not a count"),
+    ({"max_doc_tokens": 1.5}, "max_doc_tokens=1.5 is not a count"),
+    ({"max_doc_tokens": "9"}, "max_doc_tokens='9' is not a count"),
+]
+CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
+    ("rerank", (b"query", DOCUMENTS), {}, "query=b'query' is a bytes; give a text."),
+    ("rerank", ([QUERY], DOCUMENTS), {}, "query=['which wolf ran?'] is a list; give a text."),
+    ("rerank", (QUERY, {"d1": "a wolf"}), {}, "documents is a dict; give its values as a list."),
+    ("score", (QUERY, {"a", "b"}), {}, "documents is a set, which has no order"),
+    ("signals", (QUERY, b"a wolf"), {}, "documents is a bytes; give a list"),
+    ("score", (QUERY, None), {}, "documents is a NoneType; give a list"),
+    ("rerank", (QUERY, ["a", "b", "c", None]), {}, "documents[3] is a NoneType; give a str"),
+    ("rerank", (QUERY, DOCUMENTS, "2"), {}, "top_n='2' is not a count"),
+    ("rerank", (QUERY, DOCUMENTS), {"top_n": 1.5}, "top_n=1.5 is not a count"),
+    ("rerank", (QUERY, DOCUMENTS), {"instruction": 5}, "instruction=5 is a int; give a text."),
+    ("rerank", (QUERY, []), {"instruction": 5}, "instruction=5 is a int; give a text."),
+    ("score", (QUERY, [""]), {"instruction": " "}, "instruction=' ' is blank; give a text."),
+    ("rerank", (QUERY, DOCUMENTS), {"spans": "yes"}, "spans='yes' must be True or False."),
+    ("rerank", (QUERY, []), {"spans": None}, "spans=None must be True or False."),
+    ("signals", (QUERY, DOCUMENTS), {"heads": "0-1"}, "heads is a str; give a HeadSet, such as"),
+    ("signals", (QUERY, DOCUMENTS), {"heads": [(0, 1)]}, "heads is a list; give a HeadSet"),
+    ("rerank_batch", (None,), {}, "requests is a NoneType; give a list of pairs"),
+    ("rerank_batch", ({QUERY: DOCUMENTS},), {}, "requests is a dict; give its values as a list."),
+    ("rerank_batch", (QUERY,), {}, "requests is one string; give a list of pairs of a query and"),
+    ("rerank_batch", ([(QUERY, []), "ab"],), {}, "requests[1] is a str; give a pair of a query"),
+    ("rerank_batch", ([(QUERY, [], 3)],), {}, "requests[0] is a tuple; give a pair of a query"),
+    ("rerank_batch", ([(" ", [])],), {}, "requests[0][0]=' ' is blank; give a text."),
+    ("rerank_batch", ([(QUERY, []), (QUERY, {"d": "a"})],), {}, "requests[1][1] is a dict"),
+    ("rerank_batch", ([(QUERY, ["a", 7])],), {}, "requests[0][1][1] is a int; give a str or a"),
+    ("rerank_batch", ([],), {"top_n": True}, "top_n=True is not a count"),
+    ("rerank_batch", ([],), {"show_progress": 1}, "show_progress=1 must be True or False."),
+]
+
+
+def check_message(error: pytest.ExceptionInfo[InputError], words: str) -> None:
+    message = str(error.value)
+    assert words in message
+    assert len(message) < 300
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("settings", "words"), SETTINGS, ids=range(len(SETTINGS)))
+def test_a_setting_of_a_wrong_type_is_refused(
+    llm: FrozenLM, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        HeadRoutedAttentionReranker(llm, **settings)
+    check_message(error, words)
+
+
+@pytest.mark.parametrize("backbone", [None, "embedded", families.tiny_model("llama")], ids=type)
+def test_a_backbone_that_is_not_wrapped_is_refused(backbone: Any) -> None:
+    with pytest.raises(InputError) as error:
+        HeadRoutedAttentionReranker(backbone)
+    check_message(error, "; give a FrozenLM, such as FrozenLM(model, tokenizer), or load one by")
+
+
+@pytest.mark.parametrize(("method", "arguments", "named", "words"), CALLS, ids=range(len(CALLS)))
+def test_an_argument_of_a_wrong_type_is_refused_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+    llm: FrozenLM,
+    method: str,
+    arguments: tuple[Any, ...],
+    named: dict[str, Any],
+    words: str,
+) -> None:
+    monkeypatch.setattr(FrozenLM, "read", lambda *_, **__: pytest.fail("the LLM was run"))
+    with pytest.raises(InputError) as error:
+        getattr(HeadRoutedAttentionReranker(llm), method)(*arguments, **named)
+    check_message(error, words)
+
+
+def test_numbers_of_numpy_are_numbers(llm: FrozenLM) -> None:
+    plain = HeadRoutedAttentionReranker(llm, max_doc_tokens=5, null_share=0, first_stage_weight=2)
+    given: dict[str, Any] = {
+        "max_doc_tokens": np.int32(5),
+        "null_share": np.float32(0),
+        "first_stage_weight": np.float64(2),
+        "calibrate": np.True_,
+    }
+    documents: Any = np.array(DOCUMENTS)
+    two: Any = np.int64(2)
+    ranking = HeadRoutedAttentionReranker(llm, **given).rerank(QUERY, documents, two)
+    assert ranking == plain.rerank(QUERY, DOCUMENTS, 2)
+
+
+def test_documents_may_come_from_a_generator(reranker: HeadRoutedAttentionReranker) -> None:
+    expected = reranker.rerank(QUERY, DOCUMENTS)
+    assert reranker.rerank(QUERY, (text for text in DOCUMENTS)) == expected
+    assert reranker.rerank_batch((query, iter(DOCUMENTS)) for query in [QUERY]) == [expected]
+
+
 def test_scores_that_are_no_numbers_are_refused(llm: FrozenLM) -> None:
-    with pytest.raises(RouteHeadError, match="'tiny' computed scores that are not finite in"):
+    with pytest.raises(RouteHeadError, match="'tiny' computed numbers that are not finite in"):
         preset(llm).rerank(QUERY, ["nan", "0.2"])
 
 
@@ -286,6 +456,43 @@ def test_blank_documents_rank_last_under_fusion_too(llm: FrozenLM) -> None:
         ranking = preset(llm, first_stage_weight=weight).rerank(QUERY, documents)
         assert ranking[-1].index == 0
         assert ranking[-1].score < ranking[-2].score
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1.0, 1e20, 1e38, 1e200, 1e300])
+def test_fusion_does_not_depend_on_the_unit_of_retrieval_scores(llm: FrozenLM, unit: float) -> None:
+    texts, scores = ["0.1", "0.3", "0.2"], [30.0, -10.0, 5.0]
+    documents = [Document(t, score=s * unit) for t, s in zip(texts, scores, strict=True)]
+    plain = [Document(t, score=s) for t, s in zip(texts, scores, strict=True)]
+    fused = preset(llm, first_stage_weight=1.0)
+    assert fused.score(QUERY, documents) == pytest.approx(fused.score(QUERY, plain), abs=1e-6)
+
+
+@pytest.mark.parametrize("outlier", [-1e30, -1e300, 1e30])
+def test_one_outlier_among_retrieval_scores_still_counts(llm: FrozenLM, outlier: float) -> None:
+    scores = {"0.3": outlier, "0.1": 7.0, "0.2": 6.0}
+    documents = [Document(text, score=score) for text, score in scores.items()]
+    ranking = preset(llm, first_stage_weight=100.0).rerank(QUERY, documents)
+    assert ranking[0 if outlier > 0 else -1].index == 0
+
+
+def test_blank_documents_rank_last_under_any_weight(llm: FrozenLM) -> None:
+    documents = [Document(" ", score=5.0), Document("0.1", score=2.0), Document("0.2", score=1.0)]
+    for weight in (1e17, 1e30):
+        ranking = preset(llm, first_stage_weight=weight).rerank(QUERY, documents)
+        assert ranking[-1].index == 0
+        assert ranking[-1].score < ranking[-2].score
+
+
+@pytest.mark.parametrize("method", ["rerank", "signals"])
+def test_broken_weights_are_told_as_such(method: str) -> None:
+    model: Any = families.tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight.fill_(math.nan)
+    llm = FrozenLM(model, families.tiny_tokenizer(), name="broken")
+    broken = HeadRoutedAttentionReranker(llm, first_stage_weight=1.0)
+    documents = [Document(text, score=float(i)) for i, text in enumerate(DOCUMENTS)]
+    with pytest.raises(RouteHeadError, match=r"not finite in float32; its weights are damaged"):
+        getattr(broken, method)(QUERY, documents)
 
 
 # Batches and threads.

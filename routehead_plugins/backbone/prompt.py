@@ -24,7 +24,7 @@ from typing import Any
 from cachetools import LRUCache
 from tokenizers import AddedToken
 
-from routehead_plugins.data import Span
+from routehead_plugins.data import Span, check_count
 from routehead_plugins.errors import InputError, UnsupportedModelError
 
 # The wording of ICR (arXiv 2410.02642), which QRHead and CoRe took over: documents first, query
@@ -165,7 +165,14 @@ class PromptEncoder:
             texts: Documents, as given to ``pieces``, which finds their tokens in its cache.
         """
         encoded = self._documents([self._space + text for text in texts])
-        return [ids not in self._empty for ids in encoded]
+        return [
+            # Where characters were dropped, nothing but white space may be left.
+            ids not in self._empty and (any(map(str.isalnum, text)) or not self._is_blank(ids))
+            for text, ids in zip(texts, encoded, strict=True)
+        ]
+
+    def _is_blank(self, ids: Sequence[int]) -> bool:
+        return not self.decode(ids).strip()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode tokens into text, without control tokens."""
@@ -311,14 +318,16 @@ class TokenCache:
         return [known[text] for text in texts]
 
 
-def check_max_doc_tokens(value: object) -> None:
+def check_max_doc_tokens(value: object) -> int | None:
     """Check the length at which documents are cut; ``None`` stands for no cut.
+
+    Returns:
+        The length.
 
     Raises:
         InputError: The value is not a whole number, 1 or more.
     """
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise InputError(f"max_doc_tokens={value!r} must be a whole number, 1 or more, or None.")
+    return None if value is None else check_count("max_doc_tokens", value)
 
 
 def _chat_frame(tokenizer: Any) -> tuple[str, str]:

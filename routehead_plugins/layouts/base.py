@@ -15,8 +15,7 @@ from routehead_plugins.backbone import (
     Pieces,
     check_max_doc_tokens,
 )
-from routehead_plugins.data import Span, check_text
-from routehead_plugins.errors import InputError
+from routehead_plugins.data import Span, check_number, check_text
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.scoring import TokenAttention
 
@@ -48,14 +47,16 @@ class ReadOptions:
             check_text("instruction", self.instruction)
 
 
-def check_null_share(null_share: float) -> None:
+def check_null_share(null_share: object) -> float:
     """Check a share of the calibration; see ``ReadOptions``.
 
+    Returns:
+        The share.
+
     Raises:
-        InputError: The share is not between 0 and 1.
+        InputError: The share is not a number from 0 to 1.
     """
-    if not 0 <= null_share <= 1:
-        raise InputError(f"null_share={null_share!r} is out of range; give a number from 0 to 1.")
+    return check_number("null_share", null_share, least=0, most=1)
 
 
 class Layout(Protocol):
@@ -87,14 +88,24 @@ class Layout(Protocol):
         """
 
 
+def prompt_key(llm: FrozenLM, length: int) -> Hashable:
+    """Return what keys and values depend on, beside their tokens, in a prompt of this length."""
+    return llm.cache_key, llm.rotary_key(length)
+
+
 def cached_prefill(
-    llm: FrozenLM, weights: Hashable, ids: tuple[int, ...], last_layer: int, cache: KeyValueCache
+    llm: FrozenLM,
+    key: Hashable,
+    ids: tuple[int, ...],
+    last_layer: int,
+    length: int,
+    cache: KeyValueCache,
 ) -> KeyValues:
-    """Run a prefix up to a layer, or look it up; ``weights`` is the LLM's present cache key."""
-    prefix = cache.get((weights, ids), last_layer=last_layer)
+    """Run the beginning of a prompt up to a layer, or look it up by its ``prompt_key``."""
+    prefix = cache.get((key, ids), last_layer=last_layer)
     if prefix is None:
-        (prefix,) = llm.prefill([ids], last_layer=last_layer)
-        cache.put((weights, ids), prefix)
+        (prefix,) = llm.prefill([ids], last_layer=last_layer, length=length)
+        cache.put((key, ids), prefix)
     return prefix
 
 

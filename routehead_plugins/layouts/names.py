@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from routehead_plugins.backbone import KeyValueCache
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import InputError, short_repr
 from routehead_plugins.layouts.base import Layout
 from routehead_plugins.layouts.parallel import ParallelLayout
 from routehead_plugins.layouts.sequential import PREFIX_BYTES, SequentialLayout, check_window
@@ -31,7 +31,9 @@ def get_layout(
         InputError: There is no layout of that name, or a setting does not fit it.
     """
     if name not in (None, *LAYOUTS):
-        raise InputError(f"layout={name!r} is unknown; give one of: {', '.join(LAYOUTS)}.")
+        raise InputError(
+            f"layout={short_repr(name)} is unknown; give one of: {', '.join(LAYOUTS)}."
+        )
     check_window(window, stride)
     if name != "parallel":
         size = PREFIX_BYTES if document_cache is None else document_cache
@@ -47,7 +49,7 @@ def get_layout(
 def make_layout(options: RerankerOptions, chosen_for: str | None = None) -> Layout:
     """Make the layout that the options name, or else the one that the heads were chosen for."""
     return get_layout(
-        options.layout or chosen_for,
+        chosen_for if options.layout is None else options.layout,
         document_cache=options.document_cache,
         window=options.window,
         stride=options.stride,

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.backbone import FrozenLM, KeyValueCache, KeyValues, Pieces
-from routehead_plugins.data import Span
+from routehead_plugins.data import Span, check_count
 from routehead_plugins.errors import InputError, PromptTooLongError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts.base import ReadOptions, cached_prefill, tails_of, token_attention
+from routehead_plugins.layouts.base import (
+    ReadOptions,
+    cached_prefill,
+    prompt_key,
+    tails_of,
+    token_attention,
+)
 from routehead_plugins.scoring import TokenAttention
 
 # Enough for twenty passages on an LLM of a billion parameters; longer prefixes are run again.
@@ -94,11 +100,14 @@ def _read_window(
     llm: FrozenLM, pieces: Pieces, heads: HeadSet, cache: KeyValueCache, options: ReadOptions
 ) -> TokenAttention:
     ids = tuple(chain(pieces.prefix, *(document.ids for document in pieces.documents)))
+    tails = tails_of(pieces, options)
+    length = len(ids) + max(map(len, tails))
 
     def context() -> list[KeyValues]:
-        return [cached_prefill(llm, llm.cache_key, ids, heads.last_layer, cache)]
+        key = prompt_key(llm, length)
+        return [cached_prefill(llm, key, ids, heads.last_layer, length, cache)]
 
-    attention = llm.read(context, tails_of(pieces, options), heads)
+    attention = llm.read(context, tails, heads)
     read = token_attention(attention, pieces, options)
     # From the prompt's order back to the caller's.
     return replace(read, spans=read.spans[::-1], document_ids=read.document_ids[::-1])
@@ -130,13 +139,14 @@ def check_window(window: int | None, stride: int | None) -> None:
     Raises:
         InputError: A value is below 1, the stride exceeds the window, or there is no window.
     """
-    if window is not None and window < 1:
-        raise InputError(f"window={window!r} reads nothing; give 1 or more documents, or None.")
+    if window is not None:
+        check_count("window", window)
     if stride is None:
         return
+    check_count("stride", stride)
     if window is None:
         raise InputError(f"stride={stride!r} has no window to move; give window= as well.")
-    if not 1 <= stride <= window:
+    if stride > window:
         raise InputError(f"stride={stride!r} leaves documents out; give 1 to {window}, the window.")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from routehead_plugins.errors import InputError
+from routehead_plugins.data import check_flag, check_number
 from routehead_plugins.heads import Recipe
 from routehead_plugins.scoring.aggregation import aggregate
 from routehead_plugins.scoring.reattn import Reweighting, reweighted_signals
@@ -33,7 +33,7 @@ class Readout:
             ``None`` takes the weight fitted together with the heads, or 0.
 
     Raises:
-        InputError: The weight is negative or not finite.
+        InputError: The weight is negative or not finite, or a value has another type.
     """
 
     drop_outliers: bool = True
@@ -41,9 +41,9 @@ class Readout:
     first_stage_weight: float | None = None
 
     def __post_init__(self) -> None:
-        weight = self.first_stage_weight
-        if weight is not None and not 0 <= weight < math.inf:
-            raise InputError(f"first_stage_weight={weight!r} must be a finite number, 0 or more.")
+        check_flag("drop_outliers", self.drop_outliers)
+        if self.first_stage_weight is not None:
+            check_number("first_stage_weight", self.first_stage_weight, least=0)
 
     def scores(
         self, attention: TokenAttention, recipe: Recipe, first_stage: Sequence[float | None]

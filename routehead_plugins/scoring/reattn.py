@@ -18,7 +18,6 @@ attention stays above -1, and at most 1 + alpha.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,7 +25,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from routehead_plugins.data import Span
+from routehead_plugins.data import Span, check_flag, check_number
 from routehead_plugins.errors import InputError
 from routehead_plugins.scoring.token_scores import document_sums, owners, spread
 
@@ -40,15 +39,15 @@ class Reweighting:
         entropy: Alpha, the bonus of a document whose attention is spread evenly; 0 for none.
 
     Raises:
-        InputError: ``entropy`` is negative or not finite.
+        InputError: ``entropy`` is negative or not finite, or a value has another type.
     """
 
     idf: bool = True
     entropy: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.entropy) or self.entropy < 0:
-            raise InputError(f"entropy={self.entropy!r} must be a finite number, 0 or more.")
+        check_flag("idf", self.idf)
+        check_number("entropy", self.entropy, least=0)
 
 
 def reweighted_signals(

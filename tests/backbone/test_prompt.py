@@ -123,7 +123,7 @@ def test_a_cut_that_leaves_nothing_is_refused(cut: Any) -> None:
     with pytest.raises(InputError) as error:
         check_max_doc_tokens(cut)
     assert str(error.value) == (
-        f"max_doc_tokens={cut!r} must be a whole number, 1 or more, or None."
+        f"max_doc_tokens={cut!r} is not a count; give a whole number, 1 or more."
     )
 
 

@@ -236,10 +236,20 @@ def test_windows_take_lists_that_do_not_fit_at_once() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"window": 0}, "window=0 reads nothing; give 1 or more documents, or None."),
+        ({"window": 0}, "window=0 is not a count; give a whole number, 1 or more."),
+        ({"window": 2.5}, "window=2.5 is not a count; give a whole number, 1 or more."),
+        ({"window": "3"}, "window='3' is not a count; give a whole number, 1 or more."),
+        ({"window": True}, "window=True is not a count; give a whole number, 1 or more."),
         ({"stride": 3}, "stride=3 has no window to move; give window= as well."),
         ({"window": 4, "stride": 5}, "stride=5 leaves documents out; give 1 to 4, the window."),
-        ({"window": 4, "stride": 0}, "stride=0 leaves documents out; give 1 to 4, the window."),
+        (
+            {"window": 4, "stride": 0},
+            "stride=0 is not a count; give a whole number, 1 or more.",
+        ),
+        (
+            {"window": 4, "stride": "2"},
+            "stride='2' is not a count; give a whole number, 1 or more.",
+        ),
         (
             {"name": "parallel", "window": 4},
             "window=4 is for the sequential layout; "
@@ -358,9 +368,7 @@ def test_token_ids_are_those_of_the_texts_in_the_order_given(
 
 
 def test_options_out_of_range_are_refused() -> None:
-    with pytest.raises(
-        InputError, match=r"null_share=1\.5 is out of range; give a number from 0 to 1\."
-    ):
+    with pytest.raises(InputError, match=r"null_share=1\.5 must be a number from 0 to 1\."):
         ReadOptions(null_share=1.5)
     with pytest.raises(InputError, match="instruction=' ' is blank"):
         ReadOptions(instruction=" ")

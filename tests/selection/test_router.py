@@ -303,7 +303,7 @@ def test_heads_that_the_llm_does_not_have_are_named(
         ({"max_heads": -1}, "max_heads=-1 is not a count; give a whole number, 1 or more."),
         (
             {"max_doc_tokens": 0},
-            "max_doc_tokens=0 must be a whole number, 1 or more, or None.",
+            "max_doc_tokens=0 is not a count; give a whole number, 1 or more.",
         ),
         (
             {"bias": torch.zeros(4)},

@@ -255,7 +255,7 @@ def refused(folder: Path) -> str:
         (configured(threshold=math.inf), "threshold=inf must be a finite number"),
         (configured(max_heads=0), "max_heads=0 is not a count"),
         (configured(max_heads="all"), "max_heads='all' is not a count"),
-        (configured(max_doc_tokens=-1), "max_doc_tokens=-1 must be a whole number"),
+        (configured(max_doc_tokens=-1), "max_doc_tokens=-1 is not a count"),
         (configured(description=[1]), "TypeError: its description is not an object"),
         (configured(familiar=[0.1]), "ValueError"),
         (configured(familiar=[0.1, math.nan]), "familiar=(0.1, nan)"),
