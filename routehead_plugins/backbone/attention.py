@@ -12,6 +12,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any, cast
 
 import torch
@@ -173,7 +174,8 @@ def _packed_attention(
     packed = query.reshape(batch, key.shape[1], groups * rows, -1)
     mask = mask[..., : key.shape[2]].repeat(1, 1, groups, 1)
     attended = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
-    return attended.view(batch, heads, rows, -1).transpose(1, 2)  # (batch, rows, heads, dim)
+    attended = attended.view(batch, heads, rows, -1).transpose(1, 2)
+    return attended.contiguous()  # (batch, rows, heads, dim); some families call view on it
 
 
 def _make_tap(flavour: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -252,12 +254,31 @@ def register(flavour: str) -> str:
     return name
 
 
-def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModelError:
-    """Return the error for a model that cannot be read, with the reason."""
-    return UnsupportedModelError(
+def refusal(model: object, reason: str) -> str:
+    """Write why a model cannot be read, for an ``UnsupportedModelError``."""
+    return (
         f"{type(model).__name__!r} has no attention that can be read ({reason}); "
         "use a decoder such as Llama, Mistral, Qwen, Gemma, Phi-3, OLMo 2, Granite or GPT-OSS."
     )
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a model that holds its layers.
+
+    Raises:
+        UnsupportedModelError: There is none.
+    """
+    # Where an output projection is called "decoder", transformers returns that.
+    for module in chain([model.get_decoder()], islice(model.modules(), 1, None)):
+        if isinstance(module, PreTrainedModel) and len(layers_of(module)):
+            return module
+    raise UnsupportedModelError(refusal(model, "it has no list of layers"))
+
+
+def layers_of(decoder: nn.Module) -> nn.ModuleList:
+    """Return the layers of a decoder; empty if it has none."""
+    stacks = (module for module in decoder.modules() if isinstance(module, nn.ModuleList))
+    return next(stacks, nn.ModuleList())
 
 
 def run(
@@ -283,16 +304,18 @@ def run(
 
 
 def readable_heads(view: PreTrainedModel) -> HeadSet:
-    """List the heads that can be read, by running one token through all layers of a view."""
+    """List the heads that can be read, by running one token through all layers of a view.
+
+    Raises:
+        UnsupportedModelError: None of its layers computes attention through the tap.
+    """
     census = _Census()
     ids = torch.zeros((1, 1), dtype=torch.long, device=view.device)
     with torch.inference_mode():
-        try:
-            run(view.get_decoder(), ids, torch.zeros_like(ids), DynamicCache(), cast(Tap, census))
-        except (TypeError, AttributeError, IndexError, ValueError) as error:
-            raise unsupported(view, f"a trial run failed: {error}") from error
+        run(decoder_of(view), ids, torch.zeros_like(ids), DynamicCache(), cast(Tap, census))
     if not census.heads:
-        raise unsupported(view, "none of its layers computes attention")
+        reason = "none of its layers computes attention that passes keywords on"
+        raise UnsupportedModelError(refusal(view, reason))
     return HeadSet(
         [(layer, index) for layer, heads in census.heads.items() for index in range(heads)]
     )
@@ -307,4 +330,6 @@ class _Census:
         self.heads: dict[int, int] = {}
 
     def visit(self, layer: int, query: Tensor, *_: object) -> None:
+        if layer in self.heads:
+            raise ValueError("its layers run more than once")
         self.heads[layer] = query.shape[1]

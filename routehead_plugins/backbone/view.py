@@ -14,7 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from routehead_plugins.backbone.attention import StopForward, register, unsupported
+from routehead_plugins.backbone.attention import (
+    StopForward,
+    decoder_of,
+    layers_of,
+    refusal,
+    register,
+)
+from routehead_plugins.errors import UnsupportedModelError
 
 
 def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
@@ -32,7 +39,8 @@ def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
     if view._can_set_attn_implementation():
         view.set_attn_implementation(name)
     if view.config._attn_implementation != name:
-        raise unsupported(model, "its code bypasses transformers' AttentionInterface")
+        reason = "its code bypasses transformers' AttentionInterface"
+        raise UnsupportedModelError(refusal(model, reason))
     return view
 
 
@@ -48,6 +56,5 @@ def _watch_layers(view: PreTrainedModel) -> None:
 
         return stop
 
-    stacks = [m for m in view.get_decoder().children() if isinstance(m, nn.ModuleList)]
-    for number, layer in enumerate(stacks[0] if stacks else ()):
+    for number, layer in enumerate(layers_of(decoder_of(view))):
         layer.register_forward_pre_hook(watch(number), with_kwargs=True)
