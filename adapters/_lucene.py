@@ -30,7 +30,6 @@ _BATCH = 10_000
 # Anserini refuses a document without contents. A no-break space is not a word to Lucene and blank
 # to Python, so that blank documents can be looked up like all others.
 _NO_CONTENTS = "\u00a0"
-_TREC_READER = "io.anserini.search.topicreader.TrecTopicReader"
 
 
 def build_index(
@@ -127,8 +126,8 @@ def load_topics(path_or_name: str | Path) -> Topics:
     """Read topics from a file, or load one of Pyserini's sets of topics.
 
     Args:
-        path_or_name: A .tsv or .jsonl file, a .trec file of ``<top>`` blocks, or a name such as
-            ``dl19-passage``, which Pyserini downloads.
+        path_or_name: A file, see `read_topics`, or a name such as ``dl19-passage``, which
+            Pyserini downloads. The ids of a file are never altered.
 
     Returns:
         Queries by id.
@@ -136,12 +135,10 @@ def load_topics(path_or_name: str | Path) -> Topics:
     Raises:
         CollectionError: No such file or name exists, the file is malformed, or the download
             failed.
-        JavaError: No JDK that Lucene can run on was found.
-        MissingExtraError: Pyserini is not installed.
+        JavaError: A name was given, and no JDK that Lucene can run on was found.
+        MissingExtraError: A name was given, and Pyserini is not installed.
     """
     path = Path(path_or_name)
-    if path.suffix == ".trec" and path.is_file():
-        return _trec_topics(path)
     if path.is_file() or path.suffix in {".tsv", ".jsonl", ".json", ".trec"}:
         return read_topics(path)
     return _named_topics(str(path_or_name))
@@ -208,21 +205,6 @@ def _add_records(indexer: Any, records: Iterator[dict[str, Any]]) -> None:
             )
     if not seen:
         raise CollectionError("the corpus has no document; expected one or more; check the file.")
-
-
-def _trec_topics(path: Path) -> Topics:
-    """Read the titles of a file of ``<top>`` blocks."""
-    get_topics = _jvm.load("pyserini.search").get_topics_with_reader
-    try:
-        topics = get_topics(_TREC_READER, str(path))
-    except ValueError:
-        topics = {}
-    if not topics:
-        raise CollectionError(
-            f"{path} has no topics that can be read; expected <top> blocks with <num> and "
-            "<title>; repair it, or give a .tsv or .jsonl file."
-        )
-    return _titles(topics)
 
 
 def _named_topics(name: str) -> Topics:

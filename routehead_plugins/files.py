@@ -49,6 +49,8 @@ def show_path(path: StrPath, limit: int = 120) -> str:
 
 def reason(error: Exception) -> str:
     """Return why a file cannot be read or written, as messages put it in brackets."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.object[error.start]:#04x} is not UTF-8"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0][:90]
@@ -219,7 +221,11 @@ def open_input(path: StrPath) -> BinaryIO:
 
 
 def read_json(
-    path: StrPath, expected: str, error_type: type[RouteHeadError] = InputError
+    path: StrPath,
+    expected: str,
+    error_type: type[RouteHeadError] = InputError,
+    *,
+    allow_nan: bool = False,
 ) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
@@ -227,6 +233,7 @@ def read_json(
         path: UTF-8 file of at most ``MAX_BYTES``.
         expected: Description of the expected content, for the error.
         error_type: Class of the error.
+        allow_nan: Whether NaN and Infinity are read, as Python writes them.
 
     Raises:
         RouteHeadError: Of the class given; the file cannot be read, or is not what `parse_json`
@@ -241,7 +248,7 @@ def read_json(
         problem = "does not exist" if missing else f"cannot be read ({reason(error)})"
         raise error_type(f"{name} {problem}; expected {expected}; check the path.") from error
     try:
-        return _json_object(raw)
+        return _json_object(raw, allow_nan=allow_nan)
     except ValueError as error:
         raise error_type(
             f"{name} cannot be read as JSON ({reason(error)}); expected {expected}; "
@@ -249,17 +256,21 @@ def read_json(
         ) from error
 
 
-def _json_object(raw: bytes) -> dict[str, Any]:
+def _json_object(raw: bytes, *, allow_nan: bool) -> dict[str, Any]:
     if len(raw) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES // 2**20} MiB")
-    content = parse_json(raw.decode("utf-8-sig"))
+    content = parse_json(raw.decode("utf-8-sig"), allow_nan=allow_nan)
     if not isinstance(content, dict):
         raise ValueError(f"{show(content)} is not an object")
     return content
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, allow_nan: bool = False) -> Any:
     """Parse JSON within bounds.
+
+    Args:
+        text: The text.
+        allow_nan: Whether NaN and Infinity are read, as Python writes them.
 
     Raises:
         ValueError: The text is not JSON; it is nested deeper than ``MAX_DEPTH``; a number is NaN,
@@ -268,7 +279,7 @@ def parse_json(text: str) -> Any:
     try:
         value = json.loads(
             text,
-            parse_constant=_refuse_constant,
+            parse_constant=None if allow_nan else _refuse_constant,
             parse_float=_finite,
             parse_int=_short_integer,
             object_pairs_hook=_unique_keys,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ from routehead_plugins.io.text_files import (
     read_lines,
     reject_repeated,
 )
+from routehead_plugins.io.topics import looks_like_trec, trec_topics
 from routehead_plugins.io.trec import Qrels, Run, read_qrels, read_run
 
 Topics: TypeAlias = dict[str, str]
@@ -104,15 +106,46 @@ def load_collection(path: StrPath) -> Collection:
             f"{show_path(path)} is not a folder; expected a BEIR folder with {CORPUS_FILE}, "
             f"{TOPICS_FILE} and {QRELS_FILE}; check the path."
         )
-    run = folder / RUN_FILE
-    return Collection(
-        name=folder.resolve().name,
-        path=folder,
-        corpus=read_corpus(folder / CORPUS_FILE),
-        topics=read_topics(folder / TOPICS_FILE),
-        qrels=read_qrels(folder / QRELS_FILE),
-        run=read_run(run) if run.exists() else None,
-    )
+    run_path = folder / RUN_FILE
+    corpus = read_corpus(folder / CORPUS_FILE)
+    topics = read_topics(folder / TOPICS_FILE)
+    qrels = read_qrels(folder / QRELS_FILE)
+    run = read_run(run_path) if run_path.exists() else None
+    judgments = show_path(folder / QRELS_FILE, 80)
+    check_shared_ids("query", topics, TOPICS_FILE, qrels, judgments)
+    judged = {doc_id: judgment for by_doc in qrels.values() for doc_id, judgment in by_doc.items()}
+    check_shared_ids("document", corpus, CORPUS_FILE, judged, judgments)
+    if run is not None:
+        check_shared_ids("query", topics, TOPICS_FILE, run, show_path(run_path, 80))
+    return Collection(folder.resolve().name, folder, corpus, topics, qrels, run)
+
+
+def check_shared_ids(
+    kind: str, known: Mapping[str, object], source: str, named: Mapping[str, object], namer: str
+) -> None:
+    """Check that two files do not use ids of two kinds, such as ``26`` and ``AR26``.
+
+    One id in common suffices: files may hold more, or less, than each other.
+
+    Args:
+        kind: What the ids name: "query" or "document".
+        known: Ids of the topics or the corpus.
+        source: Name of their file, or "the topics", for the message.
+        named: Ids in the judgments or the run; none is no error.
+        namer: Name of their file, for the message.
+
+    Raises:
+        CollectionError: No id is in both; the message shows ids of both kinds.
+    """
+    if named and not any(name in known for name in named):
+        ours, theirs = (
+            ", ".join(show(name, 20) for name in islice(names, 2)) or "none"
+            for names in (known, named)
+        )
+        raise CollectionError(
+            f"no {kind} of {namer} is in {source}: the former has the ids {theirs}, the latter "
+            f"{ours}; expected the same ids; rename those of one file."
+        )
 
 
 def titled_text(title: object, text: str) -> str:
@@ -148,7 +181,8 @@ def read_topics(path: StrPath) -> Topics:
 
     Args:
         path: JSON lines (``.jsonl``, ``.json``) with ``_id``, ``qid``, ``query_id`` or ``id``, and
-            ``text`` or ``query``; any other file has lines of id, tab, text.
+            ``text`` or ``query``; TREC's blocks of tags (``.trec``, or a file that begins with a
+            tag), see `trec_topics`; any other file has lines of id, tab, text.
 
     Raises:
         CollectionError: The file is missing or malformed, a text is blank, or an id occurs twice.
@@ -168,7 +202,13 @@ def _topics(path: StrPath) -> Iterator[tuple[str, str, str]]:
             query_id = json_id(record, ("_id", "qid", "query_id", "id"), location)
             yield location, query_id, json_text(record, ("text", "query"), location, blank=False)
         return
-    for location, line in read_lines(path, "lines of query id, tab, text"):
+    is_trec = Path(path).suffix == ".trec"
+    expected = "<top> blocks with <num> and <title>" if is_trec else "lines of query id, tab, text"
+    lines = list(read_lines(path, expected))
+    if is_trec or looks_like_trec(lines):
+        yield from trec_topics(lines, path)
+        return
+    for location, line in lines:
         query_id, _, text = (part.strip() for part in line.partition("\t"))
         if not query_id or not text:
             raise CollectionError(

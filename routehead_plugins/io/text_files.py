@@ -48,7 +48,7 @@ def _decode(raw: bytes, location: str, expected: str, *, is_first: bool) -> str:
     """Decode one line, or say why it is no line of text."""
     if is_first and raw.startswith(b"\x1f\x8b"):
         raise CollectionError(
-            f"{location}: the file is compressed; expected {expected}; unpack it."
+            f"{location}: the file is compressed by gzip; expected {expected}; unpack it."
         )
     if len(raw) > MAX_BYTES:
         raise CollectionError(
@@ -58,9 +58,8 @@ def _decode(raw: bytes, location: str, expected: str, *, is_first: bool) -> str:
     try:
         line = raw.decode("utf-8-sig" if is_first else "utf-8")
     except UnicodeDecodeError as error:
-        problem = f"byte {raw[error.start]:#04x} is not UTF-8"
         raise CollectionError(
-            f"{location}: {problem}; expected {expected}; save the file as UTF-8."
+            f"{location}: {reason(error)}; expected {expected}; save the file as UTF-8."
         ) from error
     if "\0" in line:
         raise CollectionError(

@@ -42,6 +42,59 @@ def test_a_folder_without_a_run_has_none(tmp_path: Path) -> None:
     assert load_collection(tmp_path).run is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "qrels/test.tsv",
+            "1\td1\t2\n2\td1\t1\n3\td1\t1\n",
+            "no query of {}/qrels/test.tsv is in queries.jsonl: the former has the ids '1', '2', "
+            "the latter 'q1', 'q2'; expected the same ids; rename those of one file.",
+        ),
+        (
+            "qrels/test.tsv",
+            "q1\tD1\t2\n",
+            "no document of {}/qrels/test.tsv is in corpus.jsonl: the former has the ids 'D1', "
+            "the latter 'd1', 'd2'; expected the same ids; rename those of one file.",
+        ),
+        (
+            "run.bm25.trec",
+            "Q1 Q0 d1 1 0.5 bm25\n",
+            "no query of {}/run.bm25.trec is in queries.jsonl: the former has the ids 'Q1', "
+            "the latter 'q1', 'q2'; expected the same ids; rename those of one file.",
+        ),
+        (
+            "queries.jsonl",
+            "",
+            "no query of {}/qrels/test.tsv is in queries.jsonl: the former has the ids 'q1', "
+            "the latter none; expected the same ids; rename those of one file.",
+        ),
+    ],
+)
+def test_files_that_use_other_ids_are_named_with_ids_of_both(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    file(beir(tmp_path), name, content)
+    with pytest.raises(CollectionError) as caught:
+        load_collection(tmp_path)
+    assert str(caught.value) == message.format(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("qrels/test.tsv", ""),
+        ("run.bm25.trec", ""),
+        ("qrels/test.tsv", "q1\td1\t1\nq9\td9\t1\n"),
+        ("queries.jsonl", '{"_id":"q1","text":"first"}\n'),
+    ],
+)
+def test_files_need_not_name_the_same_queries_and_documents(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    load_collection(file(beir(tmp_path), name, content).parents[name.count("/")])
+
+
 def test_candidates_come_best_first_with_their_scores(tmp_path: Path) -> None:
     collection = load_collection(beir(tmp_path))
     assert collection.candidates("q1", 2) == [

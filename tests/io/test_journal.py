@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from routehead_plugins.data import Document
 from routehead_plugins.errors import InputError
+from routehead_plugins.io import JSON
 from routehead_plugins.io.journal import Journal, query_key
 
 # Imports on first use and slow disks are no failures.
@@ -118,7 +119,11 @@ def test_a_line_that_is_no_entry_is_dropped_and_later_ones_are_kept(
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "run.trec"
-    entries = {"q1": [["d1", 1e-07], ["d\u00e9", 2.5]], "q2": [["d2", -3.0]], "q3": None}
+    entries: dict[str, JSON] = {
+        "q1": [["d1", 1e-07], ["d\u00e9", 2.5]],
+        "q2": [["d2", -3.0]],
+        "q3": None,
+    }
     with Journal(path, {"depth": 10}) as journal:
         for key, value in entries.items():
             journal.append(key, value)

@@ -1,19 +1,19 @@
-"""Lines that are read, files that are written, and what the errors say."""
+"""Lines that are read, and what the errors say."""
 
 from __future__ import annotations
 
+import gzip
 import os
-import stat
 from pathlib import Path
 
 import pytest
 from text_files import Reader, check_malformed, file
 
 from routehead_plugins.data import Document
-from routehead_plugins.errors import CollectionError, InputError
-from routehead_plugins.files import atomic_write_text
+from routehead_plugins.errors import CollectionError
+from routehead_plugins.io import text_files
 from routehead_plugins.io.beir import read_corpus, read_topics
-from routehead_plugins.io.trec import read_run, write_run
+from routehead_plugins.io.trec import read_run
 
 OBJECT = "expected one JSON object; repair the line."
 
@@ -75,70 +75,93 @@ def test_a_malformed_line_is_named_with_its_problem(
     check_malformed(reader, file(tmp_path, name, content), line, problem)
 
 
-def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
-    path = file(tmp_path, "out", "old")
-    atomic_write_text(path, "new\r\nh\u00e9")
-    assert path.read_bytes() == b"new\r\nh\xc3\xa9"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"_id": "1", "x": NaN}', "NaN is not a JSON number; null stands for a missing one"),
+        ('{"x": [-Infinity]}', "-Infinity is not a JSON number; null stands for a missing one"),
+        ('{"_id": "1", "x": 1e999}', "the number '1e999' is too large"),
+        ('{"_id": 1%s}' % ("0" * 400), "a number has 401 digits; at most 308 are read"),
+        ('{"text": "a", "text": "b"}', "the key 'text' occurs twice"),
+        ('{"x": %s}' % ("[" * 10_000 + "]" * 10_000), "nested deeper than 100 levels"),
+        ('{"x": %s}' % ('{"y":' * 101 + "1" + "}" * 101), "nested deeper than 100 levels"),
+    ],
+)
+def test_what_cannot_be_written_again_is_refused_when_it_is_read(
+    tmp_path: Path, line: str, problem: str
 ) -> None:
-    path = file(tmp_path, "out", "old")
+    path = file(tmp_path, "c.jsonl", '{"_id": "0", "text": "a"}\n' + line)
+    with pytest.raises(CollectionError) as caught:
+        read_corpus(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:2: '{{")
+    assert f"' is not JSON ({problem}); expected one JSON object; repair the line." in message
+    assert len(message) < 300
 
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError) as caught:
-        atomic_write_text(path, "new")
-    assert str(caught.value) == (
-        f"{path} cannot be written (No space left on device); expected a file in an existing, "
-        "writable folder; create the folder or name another file."
+def test_brackets_in_a_text_are_no_nesting(tmp_path: Path) -> None:
+    text, nested = "[" * 500, "[" * 90 + "]" * 90
+    path = file(tmp_path, "c.jsonl", f'{{"_id": "1", "text": "{text}", "x": {nested}}}')
+    assert read_corpus(path)["1"].text == text
+
+
+@pytest.mark.parametrize("escaped", ["q\\ud800", "q\\u0000"])
+def test_an_id_that_no_run_can_hold_is_refused(tmp_path: Path, escaped: str) -> None:
+    path = file(tmp_path, "c.jsonl", f'{{"_id": "{escaped}", "text": "a"}}')
+    shown = escaped.replace("u0000", "x00")
+    check_malformed(
+        read_corpus,
+        path,
+        1,
+        f"the id '{shown}' holds a null character or half of a surrogate pair, which no run can "
+        "hold; rename it.",
     )
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_written_file_is_readable_by_whom_the_umask_allows(tmp_path: Path) -> None:
-    old = os.umask(0o022)
-    try:
-        atomic_write_text(tmp_path / "out", "x")
-    finally:
-        os.umask(old)
-    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o644
-
-
-def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:
-    target, link = file(tmp_path, "target", "old"), tmp_path / "link"
-    link.symlink_to(target)
-    atomic_write_text(link, "new")
-    assert link.is_symlink()
-    assert target.read_text() == "new"
-
-
-def test_a_device_is_written_to_directly() -> None:
-    atomic_write_text("/dev/null", "x")
-    assert Path("/dev/null").is_char_device()
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("no/out", "No such file or directory"), ("", "Is a directory")]
+    ("content", "problem"),
+    [
+        (gzip.compress(b"1\tone\n"), "the file is compressed by gzip"),
+        ("1\tone\n".encode("utf-16"), "byte 0xff is not UTF-8"),
+        ("1\tone\n".encode("utf-16-le"), "the line holds a null byte"),
+    ],
 )
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, name: str, reason: str) -> None:
-    with pytest.raises(InputError) as caught:
-        atomic_write_text(tmp_path / name, "x")
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = file(tmp_path, "t.tsv", content)
+    with pytest.raises(CollectionError) as caught:
+        read_topics(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:1: {problem}")
+    assert "; expected lines of query id, tab, text; " in message
+
+
+def test_an_endless_line_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "MAX_BYTES", 2**20)
+    with pytest.raises(CollectionError) as caught:
+        read_run("/dev/zero")
     assert str(caught.value) == (
-        f"{tmp_path / name} cannot be written ({reason}); expected a file in an existing, "
-        "writable folder; create the folder or name another file."
+        "/dev/zero:1: the line is longer than 1 MiB; expected the six columns 'qid Q0 docid rank "
+        "score tag'; check that this is the file you mean."
     )
 
 
-def test_half_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        write_run(tmp_path / "run", {"q": [("\ud83d", 1.0)]}, "t")
-    assert str(caught.value) == (
-        f"{tmp_path}/run cannot be written: character 5 of its text, '\\ud83d', is half of a "
-        "surrogate pair; expected Unicode; replace it."
-    )
+def test_a_pipe_is_read_if_somebody_writes_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(CollectionError, match="it is a pipe that nobody writes to"):
+        read_topics(path)
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "wb") as stream:
+        stream.write(b"1\tone\n")
+    assert read_topics(f"/dev/fd/{read_end}") == {"1": "one"}
+    os.close(read_end)
+
+
+def test_messages_are_one_line_whatever_the_path(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 200) / "a\nb.tsv"
+    with pytest.raises(CollectionError) as caught:
+        read_topics(path)
+    message = str(caught.value)
+    assert message.startswith("...xxx")
+    assert "/a\\nb.tsv does not exist; expected lines of query id, tab, text" in message
+    assert len(message) < 300
