@@ -12,23 +12,26 @@ Only ``format``, ``version`` and ``heads`` are required; the last line is the re
 
 from __future__ import annotations
 
-import json
 import math
+import operator
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast, overload
 
-from routehead_plugins.errors import HeadError
+from routehead_plugins.errors import HeadError, class_name, short_repr
+from routehead_plugins.files import atomic_write_text, encode_json, read_json, show, show_path
 
 AGGREGATIONS = ("mean", "standardised", "log")
 """Names of the ways to combine the signals of several heads; see ``scoring.aggregation``."""
 
 _FORMAT, _VERSION = "routehead-heads", 1
 _PROVENANCE = ("model", "layout", "method", "source", "data")
+# Heads have nine digits at most, as in the next line.
+_LIMIT = 10**9
 _HEAD = re.compile(r"\s*(\d{1,9})-(\d{1,9})\s*")
 
 
@@ -66,7 +69,7 @@ class Recipe:
         object.__setattr__(self, "weights", _numbers("weights", self.weights))
         if self.aggregation is not None and self.aggregation not in AGGREGATIONS:
             raise HeadError(
-                f"aggregation={self.aggregation!r} does not exist; "
+                f"aggregation={short_repr(self.aggregation)} does not exist; "
                 f"choose one of {', '.join(AGGREGATIONS)}."
             )
         weight = _first_stage_weight(self.first_stage_weight)
@@ -88,7 +91,8 @@ class HeadSet(Sequence[Head]):
         recipe: How their signals become one score per document.
 
     Raises:
-        HeadError: A head is repeated or negative, or scores or weights are not one per head.
+        HeadError: A head is repeated or negative, scores or weights are not one per head, or a
+            value has another type.
     """
 
     heads: Sequence[tuple[int, int]]
@@ -101,13 +105,17 @@ class HeadSet(Sequence[Head]):
     recipe: Recipe = field(default_factory=Recipe, kw_only=True)
 
     def __post_init__(self) -> None:
-        try:
-            heads = tuple(Head(int(layer), int(index)) for layer, index in self.heads)
-        except (TypeError, ValueError) as error:
-            raise HeadError(
-                f"{self.heads!r} is not a list of heads; give (layer, head) pairs of numbers."
-            ) from error
+        heads = _as_heads(self.heads)
         _check_heads(heads)
+        for name in _PROVENANCE:
+            text = getattr(self, name)
+            if text is not None and not isinstance(text, str):
+                raise HeadError(
+                    f"{name}={short_repr(text)} is a {class_name(text)}; give a text or None."
+                )
+        recipe: Any = self.recipe
+        if not isinstance(recipe, Recipe):
+            raise HeadError(f"recipe is a {class_name(recipe)}; give a Recipe.")
         object.__setattr__(self, "heads", heads)
         object.__setattr__(self, "scores", _numbers("scores", self.scores))
         for name, numbers in (("scores", self.scores), ("weights", self.recipe.weights)):
@@ -124,12 +132,16 @@ class HeadSet(Sequence[Head]):
         Raises:
             HeadError: An item is not of the form ``layer-head``.
         """
+        given: Any = text
+        if not isinstance(given, str):
+            raise HeadError(f"{short_repr(given)} is a {class_name(given)}; write 13-18,13-1.")
         heads = []
         for item in text.split(","):
             match = _HEAD.fullmatch(item)
             if match is None:
                 raise HeadError(
-                    f"{item.strip()!r} is not a head; write layer-head, such as 13-18,13-1."
+                    f"{short_repr(item.strip())} is not a head; "
+                    "write layer-head, such as 13-18,13-1."
                 )
             heads.append(Head(int(match[1]), int(match[2])))
         return cls(heads)
@@ -146,33 +158,34 @@ class HeadSet(Sequence[Head]):
         Raises:
             HeadError: The file is missing, or not a head-set file; the message names it.
         """
-        try:
-            content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise HeadError(f"{str(path)!r} cannot be read as a head-set file: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise HeadError(
-                f'{str(path)!r} is not a head-set file; expected "format": "{_FORMAT}".'
-            )
+        # A method may have no figure for a head; its score is NaN then.
+        content = read_json(path, "a head-set file", HeadError, allow_nan=True)
+        name = f"'{show_path(path, 90)}'"
+        if content.get("format") != _FORMAT:
+            raise HeadError(f'{name} is not a head-set file; expected "format": "{_FORMAT}".')
         if content.get("version") != _VERSION:
             raise HeadError(
-                f"{str(path)!r} has version {content.get('version')!r}; "
+                f"{name} has version {show(content.get('version'))}; "
                 f"this release reads version {_VERSION}: upgrade routehead-plugins."
             )
         heads = content.get("heads")
         if not isinstance(heads, list) or not heads or not all(isinstance(h, str) for h in heads):
-            raise HeadError(f'{str(path)!r} lists no heads; expected "heads": ["13-18", ...].')
+            raise HeadError(f'{name} lists no heads; expected "heads": ["13-18", ...].')
         try:
             return cls(
                 cls.parse(",".join(heads)),
-                **{name: content.get(name) for name in (*_PROVENANCE, "scores")},
+                **{key: content.get(key) for key in (*_PROVENANCE, "scores")},
                 recipe=Recipe(**{f.name: content.get(f.name) for f in fields(Recipe)}),
             )
         except (HeadError, TypeError, ValueError) as error:
-            raise HeadError(f"{str(path)!r} is not a valid head-set file: {error}") from error
+            raise HeadError(f"{name} is not a valid head-set file: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write a head-set file that ``load`` reads."""
+        """Write a head-set file that ``load`` reads, whole or not at all.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
         content = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -184,7 +197,7 @@ class HeadSet(Sequence[Head]):
             "weights": self.recipe.weights,
         }
         content = {name: value for name, value in content.items() if value is not None}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        atomic_write_text(path, encode_json(content, "the head set", indent=1) + "\n")
 
     def pick(self, indices: Sequence[int]) -> tuple[Head, ...]:
         """Return the heads at some indices, in the order of the indices."""
@@ -271,13 +284,35 @@ class HeadSet(Sequence[Head]):
         return ",".join(str(head) for head in self._heads)
 
 
+def _as_heads(given: Any) -> tuple[Head, ...]:
+    try:
+        if isinstance(given, str | bytes | Mapping | set | frozenset):
+            raise TypeError("not a list")
+        return tuple(Head(_index(layer), _index(head)) for layer, head in given)
+    except (TypeError, ValueError) as error:
+        raise HeadError(
+            f"{short_repr(given)} is not a list of heads; give (layer, head) pairs of numbers."
+        ) from error
+
+
+def _index(number: Any) -> int:
+    """Convert a whole number, such as numpy's, without rounding others."""
+    if isinstance(number, bool):
+        raise TypeError("a boolean")
+    return operator.index(number)
+
+
 def _check_heads(heads: Sequence[Head]) -> None:
+    for head in heads:
+        if min(head) < 0:
+            raise HeadError(
+                f"head {short_repr(tuple(head))} is negative; layers and heads count from 0."
+            )
+        if max(head) >= _LIMIT:
+            raise HeadError(f"head {short_repr(tuple(head))} is in no LLM; give smaller numbers.")
     repeated = [head for head, count in Counter(heads).items() if count > 1]
     if repeated:
         raise HeadError(f"head {repeated[0]} is given twice; name each head once.")
-    negative = [head for head in heads if min(head) < 0]
-    if negative:
-        raise HeadError(f"head {tuple(negative[0])} is negative; layers and heads count from 0.")
 
 
 def _check_finite(heads: Sequence[Head], weights: Sequence[float] | None) -> None:
@@ -291,20 +326,31 @@ def _numbers(name: str, given: Sequence[float] | None) -> tuple[float, ...] | No
     if given is None:
         return None
     try:
-        return tuple(float(number) for number in given)
-    except (TypeError, ValueError) as error:
-        raise HeadError(f"{name}={given!r} is not a list of numbers; give one per head.") from error
+        if isinstance(given, str | bytes | Mapping | set | frozenset):
+            raise TypeError("not a list")
+        return tuple(_number(number) for number in given)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise HeadError(
+            f"{name}={short_repr(given)} is not a list of numbers; give one per head."
+        ) from error
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str | bytes):
+        raise TypeError("not a number")
+    return float(value)
 
 
 def _first_stage_weight(weight: float | None) -> float | None:
     if weight is None:
         return None
     try:
-        number = float(weight)
-    except (TypeError, ValueError):
+        number = _number(weight)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
         raise HeadError(
-            f"first_stage_weight={weight!r} must be a finite number, 0 or more; or leave it out."
+            f"first_stage_weight={short_repr(weight)} must be a finite number, 0 or more; "
+            "or leave it out."
         )
     return number

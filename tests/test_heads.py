@@ -6,11 +6,14 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,6 +225,65 @@ def test_weights_that_make_no_sense_are_refused(
     assert str(error.value) == f"{str(path)!r} is not a valid head-set file: {message}"
 
 
+ONE: Any = [(0, 1)]
+WRONG: list[tuple[Callable[..., object], dict[str, Any], str]] = [
+    (HeadSet, {"heads": [(0, "x")]}, "[(0, 'x')] is not a list of heads; give (layer, head) pa"),
+    (HeadSet, {"heads": [(0, "1")]}, "is not a list of heads"),
+    (HeadSet, {"heads": [(0, 1.5)]}, "[(0, 1.5)] is not a list of heads"),
+    (HeadSet, {"heads": [(0, True)]}, "[(0, True)] is not a list of heads"),
+    (HeadSet, {"heads": ["12"]}, "['12'] is not a list of heads"),
+    (HeadSet, {"heads": {(0, 1): 0.5}}, "{(0, 1): 0.5} is not a list of heads"),
+    (HeadSet, {"heads": {(0, 1)}}, "{(0, 1)} is not a list of heads"),
+    (HeadSet, {"heads": None}, "None is not a list of heads"),
+    (HeadSet, {"heads": ONE * 999 + [(1, 2, 3)]}, "is not a list of heads"),
+    (HeadSet, {"heads": [(0, 10**5000)]}, "is in no LLM; give smaller numbers."),
+    (HeadSet, {"heads": [(0, -(10**5000))]}, "is negative; layers and heads count from 0."),
+    (HeadSet, {"heads": ONE, "model": ["x"]}, "model=['x'] is a list; give a text or None."),
+    (HeadSet, {"heads": ONE, "layout": 3}, "layout=3 is a int; give a text or None."),
+    (HeadSet, {"heads": ONE, "scores": "12"}, "scores='12' is not a list of numbers"),
+    (HeadSet, {"heads": ONE, "scores": [10**400]}, "is not a list of numbers"),
+    (HeadSet, {"heads": ONE, "recipe": {}}, "recipe is a dict; give a Recipe."),
+    (Recipe, {"weights": "12"}, "weights='12' is not a list of numbers"),
+    (Recipe, {"weights": {0: 1.0}}, "weights={0: 1.0} is not a list of numbers"),
+    (Recipe, {"weights": [True]}, "weights=[True] is not a list of numbers"),
+    (Recipe, {"weights": ["0.5"]}, "weights=['0.5'] is not a list of numbers"),
+    (Recipe, {"weights": [10**400]}, "is not a list of numbers"),
+    (Recipe, {"first_stage_weight": True}, "first_stage_weight=True must be a finite number"),
+    (Recipe, {"first_stage_weight": 10**400}, "must be a finite number, 0 or more"),
+    (Recipe, {"first_stage_weight": [1]}, "first_stage_weight=[1] must be a finite number"),
+    (HeadSet.parse, {"text": 5}, "5 is a int; write 13-18,13-1."),
+    (HeadSet.parse, {"text": "x" * 9999}, "is not a head; write layer-head"),
+]
+
+
+@pytest.mark.parametrize(("make", "arguments", "words"), WRONG, ids=range(len(WRONG)))
+def test_values_of_wrong_types_are_refused_in_one_short_line(
+    make: Callable[..., object], arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(HeadError) as error:
+        make(**arguments)
+    message = str(error.value)
+    assert words in message
+    assert len(message) < 300
+    assert "\n" not in message
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    pairs: Any = np.array([[1, 2], [0, 3]])
+    scores: Any = np.array([0.5, 0.25], dtype=np.float32)
+    recipe: dict[str, Any] = {
+        "weights": torch.tensor([2.0, -1.0]),
+        "first_stage_weight": np.float32(1),
+    }
+    heads = HeadSet(pairs, scores=scores, recipe=Recipe(**recipe))
+    assert heads == HeadSet(
+        [(1, 2), (0, 3)],
+        scores=[0.5, 0.25],
+        recipe=Recipe(weights=[2.0, -1.0], first_stage_weight=1.0),
+    )
+    assert {type(number) for head in heads for number in head} == {int}
+
+
 def test_head_sets_need_no_torch() -> None:
     script = "import sys, routehead_plugins.heads\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -235,7 +297,6 @@ NO_FORMAT = 'is not a head-set file; expected "format": "routehead-heads".'
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ([], NO_FORMAT),
         ({"heads": ["1-2"]}, NO_FORMAT),
         ({"format": "other"}, NO_FORMAT),
         (
@@ -279,15 +340,70 @@ def test_a_file_with_a_wrong_value_is_refused_by_name(
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\xff", None], ids=["json", "utf-8", "missing"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"\xff\xfe\xff", None], ids=["json", "list", "utf-8", "missing"]
+)
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "heads.json"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(HeadError) as error:
         HeadSet.load(path)
-    assert str(error.value).startswith(f"{str(path)!r} cannot be read as a head-set file: ")
+    assert str(error.value).startswith(f"{path} ")
+    assert "; expected a head-set file; " in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '"heads": ["1-2"], "model": ["x"]',
+        '"heads": ["1-2"], "data": {"a": 1}',
+        '"heads": ["1-2"], "weights": [1%s]' % ("0" * 400),
+        '"heads": ["1-2"], "weights": [true]',
+        '"heads": ["1-2"], "weights": [NaN]',
+        '"heads": ["1-2"], "first_stage_weight": %s' % ("[" * 5000 + "]" * 5000),
+        '"heads": ["1-2"], "aggregation": "%s"' % ("x" * 5000),
+        '"heads": ["%s"]' % ("1-2" * 5000),
+        '"heads": ["1-2", "1-2"], "version": 2',
+    ],
+    ids=lambda content: content[:40],
+)
+def test_a_message_about_a_file_is_short_whatever_it_holds(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "heads.json"
+    path.write_text(f'{{"format": "routehead-heads", "version": 1, {content}}}')
+    with pytest.raises(HeadError) as error:
+        HeadSet.load(path)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_a_method_without_a_figure_for_a_head_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    HeadSet([(1, 2), (3, 4)], scores=[math.nan, math.inf]).save(path)
+    scores = HeadSet.load(path).scores
+    assert scores is not None
+    assert math.isnan(scores[0])
+    assert scores[1] == math.inf
+
+
+def test_a_file_is_replaced_whole_and_keeps_its_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "heads.json"
+    HeadSet([(1, 2)]).save(path)
+    path.chmod(0o640)
+    HeadSet([(3, 4)]).save(path)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        HeadSet([(5, 6)]).save(path)
+    assert HeadSet.load(path) == HeadSet([(3, 4)])
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @given(HEADS)

@@ -136,7 +136,8 @@ class SignalStore:
     """A folder with one file per query; a file is written whole or not at all.
 
     A file's name is the hash of a key that describes what the signals were computed from. A file
-    that is damaged, or was written with other settings, counts as missing.
+    that is damaged, was written with other settings, or has no checksum of its content, counts as
+    missing.
     """
 
     def __init__(self, folder: StrPath, settings: Mapping[str, JSON]) -> None:
@@ -157,7 +158,9 @@ class SignalStore:
     def get(self, key: str) -> QuerySignals | None:
         """Read the signals with a key; ``None`` if there are none, or the file is damaged."""
         try:
-            tensors = load(self._path(key).read_bytes())
+            tensors = load(self.path(key).read_bytes())
+            if bytes(tensors.pop("checksum").tolist()) != _checksum(tensors):
+                return None
             header = json.loads(bytes(tensors["header"].tolist()))
             if (header["fingerprint"], header["key"]) != (self._fingerprint, key):
                 return None
@@ -167,7 +170,7 @@ class SignalStore:
                 tuple(header["docids"]),
                 **{name: tensors[name] for name in _TENSORS},
             )
-        except (OSError, SafetensorError, KeyError, ValueError):
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
 
     def put(self, key: str, signals: QuerySignals) -> None:
@@ -175,12 +178,23 @@ class SignalStore:
         header = {"fingerprint": self._fingerprint, "key": key}
         header |= {name: getattr(signals, name) for name in ("query_id", "query", "docids")}
         tensors = {name: getattr(signals, name).contiguous() for name in _TENSORS}
-        tensors["header"] = torch.tensor(list(json.dumps(header).encode()), dtype=torch.uint8)
-        atomic_write_bytes(self._path(key), save(tensors))
+        tensors["header"] = _as_tensor(json.dumps(header).encode())
+        tensors["checksum"] = _as_tensor(_checksum(tensors))
+        atomic_write_bytes(self.path(key), save(tensors))
 
-    def _path(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
+        """Return the file of the signals with a key."""
         # Keys may hold characters that file names may not.
         return self.folder / f"{sha256(key, 24)}.safetensors"
+
+
+def _as_tensor(content: bytes) -> Tensor:
+    return torch.tensor(list(content), dtype=torch.uint8)
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> bytes:
+    """Compute a hash of names, types, shapes and values."""
+    return hashlib.sha256(save(dict(tensors))).digest()
 
 
 def sha256(text: str, length: int = 64) -> str:

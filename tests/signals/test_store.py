@@ -38,14 +38,38 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert SignalStore(tmp_path, {**SETTINGS, "heads": 13}).get("b") is None
 
 
-def test_files_with_the_null_mass_of_earlier_releases_are_read(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    store = SignalStore(tmp_path, SETTINGS)
+    store.put("a", SIGNALS.queries[0])
+    (path,) = store.folder.glob("*.safetensors")
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        assert store.get("a") is None, position
+    path.write_bytes(whole)
+    assert same(store.get("a"), SIGNALS.queries[0])
+
+
+def test_a_file_without_its_checksum_counts_as_missing(tmp_path: Path) -> None:
     store = SignalStore(tmp_path, SETTINGS)
     store.put("a", SIGNALS.queries[0])
     (path,) = store.folder.glob("*.safetensors")
     tensors = load_file(path)
-    assert "null_mass" not in tensors
-    save_file({**tensors, "null_mass": torch.zeros(12, 3)}, path)
-    assert same(store.get("a"), SIGNALS.queries[0])
+    del tensors["checksum"]
+    save_file(tensors, path)
+    assert store.get("a") is None
+
+
+def test_the_file_of_another_key_or_of_other_settings_is_not_believed(tmp_path: Path) -> None:
+    store, other = SignalStore(tmp_path, SETTINGS), SignalStore(tmp_path, {"model": "other"})
+    for target, key in ((store, "a"), (store, "b"), (other, "a")):
+        target.put(key, SIGNALS.queries[0])
+    path = store.path("a")
+    for source in (store.path("b"), other.path("a")):
+        path.write_bytes(source.read_bytes())
+        assert store.get("a") is None
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
