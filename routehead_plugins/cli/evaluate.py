@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,32 +17,25 @@ from routehead_plugins.cli.options import LLM, PROMPT, with_options
 from routehead_plugins.cli.runtime import (
     check_minimum,
     check_names,
+    check_new_file,
+    check_reading,
+    collection_files,
+    err,
     fitted_weight,
     load_llm,
+    path_of,
     progress,
     ranked,
+    resumable,
     settings,
-    stamp,
     with_candidates,
 )
 from routehead_plugins.data import Document
 from routehead_plugins.errors import InputError
-from routehead_plugins.io import (
-    CORPUS_FILE,
-    QRELS_FILE,
-    RUN_FILE,
-    TOPICS_FILE,
-    Collection,
-    Journal,
-    load_collection,
-)
+from routehead_plugins.io import Collection, Journal, load_collection, query_key
 from routehead_plugins.options import RerankerOptions
 
-if TYPE_CHECKING:
-    from routehead_plugins.backbone import FrozenLM
-
-# Query id -> documents.
-_Candidates: TypeAlias = Mapping[str, Sequence[Document]]
+_Run = Mapping[str, Sequence[tuple[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -82,35 +75,74 @@ def evaluate(arguments: EvaluateArguments, options: RerankerOptions) -> None:
     methods = split_methods(arguments.methods)
     measures = [name.strip() for name in arguments.measures.split(",")]
     evaluation.parse_measures(measures)
+    _check(arguments, methods)
     # Descriptions hold the content of head-set files, so that a changed file is noticed.
     selectors = _selectors(methods, options)
-    _check(arguments, methods)
-    collections = [load_collection(path) for path in arguments.collection]
-    files = (CORPUS_FILE, TOPICS_FILE, QRELS_FILE, RUN_FILE)
-    stamps = [[stamp(collection.path / file) for file in files] for collection in collections]
     shared = {
         "methods": methods,
         "hits": arguments.hits,
         "first_stage_weight": arguments.first_stage_weight,
         **settings(options),
     }
-    state = {**shared, "collections": stamps, "selectors": selectors}
+    tasks = [_task(path, arguments, measures) for path in arguments.collection]
     # Without an output, no later call would look for the journal.
     with (
         tempfile.TemporaryDirectory() as folder,
-        Journal(arguments.output or Path(folder) / "evaluation", state) as journal,
+        resumable() as keep,
+        Journal(
+            arguments.output or Path(folder) / "evaluation", {**shared, "selectors": selectors}
+        ) as journal,
     ):
-        llm = cache(partial(load_llm, options))  # loaded once, if at all
-        score = partial(_score, llm, options, journal)
+        _score(tasks, methods, options, journal, keep if arguments.output else lambda: None)
         evaluations = {
-            collection.name: _evaluate(collection, methods, measures, arguments, score)
-            for collection in collections
+            task.collection.name: _evaluate(task, methods, measures, arguments, journal)
+            for task in tasks
         }
         table = evaluation.ResultTable(evaluations, baseline=arguments.baseline, settings=shared)
         if arguments.output is not None:
             table.write_json(arguments.output)
         journal.discard()
     Console().print(table.to_rich())
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A collection with the candidates of its judged queries."""
+
+    collection: Collection
+    candidates: Mapping[str, Sequence[Document]]
+
+    @property
+    def first_stage(self) -> _Run:
+        """The candidates in their order, with their own scores."""
+        return {
+            query_id: [(document.id or "", document.score or 0.0) for document in documents]
+            for query_id, documents in self.candidates.items()
+        }
+
+    def key(self, heads: str, query_id: str) -> str:
+        """Return the key of a query's scores in the journal."""
+        query, documents = self.collection.topics[query_id], self.candidates[query_id]
+        return query_key(f"{self.collection.name}/{heads}/{query_id}", query, documents)
+
+
+def _check(arguments: EvaluateArguments, methods: Sequence[str]) -> None:
+    """Check the arguments before anything is read or loaded."""
+    from routehead_plugins.selection import FUSED
+
+    if arguments.baseline not in methods:
+        raise InputError(
+            f"baseline {arguments.baseline!r} is not among the methods {', '.join(methods)}; "
+            "add it, or name another baseline."
+        )
+    check_minimum("--hits", arguments.hits)
+    check_names(arguments.collection)
+    weight = arguments.first_stage_weight
+    if not math.isfinite(weight):
+        raise InputError(f"--first-stage-weight={weight} must be a finite number, 0 or more.")
+    heads = [path_of(method.removesuffix(FUSED)) for method in methods]
+    inputs = [*collection_files(arguments.collection), *heads]
+    check_new_file("--output", arguments.output, inputs)
 
 
 def _selectors(methods: Sequence[str], options: RerankerOptions) -> list[str]:
@@ -122,6 +154,7 @@ def _selectors(methods: Sequence[str], options: RerankerOptions) -> list[str]:
         if method == FIRST_STAGE:
             continue
         selector = choose_selector(replace(options, heads=method.removesuffix(FUSED)))
+        check_reading(options, selector)
         if method.endswith(FUSED) and fitted_weight(selector):
             raise InputError(
                 f"method {method!r} adds {FIRST_STAGE} twice, since its heads were fitted together "
@@ -131,64 +164,79 @@ def _selectors(methods: Sequence[str], options: RerankerOptions) -> list[str]:
     return descriptions
 
 
-def _check(arguments: EvaluateArguments, methods: Sequence[str]) -> None:
-    """Check the other arguments before anything is read or loaded."""
-    if arguments.baseline not in methods:
-        raise InputError(
-            f"baseline {arguments.baseline!r} is not among the methods {', '.join(methods)}; "
-            "add it, or name another baseline."
-        )
-    check_minimum("--hits", arguments.hits)
-    check_names(arguments.collection)
+def _task(path: Path, arguments: EvaluateArguments, measures: Sequence[str]) -> _Task:
+    """Read a collection and its candidates, and check that they can be measured."""
+    collection = load_collection(path)
+    topics = {key: text for key, text in collection.topics.items() if key in collection.qrels}
+    collection = with_candidates(collection, topics, arguments.hits)
+    candidates = {key: collection.candidates(key, arguments.hits) for key in topics}
+    task = _Task(collection, candidates)
+    # Any error of these judgments and measures is found now, not after hours of work.
+    evaluation.evaluate(task.first_stage, collection.qrels, measures)
+    return task
+
+
+def _score(
+    tasks: Sequence[_Task],
+    methods: Sequence[str],
+    options: RerankerOptions,
+    journal: Journal,
+    keep: Callable[[], None],
+) -> None:
+    """Add the scores of all methods to the journal; the LLM runs for the queries it lacks."""
+    from routehead_plugins.reranker import HeadRoutedAttentionReranker
+    from routehead_plugins.selection import FIRST_STAGE, FUSED
+
+    read = dict.fromkeys(m.removesuffix(FUSED) for m in methods if m != FIRST_STAGE)
+    missing = {
+        (task_number, heads): [
+            query_id
+            for query_id in task.candidates
+            if task.key(heads, query_id) not in journal.done
+        ]
+        for task_number, task in enumerate(tasks)
+        for heads in read
+    }
+    if journal.done:
+        keep()
+        err.print(f"Resuming: {len(journal.done)} scores were computed before.")
+    if not any(missing.values()):
+        return
+    llm = load_llm(options)
+    # All are made before the first one is used, since heads are checked against the LLM.
+    rerankers = {
+        heads: HeadRoutedAttentionReranker.from_options(replace(options, heads=heads), llm)
+        for heads in read
+    }
+    for (task_number, heads), query_ids in missing.items():
+        task = tasks[task_number]
+        topics = task.collection.topics
+        with progress(f"{task.collection.name}: {heads}", len(query_ids), keep) as advance:
+            for query_id in query_ids:
+                scores = rerankers[heads].score(topics[query_id], task.candidates[query_id])
+                journal.append(task.key(heads, query_id), scores)
+                advance()
 
 
 def _evaluate(
-    collection: Collection,
+    task: _Task,
     methods: Sequence[str],
     measures: Sequence[str],
     arguments: EvaluateArguments,
-    score: Callable[[Collection, str, _Candidates], Mapping[str, Sequence[float]]],
+    journal: Journal,
 ) -> dict[str, evaluation.Evaluation]:
     """Measure every method on one collection."""
     from routehead_plugins.selection import FIRST_STAGE, FUSED
 
-    topics = {key: text for key, text in collection.topics.items() if key in collection.qrels}
-    collection = with_candidates(collection, topics, arguments.hits)
-    candidates = {key: collection.candidates(key, arguments.hits) for key in topics}
     evaluations = {}
     for method in methods:
-        if method == FIRST_STAGE:
-            run = {
-                key: [(document.id or "", document.score or 0.0) for document in documents]
-                for key, documents in candidates.items()
-            }
-        else:
-            scores = score(collection, method.removesuffix(FUSED), candidates)
+        run: _Run = task.first_stage
+        if method != FIRST_STAGE:
+            heads = method.removesuffix(FUSED)
             weight = arguments.first_stage_weight if method.endswith(FUSED) else 0.0
-            run = {key: ranked(candidates[key], scores[key], weight) for key in topics}
-        evaluations[method] = evaluation.evaluate(run, collection.qrels, measures)
+            run = {
+                query_id: ranked(documents, journal.done[task.key(heads, query_id)], weight)
+                for query_id, documents in task.candidates.items()
+            }
+        evaluations[method] = evaluation.evaluate(run, task.collection.qrels, measures)
     return evaluations
-
-
-def _score(
-    llm: Callable[[], FrozenLM],
-    options: RerankerOptions,
-    journal: Journal,
-    collection: Collection,
-    heads: str,
-    candidates: _Candidates,
-) -> dict[str, list[float]]:
-    """Score the candidates of every query; the LLM runs for the queries the journal lacks."""
-    from routehead_plugins.reranker import HeadRoutedAttentionReranker
-
-    keys = {query_id: f"{collection.name}/{heads}/{query_id}" for query_id in candidates}
-    missing = [query_id for query_id, key in keys.items() if key not in journal.done]
-    if missing:
-        options = replace(options, heads=heads)
-        reranker = HeadRoutedAttentionReranker.from_options(options, llm())
-        with progress(f"{collection.name}: {heads}", len(missing)) as advance:
-            for query_id in missing:
-                scores = reranker.score(collection.topics[query_id], candidates[query_id])
-                journal.append(keys[query_id], scores)
-                advance()
-    return {query_id: journal.done[key] for query_id, key in keys.items()}

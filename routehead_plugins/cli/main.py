@@ -6,25 +6,40 @@ Command modules import torch and transformers only when a command runs, so that 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from routehead_plugins import __version__
 from routehead_plugins.cli.demo import demo
 from routehead_plugins.cli.detect import detect
 from routehead_plugins.cli.evaluate import evaluate
+from routehead_plugins.cli.exits import EXIT_STATUSES, StoppedError, exit_status, prepare_streams
 from routehead_plugins.cli.inspect import inspect
 from routehead_plugins.cli.rerank import rerank
 from routehead_plugins.cli.train import train
-from routehead_plugins.errors import RouteHeadError
+
+
+class _Commands(TyperGroup):
+    """The commands; Ctrl-C is passed on as ``StoppedError``, since Typer would drop its message."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise StoppedError(str(error)) from error
+
 
 app = typer.Typer(
     name="routehead",
+    cls=_Commands,
     help="Re-rank documents with the attention heads of a frozen LLM.",
+    epilog=EXIT_STATUSES,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
 )
 
 
@@ -51,12 +66,6 @@ for _command in (demo, rerank, evaluate, detect, train, inspect):
 
 
 def main() -> None:
-    """Run the command line; errors in the arguments end in one line and status 2."""
-    try:
-        app()
-    except RouteHeadError as error:
-        typer.secho(f"routehead: {error}", fg="red", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("routehead: stopped; run the same command again to resume.", err=True)
-        sys.exit(130)
+    """Run the command line; trouble ends in one line and a status of ``EXIT_STATUSES``."""
+    prepare_streams()
+    sys.exit(exit_status(app))

@@ -13,11 +13,14 @@ from routehead_plugins.cli.options import HEADS, LLM, PROMPT, with_options
 from routehead_plugins.cli.runtime import (
     bm25_stage,
     check_minimum,
+    check_new_file,
+    check_reading,
     err,
     load_reranker,
+    path_of,
     progress,
+    resumable,
     settings,
-    stamp,
 )
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
@@ -27,6 +30,9 @@ from routehead_plugins.io import (
     Request,
     Run,
     Topics,
+    check_run_names,
+    encode_json,
+    query_key,
     read_corpus,
     read_requests,
     read_run,
@@ -70,25 +76,28 @@ def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
     """
     from routehead_plugins.selection import choose_selector
 
-    _check(arguments)
+    _check(arguments, options)
     selector = choose_selector(options)
+    check_reading(options, selector)
     state = _settings(arguments, options, selector)
-    with _inputs(arguments) as inputs, Journal(arguments.output, state) as journal:
-        missing = [query_id for query_id in inputs.queries if query_id not in journal.done]
-        if len(missing) < len(inputs.queries):
-            err.print(f"Resuming: {len(inputs.queries) - len(missing)} queries were done before.")
-        if missing:
-            stage = HeadRoutedStage(None, load_reranker(options, selector), corpus={})
-            with progress("Re-ranking", len(missing)) as advance:
-                for query_id in missing:
-                    query, documents = inputs.queries[query_id], inputs.candidates(query_id)
-                    hits = stage.rerank_documents(query, documents, arguments.hits)
-                    journal.append(query_id, [[hit.docid, hit.score] for hit in hits])
-                    advance()
-        results = {query_id: journal.done[query_id] for query_id in inputs.queries}
-        _write(arguments, inputs, results)
-        journal.discard()
-    err.print(f"{len(inputs.queries)} queries re-ranked: {arguments.output}")
+    with _inputs(arguments) as inputs, resumable() as keep:
+        keys = _keys(arguments, inputs)
+        with Journal(arguments.output, state) as journal:
+            missing = [query_id for query_id, key in keys.items() if key not in journal.done]
+            if len(missing) < len(keys):
+                keep()
+                err.print(f"Resuming: {len(keys) - len(missing)} queries were done before.")
+            if missing:
+                stage = HeadRoutedStage(None, load_reranker(options, selector), corpus={})
+                with progress("Re-ranking", len(missing), keep) as advance:
+                    for query_id in missing:
+                        query, documents = inputs.queries[query_id], inputs.candidates(query_id)
+                        hits = stage.rerank_documents(query, documents, arguments.hits)
+                        journal.append(keys[query_id], [[hit.docid, hit.score] for hit in hits])
+                        advance()
+            _write(arguments, inputs, {key: journal.done[value] for key, value in keys.items()})
+            journal.discard()
+    err.print(f"{len(keys)} queries re-ranked: {arguments.output}")
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ class _Inputs:
     candidates: Callable[[str], Sequence[Document]]
 
 
-def _check(arguments: RerankArguments) -> None:
+def _check(arguments: RerankArguments, options: RerankerOptions) -> None:
     """Check the arguments before anything is read or loaded."""
     if arguments.requests is not None:
         names = ("topics", "corpus", "index", "run")
@@ -113,26 +122,51 @@ def _check(arguments: RerankArguments) -> None:
     check_minimum("--hits", arguments.hits)
     if not arguments.output.parent.is_dir():
         raise InputError(f"folder {str(arguments.output.parent)!r} does not exist; make it first.")
+    files = [arguments.run, arguments.requests, _corpus_file(arguments.corpus)]
+    named = map(path_of, (arguments.topics, options.heads, options.model))
+    check_new_file("--output", arguments.output, [*files, *named])
+    if not _writes_requests(arguments):
+        check_run_names(arguments.tag)
+
+
+def _writes_requests(arguments: RerankArguments) -> bool:
+    return arguments.output.suffix == ".jsonl"
 
 
 def _settings(
     arguments: RerankArguments, options: RerankerOptions, selector: Selector
 ) -> dict[str, Any]:
-    """Return the settings and the state of the files that the results depend on."""
-    topics = arguments.topics
+    """Return the settings that all results depend on; queries and texts are in the keys."""
     return {
-        "index": stamp(arguments.index),
-        "run": stamp(arguments.run),
-        "requests": stamp(arguments.requests),
-        "topics": None if topics is None else stamp(Path(topics)) or topics,
-        "corpus": stamp(_corpus_file(arguments.corpus)),
         "hits": arguments.hits,
         # The description holds the content of a head-set file, so that a change is noticed.
         "heads": repr(selector),
         "first_stage_weight": options.first_stage_weight,
-        "remove_query": arguments.remove_query,
         **settings(options),
     }
+
+
+def _keys(arguments: RerankArguments, inputs: _Inputs) -> dict[str, str]:
+    """Return each query's key in the journal; check its candidates, before the first one is read.
+
+    Raises:
+        CollectionError: The text of a candidate is missing.
+        InputError: The output cannot hold a query or a candidate.
+    """
+    keys = {}
+    if not _writes_requests(arguments):
+        check_run_names(arguments.tag, inputs.queries)
+    for query_id, query in inputs.queries.items():
+        documents = inputs.candidates(query_id)
+        if _writes_requests(arguments):
+            # Texts are always writable; an index may hold metadata that JSON cannot.
+            for document in documents:
+                name = f"the metadata of document {document.id!r}"
+                encode_json(dict(document.metadata), name, allow_nan=False)
+        else:
+            check_run_names(arguments.tag, (), (str(document.id) for document in documents))
+        keys[query_id] = query_key(query_id, query, documents)
+    return keys
 
 
 @contextmanager
@@ -182,7 +216,7 @@ def _write(
     arguments: RerankArguments, inputs: _Inputs, results: Mapping[str, Sequence[tuple[str, float]]]
 ) -> None:
     """Write the re-ranked candidates of every query in the format of the output's suffix."""
-    if arguments.output.suffix != ".jsonl":
+    if not _writes_requests(arguments):
         write_run(arguments.output, results, arguments.tag)
         return
     requests = []

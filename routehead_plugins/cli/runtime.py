@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,7 +21,14 @@ from routehead_plugins import __version__
 from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, build_index
 from routehead_plugins.data import Document, non_blank_indices
 from routehead_plugins.errors import InputError
-from routehead_plugins.io import Collection
+from routehead_plugins.io import (
+    CORPUS_FILE,
+    QRELS_FILE,
+    RUN_FILE,
+    TOPICS_FILE,
+    Collection,
+    check_output,
+)
 from routehead_plugins.options import RerankerOptions
 
 if TYPE_CHECKING:
@@ -128,17 +135,110 @@ def sample_queries(collection: Collection, size: int | None, seed: int) -> list[
 
 
 def signals_folder() -> Path:
-    """Return the folder that keeps signals when none is named: the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "routehead" / "signals"
+    """Return the folder that keeps signals when none is named: the user's cache.
+
+    Raises:
+        InputError: There is no home folder to keep a cache in.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "routehead" / "signals"
+    except RuntimeError as error:
+        raise InputError(
+            "there is no home folder to keep signals in; set XDG_CACHE_HOME, or name a folder for "
+            "signals."
+        ) from error
 
 
-def stamp(path: Path | None) -> list[Any] | None:
-    """Return path, size and modification time, which change with an input file or folder."""
-    if path is None or not path.exists():
-        return None
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+def check_new_file(option: str, path: Path | None, inputs: Iterable[Path | None] = ()) -> None:
+    """Check that an output file can be written, with its folder, before the work for it is done.
+
+    Args:
+        option: Name of the option, for the errors.
+        path: Path of the file; ``None`` passes.
+        inputs: Files of the same job; those that are missing or ``None`` are no matter.
+
+    Raises:
+        InputError: The path is a folder, cannot be written, or is one of the inputs.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{option}={path} is a folder; name a file.")
+    check_output(_first_missing(path))
+    if not path.exists():
+        return
+    for given in inputs:
+        if given is not None and given.exists() and path.samefile(given):
+            raise InputError(f"{option}={path} is an input as well, {given}; name another file.")
+
+
+def check_new_folder(option: str, path: Path) -> None:
+    """Check that files can be written into a folder, which may not exist yet.
+
+    Raises:
+        InputError: The path is a file, or the folder cannot be made or written to.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{option}={path} is a file; name a folder.")
+    check_output(_first_missing(path / "new"))
+
+
+def _first_missing(path: Path) -> Path:
+    """Return the path itself or, without its folder, the first of its folders to be made."""
+    while not path.parent.exists():
+        path = path.parent
+    return path
+
+
+def collection_files(collections: Iterable[Path]) -> list[Path]:
+    """Return the files of BEIR folders, whether they exist or not."""
+    names = (CORPUS_FILE, TOPICS_FILE, QRELS_FILE, RUN_FILE)
+    return [folder / name for folder in collections for name in names]
+
+
+def path_of(name: object) -> Path | None:
+    """Return the path of an input that may also be the name of something else."""
+    return Path(name) if isinstance(name, str | Path) else None
+
+
+def check_reading(options: RerankerOptions, selector: Selector) -> None:
+    """Check layout, cache and lengths before the LLM is loaded.
+
+    Raises:
+        InputError: A value cannot be used, or the heads were chosen for another layout.
+    """
+    from routehead_plugins.backbone import check_max_doc_tokens
+    from routehead_plugins.layouts import check_layout, make_layout
+
+    check_layout(make_layout(options, selector.layout), selector.layout)
+    check_max_doc_tokens(options.max_doc_tokens)
+
+
+@contextmanager
+def resumable() -> Iterator[Callable[[], None]]:
+    """Say when a job is stopped that it can be resumed, if a part of it was kept.
+
+    Yields:
+        A function to call when a part has been kept.
+
+    Raises:
+        KeyboardInterrupt: The job was stopped; the message says that it can be resumed.
+    """
+    kept = False
+
+    def keep() -> None:
+        nonlocal kept
+        kept = True
+
+    try:
+        yield keep
+    except KeyboardInterrupt as error:
+        if not kept:
+            raise
+        raise KeyboardInterrupt(
+            "stopped; what is done is kept: run the same command again to resume."
+        ) from error
 
 
 def ranked(
@@ -168,10 +268,26 @@ def ranked(
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Draw a progress bar on standard error; yield a function that advances it by one step."""
+def progress(
+    description: str, total: int, keep: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[], None]]:
+    """Draw a progress bar on standard error.
+
+    Args:
+        description: Text before the bar.
+        total: Number of steps.
+        keep: Called after every step; see ``resumable``.
+
+    Yields:
+        A function that advances the bar by one step.
+    """
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err) as bar:
         task = bar.add_task(description, total=total)
-        yield lambda: bar.advance(task)
+
+        def advance() -> None:
+            keep()
+            bar.advance(task)
+
+        yield advance

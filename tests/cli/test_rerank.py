@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,31 +100,46 @@ def test_a_stopped_job_goes_on_where_it_was(
     assert output.read_text() == whole.read_text()
 
 
-@pytest.mark.parametrize("changed", ["heads", "corpus"])
-def test_a_job_whose_files_have_changed_starts_afresh(
+@pytest.mark.parametrize(
+    ("changed", "repeated"),
+    [("heads", 2), ("a candidate of query 2", 1), ("query 1", 1), ("other files", 0)],
+)
+def test_a_resumed_job_repeats_only_what_a_change_concerns(
     invoke: Invoke,
     collection: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     changed: str,
+    repeated: int,
 ) -> None:
     heads, output = tmp_path / "heads.json", tmp_path / "out.trec"
     HeadSet.parse("0-1").save(heads)
     arguments = [
         *("rerank", "--corpus", collection, "--topics", collection / "queries.jsonl"),
-        *("--run", collection / "run.bm25.trec", "--heads", heads, "--output", output),
+        *("--run", collection / "run.bm25.trec", "--heads", heads),
     ]
     with monkeypatch.context() as patch:
         patch.setattr(rerank_command, "_write", lambda *_: 1 / 0)
-        assert isinstance(invoke(*arguments).exception, ZeroDivisionError)
+        result = invoke(*arguments, "--output", output)
+        assert isinstance(result.exception, ZeroDivisionError)
     if changed == "heads":
         HeadSet.parse("2-3").save(heads)
     else:
-        with (collection / "corpus.jsonl").open("a") as stream:
-            stream.write('\n{"_id": "d5", "text": "Snow."}\n')
-    result = invoke(*arguments)
+        name = "queries.jsonl" if changed == "query 1" else "corpus.jsonl"
+        lines = (collection / name).read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        record = next(
+            r for r in records if str(r["_id"]) == ("1" if changed == "query 1" else "d4")
+        )
+        record |= {"colour": None} if changed == "other files" else {"text": "Snow fell."}
+        (collection / name).write_text("\n".join(map(json.dumps, records)))
+    result = invoke(*arguments, "--output", output)
     assert result.exit_code == 0
-    assert "Resuming" not in result.output
+    kept = re.search(r"Resuming: (\d) queries", result.output)
+    assert (int(kept[1]) if kept else 0) == 2 - repeated
+    fresh = tmp_path / "fresh.trec"
+    assert invoke(*arguments, "--output", fresh).exit_code == 0
+    assert output.read_text() == fresh.read_text()
 
 
 # Bad input: one line, and nothing is left looking complete.
