@@ -41,7 +41,7 @@ def show(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def show_path(path: StrPath, limit: int = 120) -> str:
+def show_path(path: StrPath, limit: int = 100) -> str:
     """Return a path as it is named in messages: one line, a long one without its beginning."""
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in os.fspath(path))
     return text if len(text) <= limit else f"...{text[3 - limit :]}"
@@ -53,7 +53,9 @@ def reason(error: Exception) -> str:
         return f"byte {error.object[error.start]:#04x} is not UTF-8"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:90]
+    printable = "".join(char if char.isprintable() else " " for char in str(error))
+    text = " ".join(printable.split()) or type(error).__name__
+    return text if len(text) <= 90 else f"{text[:87]}..."
 
 
 def make_folder(path: StrPath, content: str) -> Path:

@@ -213,4 +213,4 @@ def test_values_and_paths_are_shortened_for_messages() -> None:
     assert show("a\nb") == "'a\\nb'"
     assert len(show(["x" * 100] * 100)) == 60
     assert show_path("/a\nb/c") == "/a\\nb/c"
-    assert show_path("/" + "a" * 500) == "..." + "a" * 117
+    assert show_path("/" + "a" * 500) == "..." + "a" * 97

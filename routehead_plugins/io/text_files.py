@@ -85,7 +85,7 @@ def json_records(path: StrPath, expected: str) -> Iterator[tuple[str, dict[str, 
             record = parse_json(line)
         except ValueError as error:
             raise CollectionError(
-                f"{location}: {show(line)} is not JSON ({reason(error)}); "
+                f"{location}: {show(line, 40)} is not JSON ({reason(error)}); "
                 "expected one JSON object; repair the line."
             ) from error
         if not isinstance(record, dict):

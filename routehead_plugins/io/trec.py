@@ -39,7 +39,7 @@ def read_qrels(path: StrPath) -> Qrels:
         fields = fields if len(fields) == 3 else line.split()
         if len(fields) not in (3, 4) or len(fields) != (columns or len(fields)):
             raise CollectionError(
-                f"{location}: {show(line)} has {len(fields)} columns; "
+                f"{location}: {show(line, 48)} has {len(fields)} columns; "
                 f"expected {columns or '3 or 4'}, {expected}; repair the line."
             )
         is_header = not columns and fields[-1].strip().lower() in _SCORE_HEADERS

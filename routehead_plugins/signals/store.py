@@ -177,7 +177,8 @@ class SignalStore:
         """Write the signals of a query under a key."""
         header = {"fingerprint": self._fingerprint, "key": key}
         header |= {name: getattr(signals, name) for name in ("query_id", "query", "docids")}
-        tensors = {name: getattr(signals, name).contiguous() for name in _TENSORS}
+        # Cloned, as safetensors refuses tensors that share their memory.
+        tensors = {name: getattr(signals, name).contiguous().clone() for name in _TENSORS}
         tensors["header"] = _as_tensor(json.dumps(header).encode())
         tensors["checksum"] = _as_tensor(_checksum(tensors))
         atomic_write_bytes(self.path(key), save(tensors))

@@ -95,7 +95,7 @@ def test_what_cannot_be_written_again_is_refused_when_it_is_read(
         read_corpus(path)
     message = str(caught.value)
     assert message.startswith(f"{path}:2: '{{")
-    assert f"' is not JSON ({problem}); expected one JSON object; repair the line." in message
+    assert f" is not JSON ({problem}); expected one JSON object; repair the line." in message
     assert len(message) < 300
 
 
