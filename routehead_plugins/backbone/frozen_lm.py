@@ -18,6 +18,7 @@ from routehead_plugins.backbone.kv_cache import KeyValues, added, joined
 from routehead_plugins.backbone.loading import load
 from routehead_plugins.backbone.probe import check_is_decoder, check_reading, refusing
 from routehead_plugins.backbone.prompt import PromptEncoder
+from routehead_plugins.backbone.rotary import PromptLength, longest_prompt
 from routehead_plugins.backbone.text_tasks import TextTasks
 from routehead_plugins.backbone.token_tree import token_tree
 from routehead_plugins.backbone.view import tapped_view
@@ -40,6 +41,9 @@ class FrozenLM(TextTasks):
         num_layers: Number of layers, loaded or not.
         width: Size of a hidden state.
         max_tokens: Longest sequence it accepts; ``None`` if its configuration sets no limit.
+
+    Where rotary factors depend on the length of the prompt (LongRoPE, dynamic NTK), all documents
+    and tails of a prompt are rotated as its longest tail asks for.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, *, name: str | None = None) -> None:
@@ -60,12 +64,13 @@ class FrozenLM(TextTasks):
         with isolated(model.device), refusing(model):
             self._whole = tapped_view(model)
             self._view = decoder_of(self._whole)
+            self._length = PromptLength(self._whole)
             self.heads = readable_heads(self._whole)
         self.encoder = PromptEncoder(tokenizer)
         config = self._whole.config.get_text_config(decoder=True)
         self.num_layers = int(config.num_hidden_layers)
         self.width = int(config.hidden_size)
-        self.max_tokens: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_tokens = longest_prompt(config)
         with isolated(model.device):
             check_reading(self._whole, self.heads, self)
 
@@ -148,6 +153,7 @@ class FrozenLM(TextTasks):
         *,
         last_layer: int,
         behind: KeyValues | None = None,
+        length: int | None = None,
     ) -> list[KeyValues]:
         """Run sequences once, each on its own, and keep what later tokens need of them.
 
@@ -155,17 +161,21 @@ class FrozenLM(TextTasks):
             sequences: Token ids; run as one batch, padded to the longest.
             last_layer: The deepest layer to run and to keep keys and values of.
             behind: A prefix that every sequence follows and looks back at.
+            length: Number of tokens of the prompt up to the end of its longest tail; ``None`` if
+                the longest sequence ends it. See ``rotary_key``.
 
         Returns:
             Keys and values of each sequence, without those of the prefix.
         """
         with self._exclusive():
-            ids, _ = self._pad(sequences)
+            ids = self._pad(sequences)
             start = 0 if behind is None else behind.end
+            length = start + ids.shape[1] if length is None else length
             past = [] if behind is None else [behind]
             cache = joined(past, last_layer=last_layer, batch=len(sequences))
             positions = torch.arange(start, start + ids.shape[1], device=self.device)
-            run(self._view, ids, positions.expand(len(ids), -1), cache, Tap(last_layer))
+            with self._length.set_to(length):
+                run(self._view, ids, positions.expand(len(ids), -1), cache, Tap(last_layer))
             return added(cache, [len(sequence) for sequence in sequences], start=start)
 
     @torch.inference_mode()
@@ -201,7 +211,9 @@ class FrozenLM(TextTasks):
                 past=torch.cat([torch.arange(p.start, p.end) for p in past]).to(self.device),
             )
             tap = Tap(heads.last_layer, heads, rows)
-            run(self._view, ids, depths[None], joined(past, last_layer=tap.last_layer), tap)
+            cache = joined(past, last_layer=tap.last_layer)
+            with self._length.set_to(start + max(map(len, tails))):
+                run(self._view, ids, depths[None], cache, tap)
             return tap.result()
 
     @torch.inference_mode()
@@ -218,20 +230,51 @@ class FrozenLM(TextTasks):
             States of shape (sequences, tokens, width), and lengths of shape (sequences,).
         """
         with self._exclusive():
-            ids, lengths = self._pad(sequences)
+            groups = self.rotated_alike([len(ids) for ids in sequences])
+            parts = [self._states([sequences[i] for i in group], layer) for group in groups]
+            lengths = torch.tensor([len(ids) for ids in sequences], device=self.device)
+            if len(parts) == 1:
+                return parts[0], lengths
+            shape = len(sequences), max(map(len, sequences)), self.width
+            states = parts[0].new_zeros(shape)
+            for group, part in zip(groups, parts, strict=True):
+                states[group, : part.shape[1]] = part
+            return states, lengths
+
+    def _states(self, sequences: Sequence[tuple[int, ...]], layer: int) -> Tensor:
+        """Run sequences that are rotated alike through the first layers."""
+        ids = self._pad(sequences)
+        with self._length.set_to(ids.shape[1]):
             if layer == self.num_layers:
-                return self._view(input_ids=ids, use_cache=False).last_hidden_state, lengths
+                return cast(Tensor, self._view(input_ids=ids, use_cache=False).last_hidden_state)
             tap = Tap(last_layer=layer, states_before=layer)
             positions = torch.arange(ids.shape[1], device=self.device).expand(len(ids), -1)
             run(self._view, ids, positions, joined([], last_layer=layer), tap)
-            return cast(Tensor, tap.states), lengths
+            return cast(Tensor, tap.states)
+
+    def rotary_key(self, length: int) -> Hashable:
+        """Return a key that is equal for prompts whose tokens are rotated alike.
+
+        Keys and values that are kept for other prompts depend on it, beside ``cache_key``. It is
+        ``None`` for nearly all LLMs; with LongRoPE it changes once, and with dynamic NTK at every
+        length beyond the original one.
+
+        Args:
+            length: Number of tokens of the prompt up to the end of its longest tail.
+        """
+        if not self._length.matters:
+            return None
+        with self._exclusive():
+            return self._length.key(length)
 
     @contextmanager
-    def causal_lm(self, purpose: str) -> Iterator[PreTrainedModel]:
+    def causal_lm(self, purpose: str, *, length: int | None = None) -> Iterator[PreTrainedModel]:
         """Lend the whole model, with its output projection, to one thread at a time.
 
         Args:
             purpose: What fails without it, for the error, such as ``"cannot write"``.
+            length: Number of tokens that a sequence may reach over several forwards, for rotary
+                factors that depend on it; ``None`` if each forward runs whole sequences.
 
         Yields:
             The model, while no other thread uses it.
@@ -244,7 +287,7 @@ class FrozenLM(TextTasks):
                 f"{self.name!r} was loaded without its last layers or its output projection and "
                 f"{purpose}; load the whole causal LLM."
             )
-        with self._exclusive():
+        with self._exclusive(), self._length.set_to(length):
             yield self._whole
 
     @contextmanager
@@ -253,9 +296,8 @@ class FrozenLM(TextTasks):
         with self._lock, isolated(self.device):
             yield
 
-    def _pad(self, sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    def _pad(self, sequences: Sequence[tuple[int, ...]]) -> Tensor:
         """Pad on the right, where the causal mask alone keeps padding out of sight."""
-        lengths = [len(ids) for ids in sequences]
-        longest = max(lengths)
+        longest = max(map(len, sequences))
         rows = [ids + ids[-1:] * (longest - len(ids)) for ids in sequences]
-        return torch.tensor(rows, device=self.device), torch.tensor(lengths, device=self.device)
+        return torch.tensor(rows, device=self.device)

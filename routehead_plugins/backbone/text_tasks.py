@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -44,8 +44,21 @@ class TextTasks(ABC):
         """Run some layers; return states (sequences, tokens, width) and lengths (sequences,)."""
 
     @abstractmethod
-    def causal_lm(self, purpose: str) -> AbstractContextManager[PreTrainedModel]:
+    def causal_lm(
+        self, purpose: str, *, length: int | None = None
+    ) -> AbstractContextManager[PreTrainedModel]:
         """Lend the whole model to one thread at a time."""
+
+    @abstractmethod
+    def rotary_key(self, length: int) -> Hashable:
+        """Return a key that is equal for sequences whose tokens are rotated alike."""
+
+    def rotated_alike(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Group the indices of sequences, given by their lengths, that one batch may hold."""
+        groups: dict[Hashable, list[int]] = {}
+        for index, length in enumerate(lengths):
+            groups.setdefault(self.rotary_key(length), []).append(index)
+        return list(groups.values())
 
     @property
     def embedding_layer(self) -> int:
@@ -122,11 +135,17 @@ class TextTasks(ABC):
         likelihoods = torch.empty(len(contexts), dtype=torch.float32, device="cpu")
         lengths = [len(context) + len(target) for context in contexts]
         with self.causal_lm("cannot compute likelihoods") as model:
-            for batch in batches(lengths, _BATCH_TOKENS):
+            for batch in self._batches(lengths):
                 rows = [contexts[index] for index in batch]
                 likelihoods[batch] = _log_likelihoods(model, rows, target)
                 check_finite(likelihoods[batch], self.name, model.dtype)
         return likelihoods
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Group sequences into batches; the last token of each is predicted, but not run."""
+        for group in self.rotated_alike([length - 1 for length in lengths]):
+            for batch in batches([lengths[index] for index in group], _BATCH_TOKENS):
+                yield [group[index] for index in batch]
 
     def write(
         self,
@@ -153,11 +172,13 @@ class TextTasks(ABC):
             UnsupportedModelError: The last layers or the output projection were not loaded.
         """
         decode, ends = self.encoder.decode, self.encoder.control_ids
-        with self.causal_lm("cannot write") as model:
+        (first,), rest = self.encoder.plain([prefix]), self.encoder.encode(prompts)
+        length = len(first) + max(map(len, rest), default=0) + max_tokens
+        with self.causal_lm("cannot write", length=length) as model:
             lines = sample(
                 model,
-                self.encoder.plain([prefix])[0],
-                self.encoder.encode(prompts),
+                first,
+                rest,
                 max_tokens=max_tokens,
                 temperature=temperature,
                 generator=torch.Generator().manual_seed(seed),

@@ -21,12 +21,15 @@ from routehead_plugins.backbone.attention import (
     refusal,
     register,
 )
+from routehead_plugins.backbone.rotary import depends_on_length
 from routehead_plugins.errors import UnsupportedModelError
 
 
 def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
     """Build a second tree of modules over the same parameters, with the tap as its attention."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    # Frequencies that depend on the prompt are the view's own: forwards change them.
+    fixed = (m.buffers(recurse=False) for m in model.modules() if not depends_on_length(m))
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), *fixed)}
     view: PreTrainedModel = copy.deepcopy(model, shared).eval()
     for module in view.modules():
         # The caller's hooks are for the caller's own forwards.

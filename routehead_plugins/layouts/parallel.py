@@ -12,7 +12,13 @@ from functools import partial
 from routehead_plugins.backbone import FrozenLM, KeyValueCache, KeyValues, Pieces, batches
 from routehead_plugins.errors import PromptTooLongError
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts.base import ReadOptions, cached_prefill, tails_of, token_attention
+from routehead_plugins.layouts.base import (
+    ReadOptions,
+    cached_prefill,
+    prompt_key,
+    tails_of,
+    token_attention,
+)
 from routehead_plugins.scoring import TokenAttention
 
 # Tokens run at once, padding included.
@@ -54,20 +60,25 @@ class ParallelLayout:
             instruction=options.instruction,
         )
         _check_fits(pieces, llm)
-        context = partial(self._context, llm, pieces, heads.last_layer)
-        attention = llm.read(context, tails_of(pieces, options), heads)
+        tails = tails_of(pieces, options)
+        longest = max(len(document.ids) for document in pieces.documents)
+        length = len(pieces.prefix) + longest + max(map(len, tails))
+        context = partial(self._context, llm, pieces, heads.last_layer, length)
+        attention = llm.read(context, tails, heads)
         return token_attention(attention, pieces, options)
 
-    def _context(self, llm: FrozenLM, pieces: Pieces, last_layer: int) -> list[KeyValues]:
+    def _context(
+        self, llm: FrozenLM, pieces: Pieces, last_layer: int, length: int
+    ) -> list[KeyValues]:
         """Return the keys and values of prefix and documents; run only what is not cached."""
-        # The prefix depends on the LLM alone, so that it need not be in the key.
-        weights = llm.cache_key
-        prefix = cached_prefill(llm, weights, pieces.prefix, last_layer, self._prefixes)
+        # The tokens of the prefix depend on the LLM alone, so that they need not be in the key.
+        key = prompt_key(llm, length)
+        prefix = cached_prefill(llm, key, pieces.prefix, last_layer, length, self._prefixes)
         distinct = dict.fromkeys(piece.ids for piece in pieces.documents)
         key_values: dict[tuple[int, ...], KeyValues] = {}
         if self.cache is not None:
             for ids in distinct:
-                held = self.cache.get((weights, ids), last_layer=last_layer)
+                held = self.cache.get((key, ids), last_layer=last_layer)
                 if held is not None:
                     key_values[ids] = held
         missing = [ids for ids in distinct if ids not in key_values]
@@ -77,12 +88,12 @@ class ParallelLayout:
         alone = self.cache is not None and llm.device.type == "cpu"
         for indices in batches([len(ids) for ids in missing], 1 if alone else _BATCH_TOKENS):
             batch = [missing[index] for index in indices]
-            ran = llm.prefill(batch, last_layer=last_layer, behind=prefix)
+            ran = llm.prefill(batch, last_layer=last_layer, behind=prefix, length=length)
             for ids, new in zip(batch, ran, strict=True):
                 key_values[ids] = new
                 if self.cache is not None:
                     key_values[ids] = new.copied()
-                    self.cache.put((weights, ids), key_values[ids])
+                    self.cache.put((key, ids), key_values[ids])
         return [prefix, *(key_values[piece.ids] for piece in pieces.documents)]
 
 
