@@ -7,8 +7,9 @@ import re
 from types import SimpleNamespace
 from typing import Any, Self, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
+from routehead_plugins.errors import InputError, short_repr
 from routehead_plugins.options import RerankerOptions
 
 from ._lazy import LOADING, OPTION_NAMES, LazyReranker
@@ -50,6 +51,16 @@ class _LazyModel(BaseModel):
         values = (self.__dict__.get(name) for name in (*OPTION_NAMES, "reranker"))
         memo.update((id(value), value) for value in values)
         return super().__deepcopy__(memo)
+
+
+def one_line(error: ValidationError) -> str:
+    """Turn the several lines of pydantic's error into one, which names the first wrong field."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return str(cause)
+    name = first["loc"][0] if first["loc"] else error.title
+    return f"{name}={short_repr(first['input'])} cannot be used: {first['msg']}."
 
 
 def _descriptions() -> dict[str, str]:

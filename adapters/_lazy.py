@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import InputError, class_name
 from routehead_plugins.options import RerankerOptions
 
 if TYPE_CHECKING:
@@ -74,7 +75,12 @@ class LazyReranker:
 
 
 def check_options(names: Collection[str], ready: object = None) -> None:
-    """Check that options given to an adapter exist and do not contradict a ready re-ranker."""
+    """Check that options given to an adapter exist and do not contradict a ready re-ranker.
+
+    Raises:
+        InputError: There are options beside a ready re-ranker.
+        TypeError: There is no such option.
+    """
     unknown = [name for name in names if name not in OPTION_NAMES]
     if unknown:
         raise TypeError(
@@ -86,3 +92,29 @@ def check_options(names: Collection[str], ready: object = None) -> None:
             f"{', '.join(names)} cannot change a ready reranker; "
             "expected either reranker= or the arguments to load one; drop one of the two."
         )
+
+
+def check_reranker(ready: Any) -> Any:
+    """Check that an object given as a re-ranker has what the adapters need.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: It has no method ``rerank``.
+    """
+    if not callable(getattr(ready, "rerank", None)):
+        raise InputError(
+            f"reranker is a {class_name(ready)}; give a HeadRoutedAttentionReranker, or the "
+            "arguments to load one."
+        )
+    return ready
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Say in the errors of what is checked inside which item of the caller's is meant."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error

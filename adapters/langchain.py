@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from routehead_plugins import data
-from routehead_plugins.errors import InputError, missing_extra
+from routehead_plugins.errors import InputError, class_name, missing_extra
 
-from ._lazy import OPTION_NAMES, check_options
+from ._lazy import OPTION_NAMES, check_options, check_reranker, naming
 
 try:
     from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.runnables import RunnableLambda, RunnablePassthrough
-    from pydantic import Field
+    from pydantic import Field, ValidationError
 
-    from ._fields import OptionFields
+    from ._fields import OptionFields, one_line
 except ImportError as error:
     raise missing_extra(error, "langchain") from error
 
@@ -70,11 +69,16 @@ class HeadRoutedCompressor(OptionFields, BaseDocumentCompressor):
             **fields: The fields by name.
 
         Raises:
-            InputError: ``top_n`` is below 1, ``score_threshold`` is NaN, or a ready ``reranker``
-                is given together with options to load one.
-            ValidationError: A field is unknown or has the wrong type.
+            InputError: A field is unknown or has the wrong type, ``top_n`` is below 1,
+                ``score_threshold`` is NaN, or a ready ``reranker`` is given together with options
+                to load one.
         """
-        super().__init__(**fields)
+        if isinstance(fields.get("top_n"), int):
+            data.check_top_n(fields["top_n"])  # pydantic would take True for 1
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise InputError(one_line(error)) from error
         # Not in a validator: pydantic would spread the one line over several of its own.
         data.check_top_n(self.top_n)
         if self.score_threshold is not None and math.isnan(self.score_threshold):
@@ -162,11 +166,15 @@ class HeadRoutedCompressor(OptionFields, BaseDocumentCompressor):
     ) -> list[data.ScoredDocument]:
         data.check_text("query", query)
         top_n = self.top_n if top_n == -1 else top_n
-        data.check_top_n(top_n)
+        top_n = data.check_top_n(top_n)
         if not documents:
             return []
         reranker = self._load_reranker() if self.reranker is None else self.reranker
-        candidates = [_to_document(document, self.score_key) for document in documents]
+        check_reranker(reranker)
+        candidates = []
+        for index, document in enumerate(documents):
+            with naming(f"documents[{index}]"):
+                candidates.append(_to_document(document, self.score_key))
         ranking = reranker.rerank(query, candidates, top_n, spans=self.relevant_spans)
         threshold = self.score_threshold
         return [hit for hit in ranking if threshold is None or hit.score >= threshold]
@@ -181,18 +189,16 @@ class HeadRoutedCompressor(OptionFields, BaseDocumentCompressor):
 
 def _to_langchain(documents: Any) -> list[Document]:
     """Accept texts and LangChain's documents, and nothing else."""
-    if documents is None or isinstance(documents, str):
-        name = type(documents).__name__
-        raise InputError(f"documents is a {name}; give a list of LangChain Documents or texts.")
-    converted = [Document(item) if isinstance(item, str) else item for item in documents]
+    items = data.as_list(documents, expected="LangChain Documents or texts")
+    converted = [Document(item) if isinstance(item, str) else item for item in items]
     for index, item in enumerate(converted):
         if not isinstance(item, Document):
-            name = type(item).__name__
-            raise InputError(f"documents[{index}] is a {name}; give a LangChain Document or a str.")
+            raise InputError(
+                f"documents[{index}] is a {class_name(item)}; give a LangChain Document or a str."
+            )
     return converted
 
 
 def _to_document(document: Document, score_key: str | None) -> data.Document:
-    score = None if score_key is None else document.metadata.get(score_key)
-    score = float(score) if isinstance(score, Real) else None
+    score = None if score_key is None else data.as_number(document.metadata.get(score_key))
     return data.Document(document.page_content, document.id, document.metadata, score)

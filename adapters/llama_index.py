@@ -10,14 +10,23 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from routehead_plugins.data import Document, Ranking, ScoredDocument, check_top_n
-from routehead_plugins.errors import InputError, missing_extra
+from routehead_plugins.data import (
+    Document,
+    Ranking,
+    ScoredDocument,
+    TextSpan,
+    as_list,
+    check_text,
+    check_top_n,
+)
+from routehead_plugins.errors import InputError, class_name, missing_extra, short_repr
 from routehead_plugins.heads import HeadSet
 
-from ._lazy import LazyReranker, check_options
+from ._lazy import LazyReranker, check_options, check_reranker, naming
 
 try:
     from llama_index.core import instrumentation
@@ -27,7 +36,7 @@ try:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 
-    from ._fields import OptionFields
+    from ._fields import OptionFields, one_line
 except ImportError as error:
     raise missing_extra(error, "llama-index") from error
 
@@ -45,8 +54,8 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
 
     The LLM is loaded at first use, by whichever thread comes first, and again when one of its
     options changes. Nodes are passed on unchanged, in new ``NodeWithScore`` objects; those without
-    text rank last. The retriever's scores reach the re-ranker, which adds them with
-    ``first_stage_weight``.
+    text rank last, whatever their metadata. The retriever's scores reach the re-ranker, which adds
+    them with ``first_stage_weight``.
 
     Copies share the loaded LLM. Serialised and pickled forms hold no weights: they load the LLM
     again, from the fields. This includes a ready ``reranker``: set ``heads`` and the other fields
@@ -97,6 +106,8 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
         **options: Unpack[OptionValues],
     ) -> None:
         check_options(options)
+        if reranker is not None:
+            check_reranker(reranker)
         if isinstance(top_n, int):
             check_top_n(top_n)
         heads = options.get("heads")
@@ -116,7 +127,7 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
         try:
             super().__init__(**{name: _as_json(value) for name, value in fields.items()})
         except ValidationError as error:
-            raise _one_line(error) from error
+            raise InputError(one_line(error)) from error
         if reranker is not None:
             self._lazy = LazyReranker(self._options(), reranker)
 
@@ -135,9 +146,12 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         if query_bundle is None:
             raise ValueError("Missing query bundle in extra info.")
+        query = _query_of(query_bundle)
+        nodes = _checked(nodes)
         if not nodes:
             return []
-        reranker, query = self.reranker, query_bundle.query_str
+        documents = self._to_documents(nodes)
+        reranker = self.reranker
         top_n = len(nodes) if self.top_n is None else self.top_n
         dispatcher.event(
             ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=self.model)
@@ -149,7 +163,6 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
             EventPayload.TOP_K: top_n,
         }
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-            documents = self._to_documents(nodes)
             ranking = reranker.rerank(query, documents, top_n=top_n, spans=self.relevant_spans)
             reranked = self._from_ranking(ranking, nodes)
             event.on_end(payload={EventPayload.NODES: reranked})
@@ -157,14 +170,12 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
         return reranked
 
     def _to_documents(self, nodes: Sequence[NodeWithScore]) -> list[Document]:
-        return [
-            Document(
-                retrieved.node.get_content(metadata_mode=self.metadata_mode),
-                id=retrieved.node.node_id,
-                score=None if retrieved.score is None else float(retrieved.score),
-            )
-            for retrieved in nodes
-        ]
+        documents = []
+        for index, retrieved in enumerate(nodes):
+            with naming(f"nodes[{index}]"):
+                text = _content(retrieved.node, self.metadata_mode)
+                documents.append(Document(text, retrieved.node.node_id, score=retrieved.score))
+        return documents
 
     def _from_ranking(
         self, ranking: Ranking, nodes: Sequence[NodeWithScore]
@@ -178,7 +189,7 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
             if self.keep_retrieval_score:
                 added["retrieval_score"] = hit.document.score
             if self.relevant_spans:
-                added["relevant_spans"] = _spans_of(hit, node)
+                added["relevant_spans"] = _spans_of(hit, node, self.metadata_mode)
             node = _with_metadata(node, added) if added else node
             reranked.append(NodeWithScore(node=node, score=hit.score))
         return reranked
@@ -201,15 +212,95 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-def _spans_of(hit: ScoredDocument, node: BaseNode) -> list[dict[str, float]]:
-    """Map spans to the node's own text, which may follow metadata in the text that was read."""
-    text = node.get_content(metadata_mode=MetadataMode.NONE)
-    shift = max(0, hit.document.text.rfind(text))
-    spans = (
-        span._replace(start=max(0, span.start - shift), end=min(span.end - shift, len(text)))
-        for span in hit.spans
-    )
-    return [span._asdict() for span in spans if span.start < span.end]
+def _query_of(query_bundle: Any) -> str:
+    if not isinstance(query_bundle, QueryBundle):
+        raise InputError(
+            f"query_bundle is a {class_name(query_bundle)}; give a QueryBundle, or query_str=."
+        )
+    check_text("query", query_bundle.query_str)
+    return query_bundle.query_str
+
+
+def _checked(nodes: Any) -> list[NodeWithScore]:
+    retrieved = as_list(nodes, "nodes", "NodeWithScore")
+    for index, node in enumerate(retrieved):
+        if not isinstance(node, NodeWithScore) or not isinstance(node.node, BaseNode):
+            raise InputError(
+                f"nodes[{index}] is a {class_name(node)}; give a NodeWithScore, such as "
+                "NodeWithScore(node=node)."
+            )
+    return retrieved
+
+
+def _content(node: BaseNode, mode: MetadataMode) -> str:
+    """Return what is read of a node: nothing, where it has metadata alone."""
+    if not node.get_content(metadata_mode=MetadataMode.NONE).strip():
+        return ""
+    try:
+        return node.get_content(metadata_mode=mode)
+    except (KeyError, IndexError, ValueError) as error:
+        # str.format met a field in one of the node's templates that has no value.
+        raise InputError(
+            f"its templates cannot be filled in ({type(error).__name__}: {short_repr(str(error))});"
+            " use {content} and {metadata_str} in the one, {key} and {value} in the other."
+        ) from error
+
+
+def _spans_of(hit: ScoredDocument, node: BaseNode, mode: MetadataMode) -> list[dict[str, float]]:
+    """Map spans to the node's own text, which may stand among metadata in the text that was read.
+
+    Returns:
+        The spans; none where the node's class alters its text, so that the two do not correspond.
+    """
+    text = _own_text(node)
+    shift = _shift(text, hit.document.text, node, mode) if hit.spans else None
+    if shift is None:
+        return []
+    spans = []
+    for start, end, score in hit.spans:
+        start = max(0, start - shift)
+        words = text[start : max(0, end - shift)]
+        start += len(words) - len(words.lstrip())
+        if words.strip():
+            spans.append(TextSpan(start, start + len(words.strip()), score)._asdict())
+    return spans
+
+
+def _own_text(node: BaseNode) -> str:
+    text = getattr(node, "text", None)
+    return text if isinstance(text, str) else node.get_content(metadata_mode=MetadataMode.NONE)
+
+
+def _shift(text: str, read: str, node: BaseNode, mode: MetadataMode) -> int | None:
+    """Return where a node's text begins in what was read; ``None`` if it cannot be told.
+
+    Below 0 where white space in front of it was stripped.
+    """
+    core = text.strip()
+    before = len(text) - len(text.lstrip())
+    start = read.find(core)
+    if start != read.rfind(core):
+        start = _marked_start(read, node, mode)
+        # White space at the edges of the whole is stripped.
+        if read[start : start + before] == text[:before]:
+            start += before
+    return start - before if read[start:].startswith(core) and start >= 0 else None
+
+
+def _marked_start(read: str, node: BaseNode, mode: MetadataMode) -> int:
+    """Find a text that occurs several times by putting another one in its place, in a copy.
+
+    Returns:
+        Its start; -1 where the node's class does not let it be replaced.
+    """
+    marker = "\ue000"  # for private use, so that it is hardly ever in a text
+    while marker in read:
+        marker += "\ue000"
+    with suppress(Exception):  # of a class that expects more of its text
+        copied = node.model_copy()
+        copied.set_content(marker)
+        return copied.get_content(metadata_mode=mode).find(marker)
+    return -1
 
 
 def _with_metadata(node: BaseNode, added: Mapping[str, Any]) -> BaseNode:
@@ -219,9 +310,3 @@ def _with_metadata(node: BaseNode, added: Mapping[str, Any]) -> BaseNode:
         for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
     }
     return node.model_copy(update={"metadata": {**node.metadata, **added}, **hidden})
-
-
-def _one_line(error: ValidationError) -> InputError:
-    """Turn the several lines of pydantic's error into one."""
-    first = error.errors()[0]
-    return InputError(f"{first['loc'][0]}={first['input']!r} cannot be used: {first['msg']}.")

@@ -156,12 +156,22 @@ def non_blank_indices(documents: Sequence[Document]) -> list[int]:
 def as_list(
     items: Iterable[Any], name: str = "documents", expected: str = "texts or Documents"
 ) -> list[Any]:
-    """Convert an argument of several items, in an order, to a list.
+    """Convert an argument of several items, in an order, to a list; see ``check_items``."""
+    return list(check_items(items, name, expected))
+
+
+def check_items(
+    items: Iterable[Any], name: str = "documents", expected: str = "texts or Documents"
+) -> Iterable[Any]:
+    """Check that an argument is several items in an order: a list, a generator, an array.
 
     Args:
         items: The argument; its items are not checked.
         name: Its name, for the message.
         expected: What its items are, for the message.
+
+    Returns:
+        The argument.
 
     Raises:
         InputError: It is one text or one object, or a mapping or a set.
@@ -177,7 +187,7 @@ def as_list(
     # A table of two dimensions, such as a DataFrame, may iterate over the names of its columns.
     if one or getattr(items, "ndim", 1) != 1:
         raise InputError(f"{name} is a {class_name(items)}; {advice}.")
-    return list(items)
+    return items
 
 
 def as_number(value: object) -> float | None:
@@ -270,16 +280,26 @@ def check_flag(name: str, value: object) -> bool:
     return flag
 
 
-def check_text(name: str, value: object) -> None:
-    """Check that an argument is a text that is not blank; its name is for the message.
+def check_text(name: str, value: object, *, blank: bool = False) -> None:
+    """Check that an argument is a text.
+
+    Args:
+        name: The argument's name, for the message.
+        value: Its value.
+        blank: Whether the text may be empty or white space.
 
     Raises:
         InputError: The value is blank, or not a text.
     """
     if not isinstance(value, str):
         raise InputError(_not_a_text(name, value))
-    if not value.strip():
+    if not blank and not value.strip():
         raise InputError(f"{name}={short_repr(value)} is blank; give a text.")
+
+
+def encodable(text: str) -> str:
+    """Replace halves of surrogate pairs, left by broken JSON escapes, which no encoding has."""
+    return text.encode(errors="replace").decode()
 
 
 def _not_a_text(name: str, value: object) -> str:

@@ -24,8 +24,9 @@ from typing import Any
 from cachetools import LRUCache
 from tokenizers import AddedToken
 
-from routehead_plugins.data import Span, check_count
-from routehead_plugins.errors import InputError, UnsupportedModelError
+from routehead_plugins.data import Span, check_count, encodable
+from routehead_plugins.errors import InputError, UnsupportedModelError, class_name
+from routehead_plugins.files import reason
 
 # The wording of ICR (arXiv 2410.02642), which QRHead and CoRe took over: documents first, query
 # last, since under a causal mask only what comes last can look back at every document.
@@ -109,19 +110,22 @@ class PromptEncoder:
         control_ids: Ids of the control tokens; no piece of text contains one.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, vocabulary: int | None = None) -> None:
         """Prepare the fixed pieces.
 
         Args:
             tokenizer: A tokenizer of transformers; copied, so that it stays as it is.
+            vocabulary: Number of tokens that the LLM has embeddings for; ``None`` if unknown.
 
         Raises:
-            UnsupportedModelError: Its chat template cannot take a single user turn.
+            InputError: It is not a tokenizer.
+            UnsupportedModelError: Its chat template cannot take a single user turn, it has no
+                tokens for plain text, or some that the LLM does not have.
         """
+        _check_tokenizer(tokenizer)
+        self._vocabulary = vocabulary
         controls = copy.deepcopy(tokenizer)
-        self._before, self._after = (
-            _with_control_tokens(controls, text) for text in _chat_frame(tokenizer)
-        )
+        self._before, self._after = self._encode(controls, _chat_frame(tokenizer), plain=False)
         # This copy never produces control tokens: the setting is one per tokenizer, not one per
         # call, and so must not alternate between threads.
         self._tokenizer = _without_control_tokens(tokenizer)
@@ -134,18 +138,53 @@ class PromptEncoder:
         self._announcement = self.encode([ANNOUNCEMENT])[0]
         self._separator = self.encode([SEPARATOR])[0]
         self._instruction = self.encode([INSTRUCTION + MARKER])[0]
+        # Some tokenizers drop white space, and with it the separator.
+        self._first = self._separator[:1] or self._announcement[:1]
+        if not self._announcement or not self._instruction:
+            raise UnsupportedModelError(
+                f"{type(tokenizer).__name__!r} has no tokens for plain English text; "
+                "load the tokenizer that belongs to the LLM."
+            )
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Tokenize plain texts, each on its own, without control tokens."""
+        """Tokenize plain texts, each on its own, without control tokens.
+
+        Raises:
+            UnsupportedModelError: The tokenizer fails, or its tokens are not the LLM's.
+        """
+        return self._encode(self._tokenizer, texts)
+
+    def _encode(
+        self, tokenizer: Any, texts: Sequence[str], *, plain: bool = True
+    ) -> list[tuple[int, ...]]:
         if not texts:
             return []
-        encoded = self._tokenizer(
-            [_encodable(text) for text in texts],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            verbose=False,
-        )
-        return [tuple(ids) for ids in encoded["input_ids"]]
+        batch = [encodable(text) for text in texts]
+        try:
+            encoded = tokenizer(
+                batch, add_special_tokens=False, split_special_tokens=plain, verbose=False
+            )
+            return [self._known(ids) for ids in encoded["input_ids"]]
+        except (UnsupportedModelError, MemoryError):
+            raise
+        except Exception as error:  # of many types, depending on the tokenizer
+            raise UnsupportedModelError(
+                f"{type(tokenizer).__name__!r} cannot tokenize a text ({reason(error)}); "
+                "load the tokenizer that belongs to the LLM."
+            ) from error
+
+    def _known(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Check that the LLM has these tokens; a GPU that looks up others is lost to the process.
+
+        Raises:
+            UnsupportedModelError: It lacks one.
+        """
+        if self._vocabulary is not None and max(ids, default=0) >= self._vocabulary:
+            raise UnsupportedModelError(
+                f"the tokenizer gives token {max(ids)}, but the LLM has {self._vocabulary:,} "
+                "tokens; load the tokenizer that belongs to it."
+            )
+        return tuple(ids)
 
     def plain(self, texts: Sequence[str], max_tokens: int | None = None) -> list[tuple[int, ...]]:
         """Tokenize texts without a prompt, each after the same first token.
@@ -154,9 +193,8 @@ class PromptEncoder:
             texts: Texts to tokenize.
             max_tokens: Longer texts are cut here; the first token does not count.
         """
-        first = self._separator[:1]
         encoded = self.encode([self._space + text if text else "" for text in texts])
-        return [first + ids[:max_tokens] for ids in encoded]
+        return [self._first + ids[:max_tokens] for ids in encoded]
 
     def has_tokens(self, texts: Sequence[str]) -> list[bool]:
         """Tell which texts have tokens to read: a tokenizer may drop all characters of a text.
@@ -192,7 +230,7 @@ class PromptEncoder:
         """
         try:
             encoded = self._tokenizer(
-                _encodable(self._space + text),
+                encodable(self._space + text),
                 add_special_tokens=False,
                 split_special_tokens=True,
                 return_offsets_mapping=True,
@@ -272,7 +310,7 @@ class PromptEncoder:
         """
         before, after = self.encode(QUESTION.split("{text}"))
         encoded = self._documents([self._space + text for text in texts])
-        contexts = [self._separator[:1] + before + ids[:max_doc_tokens] + after for ids in encoded]
+        contexts = [self._first + before + ids[:max_doc_tokens] + after for ids in encoded]
         return contexts, self._query_ids(query)
 
     def _query_ids(self, query: str) -> tuple[int, ...]:
@@ -345,22 +383,19 @@ def _chat_frame(tokenizer: Any) -> tuple[str, str]:
         before, after = text.split(_PROMPT_MARK)
     except Exception as error:
         raise UnsupportedModelError(
-            f"the chat template cannot frame a single user turn ({error}); "
+            f"the chat template cannot frame a single user turn ({reason(error)}); "
             "set tokenizer.chat_template = None to prompt without one."
         ) from error
     return before, after
 
 
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, left by broken JSON escapes, which no tokenizer accepts."""
-    return text.encode(errors="replace").decode()
-
-
-def _with_control_tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
-    if not text:
-        return ()
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=False)
-    return tuple(encoded["input_ids"])
+def _check_tokenizer(tokenizer: object) -> None:
+    if callable(tokenizer) and hasattr(tokenizer, "all_special_ids"):
+        return
+    raise InputError(
+        f"tokenizer is a {class_name(tokenizer)}; give the one of the LLM, such as "
+        "AutoTokenizer.from_pretrained(...)."
+    )
 
 
 def _without_control_tokens(tokenizer: Any) -> Any:

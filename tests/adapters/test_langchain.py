@@ -24,7 +24,6 @@ from langchain_core.callbacks import CallbackManagerForRetrieverRun as RunManage
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnableParallel, RunnablePassthrough
-from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 import routehead_plugins
@@ -336,7 +335,7 @@ def test_no_documents_need_no_model(run: Callable[..., list[Document]]) -> None:
         ([], " ", "query=' ' is blank; give a text."),
         (["x"], None, "query=None is a NoneType; give a text."),
         (None, "q", "documents is a NoneType; give a list of LangChain Documents or texts."),
-        ("one", "q", "documents is a str; give a list of LangChain Documents or texts."),
+        ("one", "q", "documents is one string; give a list of LangChain Documents or texts."),
         (["x", {"text": "y"}], "q", "documents[1] is a dict; give a LangChain Document or a str."),
     ],
 )
@@ -354,8 +353,52 @@ def test_bad_input_is_named_in_one_line(
 
 
 def test_unknown_fields_are_refused() -> None:
-    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+    with pytest.raises(InputError) as error:
         HeadRoutedCompressor(top_k=3)
+    assert str(error.value) == "top_k=3 cannot be used: Extra inputs are not permitted."
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"top_n": True}, "top_n=True is not a count"),
+        ({"top_n": "many"}, "top_n='many' cannot be used: Input should be a valid integer"),
+        ({"stride": 0, "window": 2}, "stride=0 is not a count; give a whole number, 1 or more."),
+        ({"first_stage_weight": float("nan")}, "first_stage_weight=nan must be a finite number"),
+        ({"relevant_spans": None}, "relevant_spans=None cannot be used: Input should be a valid"),
+        ({"score_key": 5}, "score_key=5 cannot be used: Input should be a valid string"),
+        ({"heads": 7}, "heads=7 cannot be used: Input should be"),
+    ],
+    ids=range(7),
+)
+def test_a_wrong_field_is_one_short_line(field: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        HeadRoutedCompressor(**field)
+    message = str(error.value)
+    assert words in message
+    assert len(message) < 300
+    assert "\n" not in message
+
+
+def test_a_reranker_that_is_none_is_refused_when_it_is_needed() -> None:
+    compressor = HeadRoutedCompressor(reranker="embedded")
+    with pytest.raises(InputError, match=r"^reranker is a str; give a HeadRoutedAttentionReranker"):
+        compress(compressor, ["x"])
+
+
+def test_documents_may_come_from_a_generator(fake: FakeReranker, documents: list[Document]) -> None:
+    compressor = HeadRoutedCompressor(reranker=fake)
+    assert compress(compressor, iter(documents)) == compress(compressor, documents)
+
+
+@pytest.mark.parametrize("scores", [[1e300, 1e20, -1e30], [3e20, 1e20, 2e20], [1e30, 4.0, 5.0]])
+def test_retrieval_scores_of_any_size_count(
+    tiny: HeadRoutedAttentionReranker, scores: list[float]
+) -> None:
+    fusing = HeadRoutedAttentionReranker(tiny.llm, first_stage_weight=100.0)
+    retrieved = [Document(f"wolf {score}", metadata={"score": score}) for score in scores]
+    compressor = HeadRoutedCompressor(reranker=fusing, score_key="score")
+    assert texts(compress(compressor, retrieved))[0] == f"wolf {scores[0]}"
 
 
 def test_a_threshold_that_is_no_number_is_refused() -> None:
@@ -380,6 +423,8 @@ def test_arguments_to_load_a_reranker_do_not_go_with_a_ready_one(fake: FakeReran
         ({"similarity": 2}, 2.0),
         ({"similarity": np.float32(0.5)}, 0.5),
         ({"similarity": "high"}, None),
+        ({"similarity": True}, None),
+        ({"similarity": 10**400}, None),
         ({"similarity": None}, None),
         ({}, None),
     ],

@@ -21,6 +21,8 @@ import families
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llama_index.core import MockEmbedding, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
@@ -33,6 +35,7 @@ from llama_index.core.schema import (
     Document,
     ImageNode,
     IndexNode,
+    MediaResource,
     MetadataMode,
     Node,
     NodeWithScore,
@@ -792,10 +795,229 @@ def test_relevant_spans_stand_in_the_nodes_own_text(
 
 
 def test_spans_in_the_metadata_are_cut_off() -> None:
-    node = TextNode(text="a wolf ran")
-    read = data.Document("page: seven\n\na wolf ran")
+    node = TextNode(text="a wolf ran", metadata={"page": "seven"})
+    read = data.Document(node.get_content(metadata_mode=MetadataMode.ALL))
+    assert read.text == "page: seven\n\na wolf ran"
     spans = (TextSpan(0, 5, 0.9), TextSpan(6, 14, 0.5), TextSpan(15, 19, 0.2))
-    assert _spans_of(ScoredDocument(0, 1.0, read, spans), node) == [
+    assert _spans_of(ScoredDocument(0, 1.0, read, spans), node, MetadataMode.ALL) == [
         {"start": 0, "end": 1, "score": 0.5},
         {"start": 2, "end": 6, "score": 0.2},
     ]
+
+
+class Shouting(TextNode):
+    """A node whose class changes what is read of its text."""
+
+    def get_content(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> str:
+        content = super().get_content(metadata_mode)
+        return content if metadata_mode == MetadataMode.NONE else content.upper()
+
+
+class Dated(TextNode):
+    """A node whose class puts words around its text, in every mode."""
+
+    def get_content(self, metadata_mode: MetadataMode = MetadataMode.NONE) -> str:
+        return f"Dated 1844. {super().get_content(metadata_mode)}"
+
+
+WORDS = st.sampled_from(
+    ["wolf", "ran", "page", "seven", "1844", "\U0001f43a", ".", "{x}", "\ue000"]
+)
+SPACES = st.sampled_from(["", " ", "\n", "\u00a0\n", " \t "])
+TEMPLATES = st.sampled_from(
+    [
+        "{metadata_str}\n\n{content}",
+        "{content}\n\n{metadata_str}",
+        "  {content} ({metadata_str})\n",
+        "wolf {metadata_str} wolf {content} wolf",
+        "{content}",
+        "{content} | {content}",
+    ]
+)
+
+
+@st.composite
+def node_texts(draw: st.DrawFn) -> str:
+    words = draw(st.lists(WORDS, min_size=1, max_size=6))
+    return draw(SPACES) + draw(SPACES).join(words) + draw(SPACES)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([TextNode, IndexNode, Document, Node, Dated]),
+    node_texts(),
+    st.dictionaries(WORDS, node_texts(), max_size=3),
+    TEMPLATES,
+    st.sampled_from(["{key}: {value}", "{value}", "wolf"]),
+    SPACES,
+    st.sampled_from(list(MetadataMode)),
+    st.data(),
+)
+def test_spans_point_at_the_words_that_were_read(
+    kind: Any,
+    text: str,
+    metadata: dict[str, str],
+    template: str,
+    metadata_template: str,
+    separator: str,
+    mode: MetadataMode,
+    drawn: st.DataObject,
+) -> None:
+    more: dict[str, Any] = {"index_id": "elsewhere"} if kind is IndexNode else {}
+    if kind is Node:
+        more["text_resource"] = MediaResource(text=text)
+    else:
+        more["text"] = text
+    node = kind(
+        metadata=metadata,
+        text_template=template,
+        metadata_template=metadata_template,
+        metadata_separator=separator,
+        **more,
+    )
+    before = node.to_dict()
+    read, own = node.get_content(metadata_mode=mode), text
+    start = drawn.draw(st.integers(0, len(read) - 1))
+    span = TextSpan(start, drawn.draw(st.integers(start + 1, len(read))), 0.5)
+    mapped = _spans_of(ScoredDocument(0, 1.0, data.Document(read), (span,)), node, mode)
+    for found in mapped:
+        words = own[int(found["start"]) : int(found["end"])]
+        assert words == words.strip() != ""
+        assert words in read[span.start : span.end]
+    # The whole of what was read is the whole text, but for white space at its edges.
+    whole = (TextSpan(0, len(read), 1.0),)
+    (all_of_it,) = _spans_of(ScoredDocument(0, 1.0, data.Document(read), whole), node, mode)
+    assert own[int(all_of_it["start"]) : int(all_of_it["end"])].strip() == own.strip()
+    assert node.to_dict() == before
+
+
+def test_no_span_is_better_than_a_wrong_one() -> None:
+    node = Shouting(text="a wolf", metadata={"page": "seven"})
+    read = data.Document(node.get_content(metadata_mode=MetadataMode.ALL))
+    hit = ScoredDocument(0, 1.0, read, (TextSpan(0, 4, 0.5),))
+    assert _spans_of(hit, node, MetadataMode.ALL) == []
+
+
+@pytest.mark.parametrize("edge", ["\n", "  ", "\t\u00a0"])
+@pytest.mark.parametrize("metadata", [{}, {"page": "seven"}, {"copy": "a grey wolf ran far"}])
+def test_white_space_around_a_text_moves_no_span(
+    reranker: HeadRoutedAttentionReranker, edge: str, metadata: dict[str, Any]
+) -> None:
+    rerank = HeadRoutedRerank(reranker=reranker, relevant_spans=True)
+    text, marked = "a grey wolf ran far over the hill", []
+    for before, after in (("", ""), ("", edge), (edge, ""), (edge, edge)):
+        node = TextNode(text=before + text + after, metadata=metadata)
+        (hit,) = rerank.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+        spans = hit.node.metadata["relevant_spans"]
+        assert spans
+        marked.append([node.text[span["start"] : span["end"]] for span in spans])
+    # With metadata in front, white space at the end is stripped: the LLM reads the same.
+    assert not metadata or marked[1] == marked[0]
+    assert all(words == words.strip() for each in marked for words in each)
+
+
+# What is wrong is named
+
+
+def test_nodes_with_metadata_alone_rank_last(reranker: HeadRoutedAttentionReranker) -> None:
+    metadata = {"caption": QUERY, "file_path": "wolf.png"}
+    nodes = [
+        NodeWithScore(
+            node=ImageNode(id_="image", image_url="http://localhost/a", metadata=metadata)
+        ),
+        NodeWithScore(node=Node(id_="empty", metadata=metadata)),
+        NodeWithScore(node=TextNode(id_="blank", text=" \n", metadata=metadata)),
+        NodeWithScore(node=ImageNode(id_="text", text="a wolf", metadata=metadata)),
+    ]
+    reranked = HeadRoutedRerank(reranker=reranker).postprocess_nodes(nodes, query_str=QUERY)
+    assert ids(reranked) == ["text", "image", "empty", "blank"]
+    assert scores(reranked)[1:] == [BLANK_SCORE] * 3
+
+
+WRONG_NODES: list[tuple[Any, str]] = [
+    (None, "nodes is a NoneType; give a list of NodeWithScore."),
+    ("a wolf", "nodes is one string; give a list of NodeWithScore."),
+    ({"n0": bare_nodes("0.1")[0]}, "nodes is a dict; give its values as a list."),
+    ([*bare_nodes("0.1"), TextNode(text="0.2")], "TextNode; give a NodeWithScore, such as"),
+    (["a wolf"], "nodes[0] is a str; give a NodeWithScore"),
+    ([None], "nodes[0] is a NoneType; give a NodeWithScore"),
+    ([NodeWithScore.model_construct(node=None, score=0.5)], "nodes[0] is a "),
+    (
+        [*bare_nodes("0.1"), NodeWithScore.model_construct(node=TextNode(text="x"), score="high")],
+        "nodes[1]: score='high' must be a number that a float can hold, or None.",
+    ),
+    (
+        [NodeWithScore(node=TextNode(text="x", metadata={"a": 1}, text_template="{body}"))],
+        "nodes[0]: its templates cannot be filled in (KeyError: ",
+    ),
+    (
+        [NodeWithScore(node=TextNode(text="x", metadata={"a": 1}, metadata_template="{"))],
+        "nodes[0]: its templates cannot be filled in (ValueError: ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("nodes", "words"), WRONG_NODES, ids=range(len(WRONG_NODES)))
+def test_wrong_nodes_are_named_before_anything_is_loaded(
+    loads: list[Any], nodes: Any, words: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        HeadRoutedRerank().postprocess_nodes(nodes, query_str=QUERY)
+    check_message(error, words)
+    assert loads == []
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"query_str": b"wolf"}, "query=b'wolf' is a bytes; give a text."),
+        ({"query_bundle": "wolf"}, "query_bundle is a str; give a QueryBundle, or query_str=."),
+        ({"query_bundle": QueryBundle(query_str=5)}, "query=5 is a int; give a text."),  # type: ignore[arg-type]
+        ({"query_str": "\n"}, "query='\\n' is blank; give a text."),
+    ],
+)
+def test_a_wrong_query_is_named_before_anything_is_loaded(
+    loads: list[Any], query: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        HeadRoutedRerank().postprocess_nodes(bare_nodes("0.1"), **query)
+    check_message(error, words)
+    assert loads == []
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"reranker": "embedded"}, "reranker is a str; give a HeadRoutedAttentionReranker, or"),
+        ({"top_n": True}, "top_n=True is not a count"),
+        ({"top_n": 1.5}, "top_n=1.5 cannot be used: Input should be a valid integer"),
+        ({"window": 0}, "window=0 is not a count; give a whole number, 1 or more."),
+        ({"first_stage_weight": -1}, "first_stage_weight=-1.0 must be a finite number, 0 or more."),
+        ({"first_stage_weight": "x"}, "first_stage_weight='x' cannot be used: Input should be a"),
+        ({"local_files_only": "maybe"}, "local_files_only='maybe' cannot be used: Input should"),
+        ({"score_threshold": "x" * 999}, "cannot be used: Input should be a valid number"),
+    ],
+    ids=range(8),
+)
+def test_a_wrong_field_is_one_short_line(field: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        HeadRoutedRerank(**field)
+    check_message(error, words)
+
+
+def check_message(error: pytest.ExceptionInfo[InputError], words: str) -> None:
+    message = str(error.value)
+    assert words in message
+    assert len(message) < 300
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("scores", [[1e300, 1e20, -1e30], [3e20, 2e20, 1e20], [-4.0, -5.0, -1e30]])
+def test_retrieval_scores_of_any_size_count(llm: FrozenLM, scores: list[float]) -> None:
+    fused = HeadRoutedAttentionReranker(llm, layout=PresetLayout(), first_stage_weight=100.0)
+    nodes = bare_nodes("0.1", "0.2", "0.3")
+    for node, score in zip(nodes, scores, strict=True):
+        node.score = score
+    reranked = HeadRoutedRerank(reranker=fused).postprocess_nodes(nodes, query_str=QUERY)
+    assert (ids(reranked)[0] == "n0") == (scores[0] > 1)
+    assert (ids(reranked)[2] == "n2") == (scores[0] < 1e300)
