@@ -257,7 +257,8 @@ def ranked(
 
         fused = fuse(
             torch.tensor([scores[index] for index in indices]),
-            torch.tensor([documents[index].score or 0.0 for index in indices]),
+            # In float64, as the re-ranker fuses scores.
+            torch.tensor([documents[i].score or 0.0 for i in indices], dtype=torch.float64),
             weight,
         )
         final = [float(fused.min()) - 1] * len(documents)

@@ -1,6 +1,6 @@
 """Run the LLM once over training queries and store the signals of every head."""
 
-from routehead_plugins.signals.collect import CollectOptions, collect_signals
+from routehead_plugins.signals.collect import CollectOptions, collect_signals, judged_queries
 from routehead_plugins.signals.measures import (
     Judgments,
     correlation,
@@ -22,6 +22,7 @@ __all__ = [
     "collect_signals",
     "consistent",
     "correlation",
+    "judged_queries",
     "margin",
     "mix_teacher",
     "ndcg",

@@ -116,6 +116,32 @@ def collect_signals(
     return SignalSet(llm.heads, llm.name, layout.name, (collection.name,), tuple(queries))
 
 
+def judged_queries(
+    collection: Collection, llm: FrozenLM, layout: Layout, options: CollectOptions | None = None
+) -> SignalSet:
+    """Return what ``collect_signals`` does, without signals: to check the data before the LLM runs.
+
+    Args:
+        collection: A collection with candidates.
+        llm: The frozen LLM.
+        layout: The arrangement of documents and query.
+        options: How candidates are presented.
+
+    Returns:
+        The same queries with their candidates and judgments; signals are of shape (0, documents).
+
+    Raises:
+        CollectionError: The collection has no candidates.
+    """
+    queries = [
+        _without_signals(prompt)
+        for query_id in collection.topics
+        if query_id in collection.qrels
+        for prompt in _prompts(collection, query_id, options or CollectOptions())
+    ]
+    return SignalSet(llm.heads, llm.name, layout.name, (collection.name,), tuple(queries))
+
+
 def non_blank_candidates(collection: Collection, query_id: str, hits: int) -> list[Document]:
     """Return those of a query's candidates that have a text to read."""
     return [doc for doc in collection.candidates(query_id, hits) if not doc.is_blank]
@@ -166,16 +192,22 @@ def _compute(
     # From the order of the prompt back to that of the first stage.
     inverse = torch.tensor(prompt.order).argsort()
     mass, calibrated, averaged = (table.cpu()[:, inverse] for table in signals)
+    return replace(
+        _without_signals(prompt), mass=mass, calibrated=calibrated, averaged=averaged[0]
+    )
+
+
+def _without_signals(prompt: _Prompt) -> QuerySignals:
+    none = torch.empty(0, len(prompt.documents))
     return QuerySignals(
         query_id=prompt.query_id,
         query=prompt.query,
         docids=tuple(str(document.id) for document in prompt.documents),
-        mass=mass,
-        calibrated=calibrated,
+        mass=none,
+        calibrated=none,
         gains=torch.tensor(prompt.gains, dtype=torch.float32),
         first_stage=_first_stage_scores(prompt.documents),
         ideal_gains=torch.tensor(prompt.ideal_gains, dtype=torch.float32),
-        averaged=averaged[0],
     )
 
 
@@ -184,4 +216,8 @@ def _first_stage_scores(documents: Sequence[Document]) -> Tensor:
     scores = [document.score for document in documents]
     if any(score is None for score in scores):
         scores = [-float(rank) for rank in range(len(documents))]
-    return torch.tensor(scores, dtype=torch.float32)
+    exact = torch.tensor(scores, dtype=torch.float64)
+    rounded = exact.float()
+    # Float32 holds no number above 3e38, and makes some large ones equal.
+    fits = rounded.isfinite().all() and len(rounded.unique()) == len(exact.unique())
+    return rounded if fits else exact

@@ -1,11 +1,12 @@
 """Learn head sets and routers from stored signals, without running the LLM."""
 
-from routehead_plugins.training.detection import METHODS, detect, single_head_ndcg
+from routehead_plugins.training.detection import METHODS, check_detection, detect, single_head_ndcg
 from routehead_plugins.training.fit import (
     PARTS,
     STRENGTHS,
     Base,
     FitOptions,
+    check_fit,
     clearly_better,
     corrected,
     fit_router,
@@ -22,7 +23,7 @@ from routehead_plugins.training.pseudo_labels import (
     label_choices,
     label_reliability,
 )
-from routehead_plugins.training.weights import fit_weights, split_folds
+from routehead_plugins.training.weights import check_weights, fit_weights, split_folds
 
 __all__ = [
     "METHODS",
@@ -33,6 +34,9 @@ __all__ = [
     "Inspection",
     "LabelOptions",
     "Use",
+    "check_detection",
+    "check_fit",
+    "check_weights",
     "choose_labels",
     "clearly_better",
     "corrected",

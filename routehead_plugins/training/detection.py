@@ -15,9 +15,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from routehead_plugins.errors import InputError
+from routehead_plugins.data import as_number
+from routehead_plugins.errors import InputError, short_repr
 from routehead_plugins.heads import Head, HeadSet, Recipe
 from routehead_plugins.signals import QuerySignals, SignalSet, margin, ndcg
+from routehead_plugins.training.checks import check_choice, check_seed, check_signals, is_whole
 from routehead_plugins.training.offline import each_ndcg
 
 TEMPERATURES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -50,7 +52,7 @@ def detect(
         InputError: The method is unknown, ``count`` or ``temperature`` is out of range, signals are
             not finite, or no query has both relevant and other candidates.
     """
-    _check_options(signals, method, count, temperature)
+    check_detection(signals, method, count, temperature=temperature, seed=seed)
     signals.check_finite()
     if method == "core" and temperature is None:
         temperature = choose_temperature(signals, count, seed)
@@ -60,6 +62,34 @@ def detect(
     # Detectors score heads one by one, with outlier tokens dropped head by head.
     recipe = Recipe(aggregation="mean")
     return replace(heads, method=_record(method, heads, temperature), recipe=recipe)
+
+
+def check_detection(
+    signals: SignalSet,
+    method: str,
+    count: int = 8,
+    *,
+    temperature: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Check what `detect` needs besides signals, to raise its errors before the LLM runs.
+
+    Args:
+        signals: The queries, with or without signals.
+        method: See `detect`, as for the other arguments.
+        count: Number of heads.
+        temperature: Temperature of ``"core"``.
+        seed: Random seed.
+
+    Raises:
+        InputError: The arguments or the queries cannot be used.
+    """
+    check_signals(signals)
+    _check_options(signals, method, count, temperature)
+    check_seed(seed)
+    queries = signals.with_contrast
+    if method == "core":
+        _two_sided(signals.subset(queries), 1 if temperature is not None else 2)
 
 
 def single_head_ndcg(signals: SignalSet) -> Tensor:
@@ -150,12 +180,7 @@ def choose_temperature(signals: SignalSet, count: int, seed: int = 0) -> float:
     Raises:
         InputError: Fewer than 2 queries have both relevant and other candidates.
     """
-    queries = sorted(_two_sided(signals), key=lambda query: shuffle_key(query, seed))
-    if len(queries) < 2:
-        raise InputError(
-            "only 1 query has both relevant and other candidates, but choosing a temperature takes "
-            "2 or more; give more queries, or a temperature."
-        )
+    queries = sorted(_two_sided(signals, 2), key=lambda query: shuffle_key(query, seed))
     middle = len(queries) // 2
     held_out, rest = queries[:middle], signals.subset(queries[middle:])
 
@@ -219,8 +244,12 @@ def _record(method: str, heads: Sequence[Head], temperature: float | None) -> st
     return method if temperature is None else f"{method}(temperature={temperature})"
 
 
-def _two_sided(signals: SignalSet) -> list[QuerySignals]:
-    """Return the queries with relevant and other candidates, not just with several grades."""
+def _two_sided(signals: SignalSet, least: int = 1) -> list[QuerySignals]:
+    """Return the queries with relevant and other candidates, not just with several grades.
+
+    Raises:
+        InputError: There are fewer than ``least``, which is 1 or 2.
+    """
     queries = [
         query
         for query in signals.with_contrast
@@ -230,6 +259,11 @@ def _two_sided(signals: SignalSet) -> list[QuerySignals]:
         raise InputError(
             f"no query of {', '.join(signals.data)} has both relevant candidates and candidates "
             "that are not; method='core' compares the two: give queries with both."
+        )
+    if len(queries) < least:
+        raise InputError(
+            "only 1 query has both relevant and other candidates, but choosing a temperature takes "
+            "2 or more; give more queries, or a temperature."
         )
     return queries
 
@@ -281,18 +315,22 @@ def shuffle_key(query: QuerySignals, seed: int) -> bytes:
 
 
 def _check_options(signals: SignalSet, method: str, count: int, temperature: float | None) -> None:
-    if method not in METHODS:
-        raise InputError(f"method={method!r} does not exist; choose one of {', '.join(METHODS)}.")
+    check_choice("method", method, METHODS)
     available = len(signals.heads)
-    if method != "layers" and not 1 <= count <= available:
+    if method != "layers" and not (is_whole(count) and 1 <= count <= available):
         raise InputError(
-            f"count={count!r} is out of range; give 1 to {available}, the number of heads with "
-            "signals."
+            f"count={short_repr(count)} is out of range; give 1 to {available}, the number of "
+            "heads with signals."
         )
-    if temperature is not None and method != "core":
-        raise InputError(f"temperature={temperature!r} is for method='core'; leave it out.")
-    if temperature is not None and not 0 < temperature < math.inf:
+    if temperature is None:
+        return
+    if method != "core":
         raise InputError(
-            f"temperature={temperature!r} is out of range; give a finite number above 0, or None "
-            "to choose one."
+            f"temperature={short_repr(temperature)} is for method='core'; leave it out."
+        )
+    number = as_number(temperature)
+    if number is None or not 0 < number < math.inf:
+        raise InputError(
+            f"temperature={short_repr(temperature)} is out of range; give a finite number above "
+            "0, or None to choose one."
         )

@@ -30,10 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from routehead_plugins.data import check_count
-from routehead_plugins.errors import InputError
+from routehead_plugins.data import as_number, check_count, check_flag, check_items
+from routehead_plugins.errors import InputError, class_name, short_repr
 from routehead_plugins.heads import HeadSet, Recipe
-from routehead_plugins.scoring import fuse
+from routehead_plugins.scoring import COMPARABLE, fuse
 from routehead_plugins.selection import (
     HeadRouter,
     NeighbourRouter,
@@ -42,10 +42,17 @@ from routehead_plugins.selection import (
     check_pooling,
 )
 from routehead_plugins.signals import SignalSet
+from routehead_plugins.training.checks import (
+    check_choice,
+    check_embeddings,
+    check_seed,
+    check_signals,
+    is_whole,
+)
 from routehead_plugins.training.correction import cross_entropy, learn, listwise
 from routehead_plugins.training.head_search import LabelOptions
 from routehead_plugins.training.offline import each_ndcg, offline_scores, routed_scores
-from routehead_plugins.training.pseudo_labels import pseudo_labels
+from routehead_plugins.training.pseudo_labels import check_faiss, pseudo_labels
 from routehead_plugins.training.weights import choose_l1, fit_weights, split_folds
 
 STRENGTHS: Mapping[str, tuple[float, ...]] = {
@@ -102,15 +109,23 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
-        if self.objective not in OBJECTIVES:
-            raise InputError(
-                f"objective={self.objective!r} does not exist; choose one of "
-                f"{', '.join(OBJECTIVES)}."
-            )
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("aggregation", self.aggregation, COMPARABLE)
         check_count("rank", self.rank)
         check_count("coordinates", self.coordinates)
+        check_flag("first_stage", self.first_stage)
+        check_seed(self.seed)
+        for name, layer in (("layer", self.layer), ("max_layer", self.max_layer)):
+            if layer is not None and not is_whole(layer):
+                raise InputError(f"{name}={short_repr(layer)} is not the number of a layer.")
+        labels: Any = self.labels
+        if not isinstance(labels, LabelOptions):
+            raise InputError(f"labels is a {class_name(labels)}; give LabelOptions.")
         strengths = STRENGTHS[self.objective] if self.strengths is None else self.strengths
-        if not strengths or not all(0 <= strength < math.inf for strength in strengths):
+        numbers = [
+            as_number(strength) for strength in check_items(strengths, "strengths", "numbers")
+        ]
+        if not numbers or not all(n is not None and 0 <= n < math.inf for n in numbers):
             raise InputError(
                 f"strengths={self.strengths!r} must be a non-empty list of finite numbers >= 0."
             )
@@ -153,12 +168,9 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
         InputError: There is not one embedding per query, no query has contrast, there are too few
             queries to hold some out, or no head is shallow enough.
     """
-    if len(embeddings) != len(signals.queries):
-        raise InputError(
-            f"there are {len(embeddings)} embeddings for {len(signals.queries)} queries; give one "
-            "for each."
-        )
+    check_fit(signals, options)
     signals, embeddings = usable(signals, embeddings, options)
+    signals.check_finite()
     strengths = options.strengths or STRENGTHS[options.objective]
     if options.strengths is not None and len(strengths) == 1:
         base = static_base(signals, embeddings, options, static_l1(signals, options))
@@ -189,6 +201,34 @@ def fit_router(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> R
     return _described(router, description)
 
 
+def check_fit(signals: SignalSet, options: FitOptions) -> None:
+    """Check what `fit_router` needs besides signals and embeddings, before the LLM runs.
+
+    Args:
+        signals: The queries, with or without signals.
+        options: Options of the training.
+
+    Raises:
+        InputError: The queries are too few, have no contrast, or cannot be used with the options.
+        MissingExtraError: The options need faiss, which is not installed.
+    """
+    check_signals(signals)
+    given: Any = options
+    if not isinstance(given, FitOptions):
+        raise InputError(f"options is a {class_name(given)}; give FitOptions.")
+    queries = signals.with_contrast
+    _shallow(signals, options)
+    if options.strengths is None or len(options.strengths) > 1 or options.objective == "listwise":
+        split_folds(queries, PARTS, options.seed)
+    if options.objective == "listwise":
+        return
+    groups = options.labels.groups
+    if groups is not None and groups > len(queries):
+        raise InputError(f"groups={groups} cannot be made of {len(queries)} queries; give fewer.")
+    if groups is not None:
+        check_faiss()
+
+
 def _described(router: Router, description: Mapping[str, Any]) -> Router:
     return replace(router, description={**(router.description or {}), **description})
 
@@ -199,20 +239,29 @@ def usable(signals: SignalSet, embeddings: Tensor, options: FitOptions) -> tuple
     Raises:
         InputError: No query or no head is left.
     """
+    check_signals(signals)
+    check_embeddings(embeddings, len(signals.queries))
     contrast = torch.tensor([query.has_contrast for query in signals.queries])
     signals, embeddings = signals.subset(signals.with_contrast), embeddings[contrast]
-    if options.max_layer is None:
+    rows = _shallow(signals, options)
+    if len(rows) == len(signals.heads):
         return signals, embeddings
-    rows = [row for row, head in enumerate(signals.heads) if head.layer <= options.max_layer]
-    if not rows:
-        raise InputError(
-            f"max_layer={options.max_layer!r} leaves no head of {signals.model!r}; give 0 or more."
-        )
     queries = tuple(
         replace(query, mass=query.mass[rows], calibrated=query.calibrated[rows])
         for query in signals.queries
     )
     return replace(signals, heads=HeadSet(signals.heads.pick(rows)), queries=queries), embeddings
+
+
+def _shallow(signals: SignalSet, options: FitOptions) -> list[int]:
+    """Return the indices of the heads that may be chosen."""
+    deepest = math.inf if options.max_layer is None else options.max_layer
+    rows = [row for row, head in enumerate(signals.heads) if head.layer <= deepest]
+    if not rows:
+        raise InputError(
+            f"max_layer={options.max_layer!r} leaves no head of {signals.model!r}; give 0 or more."
+        )
+    return rows
 
 
 def _where(signals: SignalSet, mask: Tensor) -> SignalSet:

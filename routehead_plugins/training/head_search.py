@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from routehead_plugins.data import check_count
-from routehead_plugins.errors import InputError
+from routehead_plugins.data import as_number, check_count
+from routehead_plugins.errors import InputError, short_repr
 from routehead_plugins.scoring import features
 from routehead_plugins.signals import (
     Judgments,
@@ -24,6 +24,7 @@ from routehead_plugins.signals import (
     ndcg,
     reciprocal_rank,
 )
+from routehead_plugins.training.checks import check_choice, check_seed
 
 UTILITIES: dict[str, Callable[[Judgments, Tensor], Tensor]] = {
     "ndcg": Judgments.ndcg,
@@ -74,12 +75,11 @@ class LabelOptions:
         check_count("max_heads", self.max_heads)
         if self.groups is not None:
             check_count("groups", self.groups)
-        if self.utility not in UTILITIES:
-            raise InputError(
-                f"utility={self.utility!r} does not exist; choose one of {', '.join(UTILITIES)}."
-            )
-        if not 0 <= self.shrinkage <= 1:
-            raise InputError(f"shrinkage={self.shrinkage!r} must be from 0 to 1.")
+        check_choice("utility", self.utility, tuple(UTILITIES))
+        shrinkage = as_number(self.shrinkage)
+        if shrinkage is None or not 0 <= shrinkage <= 1:
+            raise InputError(f"shrinkage={short_repr(self.shrinkage)} must be from 0 to 1.")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 from routehead_plugins.errors import InputError, missing_extra
 from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.signals import QuerySignals, SignalSet
+from routehead_plugins.training.checks import check_signals
 from routehead_plugins.training.detection import best_heads, mean_over_queries, shuffle_key
 from routehead_plugins.training.head_search import LabelOptions, alone, measure, search
 
@@ -31,6 +32,10 @@ _DRAWS = 10  # random sets per query
 _STARTS = 5  # of k-means
 _TRIED_UTILITIES = ("ndcg", "correlation", "margin")
 _TRIED_SHRINKAGES = (0.0, 0.5)
+
+
+class _UnmeasurableError(InputError):
+    """Too few queries can be split in halves; an InputError to all but `choose_labels`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ def pseudo_labels(
 
     Neither labels nor candidates depend on the order of the queries, except by groups.
     """
+    check_signals(signals)
     options = options or LabelOptions()
     queries = signals.with_contrast
     groups = _groups(embeddings, len(queries), range(len(queries)), options)
@@ -116,13 +122,15 @@ def label_reliability(
     Raises:
         InputError: No query can be split in halves, signals are not finite, or there are groups and
             ``embeddings`` are missing, not one per query, not finite, or fewer than groups.
+        _UnmeasurableError: The first and the last of these, an InputError.
         MissingExtraError: There are groups and faiss is not installed.
     """
+    check_signals(signals)
     options = options or LabelOptions()
     halves = [_halves(query, options.seed) for query in signals.with_contrast]
     usable = [index for index, pair in enumerate(halves) if all(map(_measurable, pair))]
     if not usable:
-        raise InputError(
+        raise _UnmeasurableError(
             f"none of the {len(halves)} queries of {', '.join(signals.data)} has relevant and "
             "other documents for two halves; give more candidates per query."
         )
@@ -166,13 +174,15 @@ def choose_labels(
         choices: Options with the same seed, and so with the same halves.
 
     Raises:
-        InputError: There are no choices.
+        InputError: There are no choices, no query has contrast, signals are not finite, or there
+            are groups and ``embeddings`` cannot be grouped; see `label_reliability`.
+        MissingExtraError: There are groups and faiss is not installed.
     """
     if not choices:
         raise InputError("there are no label options to choose from; give at least one.")
     try:
         values = [label_reliability(signals, choice, embeddings=embeddings) for choice in choices]
-    except InputError:
+    except _UnmeasurableError:
         return LabelChoice(choices[0], None)
     return LabelChoice(*max(zip(choices, values, strict=True), key=lambda choice: choice[1].kept))
 
@@ -199,16 +209,15 @@ def _groups(
             f"with contrast: ({queries}, width)."
         )
     if options.groups > len(among):
-        raise InputError(
+        raise _UnmeasurableError(
             f"groups={options.groups} cannot be made of {len(among)} queries; give fewer."
         )
     points = embeddings[list(among)].detach().float().cpu()
     if not bool(points.isfinite().all()):
         raise InputError("embeddings are not finite numbers; compute them again.")
-    try:
-        import faiss
-    except ImportError as error:
-        raise missing_extra(error, "faiss") from error
+    check_faiss()
+    import faiss
+
     # Without these limits faiss warns, or uses a part of the points only. With one start, k-means
     # often merges two groups.
     limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
@@ -218,6 +227,14 @@ def _groups(
     nearest = torch.from_numpy(kmeans.assign(points.numpy())[1])
     groups: Tensor = nearest.unique(return_inverse=True)[1]
     return groups
+
+
+def check_faiss() -> None:
+    """Check that faiss, which groups queries, is installed; raise MissingExtraError if not."""
+    try:
+        import faiss  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(error, "faiss") from error
 
 
 def _halves(query: QuerySignals, seed: int) -> tuple[QuerySignals, QuerySignals]:

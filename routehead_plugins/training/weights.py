@@ -26,10 +26,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from routehead_plugins.data import check_count, check_flag, check_number
 from routehead_plugins.errors import InputError
-from routehead_plugins.heads import HeadSet, Recipe
+from routehead_plugins.heads import AGGREGATIONS, HeadSet, Recipe
 from routehead_plugins.signals import QuerySignals, SignalSet
-from routehead_plugins.training.proximal import Table, solve, tabulate
+from routehead_plugins.training.checks import check_choice, check_seed, check_signals
+from routehead_plugins.training.proximal import OBJECTIVES, Table, solve, tabulate
 
 _FOLDS = 5
 _STRENGTHS = 12
@@ -66,8 +68,14 @@ def fit_weights(
         InputError: An option is out of range, no query has contrast, signals are not finite, there
             are too few queries to choose ``l1``, or no head is left.
     """
-    if l1 is not None and not 0 <= l1 < math.inf:
-        raise InputError(f"l1={l1!r} must be a finite number, 0 or more.")
+    check_weights(
+        signals,
+        aggregation=aggregation,
+        objective=objective,
+        l1=l1,
+        first_stage=first_stage,
+        seed=seed,
+    )
     signals.check_finite()
     queries = signals.with_contrast
     table = tabulate(queries, aggregation, objective, first_stage=first_stage)
@@ -98,6 +106,40 @@ def fit_weights(
     )
 
 
+def check_weights(
+    signals: SignalSet,
+    *,
+    aggregation: str = "standardised",
+    objective: str = "listwise",
+    l1: float | None = None,
+    first_stage: bool = True,
+    seed: int = 0,
+) -> None:
+    """Check what `fit_weights` needs besides signals, to raise its errors before the LLM runs.
+
+    Args:
+        signals: The queries, with or without signals.
+        aggregation: See `fit_weights`, as for the other arguments.
+        objective: Loss.
+        l1: Strength of the penalty.
+        first_stage: Whether the retrieval score has a weight.
+        seed: Random seed.
+
+    Raises:
+        InputError: The arguments or the queries cannot be used.
+    """
+    check_signals(signals)
+    check_choice("aggregation", aggregation, AGGREGATIONS)
+    check_choice("objective", objective, OBJECTIVES)
+    check_flag("first_stage", first_stage)
+    check_seed(seed)
+    if l1 is not None:
+        check_number("l1", l1, least=0)
+    queries = signals.with_contrast
+    if l1 is None:
+        split_folds(queries, _FOLDS, seed)
+
+
 def choose_l1(
     signals: SignalSet,
     *,
@@ -106,6 +148,7 @@ def choose_l1(
     seed: int = 0,
 ) -> float:
     """Choose the strength of the penalty as ``fit_weights`` does, to use it for several fits."""
+    check_weights(signals, aggregation=aggregation, first_stage=first_stage, seed=seed)
     signals.check_finite()
     queries = signals.with_contrast
     table = tabulate(queries, aggregation, first_stage=first_stage)
@@ -145,8 +188,11 @@ def split_folds(queries: Sequence[QuerySignals], folds: int, seed: int) -> list[
     texts, since queries of the same text are in the same fold.
 
     Raises:
-        InputError: All queries have the same text.
+        InputError: All queries have the same text, or there are fewer than two folds.
     """
+    check_seed(seed)
+    if check_count("folds", folds) < 2:
+        raise InputError(f"folds={folds!r} holds nothing out; give 2 or more.")
     texts = {query.query for query in queries}
     if len(texts) < 2:
         raise InputError(
