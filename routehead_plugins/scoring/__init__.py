@@ -1,6 +1,7 @@
 """Scoring: pure functions of tensors, from token attention to one score per document."""
 
 from routehead_plugins.scoring.aggregation import COMPARABLE, aggregate, features
+from routehead_plugins.scoring.copies import Excerpt, without_copies
 from routehead_plugins.scoring.evidence import evidence_spans
 from routehead_plugins.scoring.readout import Readout
 from routehead_plugins.scoring.reattn import Reweighting
@@ -14,6 +15,7 @@ from routehead_plugins.scoring.token_scores import (
 
 __all__ = [
     "COMPARABLE",
+    "Excerpt",
     "Readout",
     "Reweighting",
     "TokenAttention",
@@ -24,4 +26,5 @@ __all__ = [
     "fuse",
     "residuals",
     "standardise",
+    "without_copies",
 ]

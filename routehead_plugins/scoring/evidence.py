@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from routehead_plugins.data import Span, TextSpan
 
 # A word is a run without spaces; in scripts without spaces, every character is a word.
-_NO_SPACES = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_NO_SPACES}]|[^\s{_NO_SPACES}]+")
+NO_SPACES = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{NO_SPACES}]|[^\s{NO_SPACES}]+")
 
 
 def evidence_spans(
