@@ -22,14 +22,17 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         InputError: The device is unknown or not present on this machine.
     """
     if device is not None:
+        advice = "leave device=None to use the best one available."
         try:
-            return torch.empty(0, device=device).device
+            picked = torch.empty(0, device=device).device
         except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
             given = str(device) if isinstance(device, torch.device) else device
             raise InputError(
-                f"device={short_repr(given)} is not available ({reason(error)}); "
-                "leave device=None to use the best one available."
+                f"device={short_repr(given)} is not available ({reason(error)}); {advice}"
             ) from error
+        if picked.type == "meta":
+            raise InputError(f"device='meta' is not available (it holds no numbers); {advice}")
+        return picked
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,15 +26,24 @@ from transformers import (
 from transformers.utils import logging
 
 from routehead_plugins.backbone.gguf import parsed_once
+from routehead_plugins.data import check_flag
 from routehead_plugins.errors import (
     EMBEDDED_LLM,
     InputError,
     MissingExtraError,
     ModelLoadError,
+    RouteHeadError,
+    UnsupportedModelError,
+    class_name,
     missing_extra,
+    short_repr,
 )
+from routehead_plugins.files import reason, show_path
 
 EMBEDDED = "embedded"
+# Settings of a configuration that say how many modules are built, and the most that are.
+_MODULES = re.compile(r"(n|num)_(\w+_)?(layers?|experts|blocks)")
+_MAX_MODULES = 10_000
 _LOCK = threading.RLock()  # all threads share stderr and the verbosity
 
 
@@ -64,7 +76,7 @@ def load(
         MissingExtraError: A package that this kind of file needs is not installed.
         InputError: ``layers`` returns less than 1 or more than the depth.
     """
-    _, arguments = _locate(name)
+    _, arguments = _locate(name, local_files_only)
     with _parsing(arguments):
         model = load_model(
             name, dtype=dtype, device=device, local_files_only=local_files_only, layers=layers
@@ -81,17 +93,21 @@ def load_model(
     layers: Callable[[int], int] | None = None,
 ) -> PreTrainedModel:
     """Load the weights; see ``load``."""
-    source, arguments = _locate(name)
-    arguments["local_files_only"] = local_files_only
+    source, arguments = _locate(name, local_files_only)
     with _parsing(arguments):
         kind: Any = AutoModelForCausalLM
+        with _quietly(), _errors_in_one_line(name):
+            config = AutoConfig.from_pretrained(source, **arguments)
+            _check_config(name, config)
+            # The tap replaces it anyway; files may ask for a kernel from the Hub, which is code.
+            config._attn_implementation = None
         if layers is not None:
-            kind, arguments["config"] = _shallow_class(name, source, arguments, layers)
+            kind, config = _shallow_class(name, config, layers)
         with _quietly(), _errors_in_one_line(name):
             if "gguf_file" in arguments and hasattr(transformers, "GgufConfig"):
                 arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
             model, report = kind.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **arguments
+                source, config=config, dtype=dtype, output_loading_info=True, **arguments
             )
             _check_complete(name, report["missing_keys"])
             return cast(PreTrainedModel, model.to(device).eval())
@@ -99,23 +115,73 @@ def load_model(
 
 def load_tokenizer(name: str, *, local_files_only: bool = False) -> Any:
     """Load the tokenizer; see ``load``."""
-    source, arguments = _locate(name)
+    source, arguments = _locate(name, local_files_only)
     with _parsing(arguments), _quietly(), _errors_in_one_line(name):
-        return AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, **arguments)
+        if source != name and "gguf_file" not in arguments:
+            # Transformers knows by their ids some tokenizers that their files describe wrongly.
+            config = AutoConfig.from_pretrained(source, **arguments)
+            config._name_or_path = name
+            arguments["config"] = config
+        return AutoTokenizer.from_pretrained(source, **arguments)
+
+
+def check_loaded(model: object) -> None:
+    """Check that a model can be run here: its weights are in memory, on one device.
+
+    Raises:
+        InputError: It is not a model of transformers.
+        UnsupportedModelError: Weights are on the disk, on several devices, or not loaded at all.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise InputError(
+            f"model is a {class_name(model)}; give a causal LLM of transformers, or load one by "
+            "its name with FrozenLM.from_pretrained."
+        )
+    devices = {parameter.device for parameter in model.parameters()}
+    advice = "load it whole on one device, without device_map"
+    if torch.device("meta") in devices:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has weights that are not in memory: offloaded, or never "
+            f"loaded; {advice}."
+        )
+    if len(devices) > 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is spread over several devices "
+            f"({', '.join(sorted(map(str, devices)))}); {advice}."
+        )
+
+
+def _check_config(name: str, config: PreTrainedConfig) -> None:
+    """Check the counts that decide how many modules are built, before they fill the memory."""
+
+    def check(settings: Mapping[str, Any]) -> None:
+        for key, value in settings.items():
+            if isinstance(value, Mapping):
+                check(value)
+            elif isinstance(value, int) and _MODULES.fullmatch(str(key)) and value > _MAX_MODULES:
+                raise ModelLoadError(
+                    f"model {_shown(name)} has {key}={short_repr(value)} in its configuration; "
+                    f"expected at most {_MAX_MODULES:,}: download or save it again."
+                )
+
+    check(config.to_dict())
 
 
 def _shallow_class(
-    name: str, source: str, arguments: dict[str, Any], layers: Callable[[int], int]
+    name: str, config: PreTrainedConfig, layers: Callable[[int], int]
 ) -> tuple[Any, PreTrainedConfig]:
     """Return a class that builds the leading layers only, and the unchanged configuration."""
     with _quietly(), _errors_in_one_line(name):
-        config = AutoConfig.from_pretrained(source, **arguments)
         with torch.device("meta"):  # without memory for the parameters
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         depth = _depth(model)
-    count = layers(depth)
-    if not 1 <= count <= depth:
-        raise InputError(f"layers={count} is out of range for {name!r}; give 1 to {depth}.")
+    if depth < 1:
+        raise ModelLoadError(_broken(name, "it has no layers"))
+    count: Any = layers(depth)
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= depth:
+        raise InputError(
+            f"layers={short_repr(count)} is out of range for {_shown(name)}; give 1 to {depth}."
+        )
     return _truncated(type(model), count), model.config
 
 
@@ -129,9 +195,13 @@ def _truncated(kind: Any, count: int) -> Any:
     class Truncated(kind):  # type: ignore[misc]  # any class of transformers
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
+            decoder = self.get_decoder()
+            # Of some families, transformers takes the whole model for the decoder.
+            parents = self.children() if decoder is self else [decoder]
             lists = [
                 child
-                for child in self.get_decoder().children()
+                for parent in parents
+                for child in parent.children()
                 if isinstance(child, nn.ModuleList) and len(child) == _depth(self)
             ]
             if len(lists) == 1:
@@ -152,30 +222,50 @@ def _check_complete(name: str, missing_keys: Iterable[str]) -> None:
     missing = sorted(key for key in missing_keys if not key.startswith("lm_head."))
     if missing:
         raise ModelLoadError(
-            f"model {name!r} lacks {len(missing)} of its weights, such as {missing[0]!r}; "
-            "download or save it again."
+            f"model {_shown(name)} lacks {len(missing)} of its weights, such as "
+            f"{short_repr(missing[0])}; download or save it again."
         )
 
 
-def _locate(name: str) -> tuple[str, dict[str, Any]]:
+def _locate(name: str, local_files_only: bool = False) -> tuple[str, dict[str, Any]]:
     """Turn a name into the arguments of ``from_pretrained``."""
+    check_flag("local_files_only", local_files_only)
+    # Code that comes with an LLM is never run; without an answer, transformers would ask for one.
+    arguments = {"local_files_only": local_files_only, "trust_remote_code": False}
     with _errors_in_one_line(name):
         path = _embedded_file() if name == EMBEDDED else Path(name).expanduser()
         if path.suffix == ".gguf":
             if not path.is_file():
-                raise ModelLoadError(f"model file {str(path)!r} does not exist; check the path.")
+                raise ModelLoadError(
+                    f"model file {_shown(str(path))} does not exist; check the path."
+                )
             for package in ("gguf", "accelerate"):
                 if importlib.util.find_spec(package) is None:
                     raise missing_extra(ImportError(name=package), "embedded")
-            return str(path.parent), {"gguf_file": path.name}
+            return str(path.parent), {**arguments, "gguf_file": path.name}
         if path.is_dir():
             if not (path / "config.json").is_file():
                 raise ModelLoadError(
-                    f"directory {str(path)!r} has no config.json; "
+                    f"directory {_shown(str(path))} has no config.json; "
                     "give a directory written by save_pretrained, or the .gguf file inside it."
                 )
-            return str(path), {}
-        return name, {}
+            return str(path), arguments
+        return _cached_folder(name) if local_files_only else name, arguments
+
+
+def _cached_folder(name: str) -> str:
+    """Return the folder of an LLM in the local cache of the Hub.
+
+    Given a folder, transformers never contacts the Hub; given an id, it looks up one thing or
+    another even if it is told to use local files only.
+
+    Raises:
+        ModelLoadError: It is not there.
+    """
+    file = try_to_load_from_cache(name, "config.json")
+    if not isinstance(file, str):
+        raise ModelLoadError(_broken(name, "not a folder, and not in the local cache of the Hub"))
+    return os.path.dirname(file)
 
 
 def _embedded_file() -> Path:
@@ -198,17 +288,36 @@ def _parsing(arguments: dict[str, Any]) -> AbstractContextManager[None]:
 
 @contextmanager
 def _errors_in_one_line(name: str) -> Iterator[None]:
-    """Turn every error of transformers and the Hub into a `ModelLoadError` of one line."""
+    """Turn every error of transformers and the Hub into one of ours, of one short line."""
     try:
         yield
-    except (ModelLoadError, ImportError):
+    except RouteHeadError:
         raise
-    except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise ModelLoadError(
-            f"model {name!r} cannot be loaded ({reason or type(error).__name__}); give "
-            '"embedded", a Hub id that is online or in the local cache, a folder, or a .gguf file.'
+    except ImportError as error:
+        raise MissingExtraError(
+            f"model {_shown(name)} needs a package that is not installed "
+            f"({reason(error)}); install it.",
+            name=error.name,
         ) from error
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelLoadError(
+                f"model {_shown(name)} brings code of its own, which is never run here; "
+                "load it yourself and wrap it: FrozenLM(model, tokenizer)."
+            ) from error
+        raise ModelLoadError(_broken(name, reason(error))) from error
+
+
+def _shown(name: str) -> str:
+    """Quote a name or path for a message; the end of a long one, which tells it from others."""
+    return repr(show_path(name, 88))
+
+
+def _broken(name: str, why: str) -> str:
+    return (
+        f"model {_shown(name)} cannot be loaded ({why}); give "
+        '"embedded", a Hub id that is online or in the local cache, a folder, or a .gguf file.'
+    )
 
 
 @contextmanager
