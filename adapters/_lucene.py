@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-import reprlib
+import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from routehead_plugins.data import Document, check_count
-from routehead_plugins.errors import CollectionError, InputError
+from routehead_plugins.data import (
+    Document,
+    as_number,
+    check_count,
+    check_flag,
+    check_items,
+    check_text,
+    encodable,
+)
+from routehead_plugins.errors import CollectionError, InputError, class_name, short_repr
 from routehead_plugins.io import (
     CORPUS_FILE,
     Run,
@@ -25,11 +33,9 @@ from routehead_plugins.io import (
 )
 
 from . import _jvm
+from ._texts import NO_CONTENTS
 
 _BATCH = 10_000
-# Anserini refuses a document without contents. A no-break space is not a word to Lucene and blank
-# to Python, so that blank documents can be looked up like all others.
-_NO_CONTENTS = "\u00a0"
 
 
 def build_index(
@@ -58,17 +64,17 @@ def build_index(
     Raises:
         CollectionError: The corpus is missing, malformed, empty or repeats an id, or
             ``index_dir`` exists.
-        InputError: ``threads`` is below 1, or a document has no id.
+        InputError: ``threads`` is below 1, a document has no id, or an argument has a wrong type.
         JavaError: No JDK that Lucene can run on was found.
         MissingExtraError: Pyserini is not installed.
     """
-    check_count("threads", threads)
-    target = Path(index_dir)
-    _check_target(target, overwrite=overwrite)
-    if isinstance(corpus, str | Path):
+    threads = check_count("threads", threads)
+    target = as_path("index_dir", index_dir)
+    _check_target(target, overwrite=check_flag("overwrite", overwrite))
+    if isinstance(corpus, str | os.PathLike):
         records = _file_records(Path(corpus))
     else:
-        records = _document_records(corpus)
+        records = _document_records(check_items(corpus, "corpus", "Documents"))
     indexer_class = _jvm.load("pyserini.index.lucene").LuceneIndexer
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -103,23 +109,80 @@ def bm25_run(searcher: Any, topics: Mapping[Any, str], hits: int = 100, threads:
         without results.
 
     Raises:
-        InputError: A number is below 1.
+        InputError: A number is below 1, or a query is not a text.
     """
-    check_count("hits", hits)
-    check_count("threads", threads)
-    queries = {str(qid): query for qid, query in topics.items()}
+    hits, threads = check_count("hits", hits), check_count("threads", threads)
+    queries = texts_by_id(topics)
+    # Java takes no halves of surrogate pairs, neither in queries nor in ids.
+    texts = [encodable(query) for query in queries.values()]
     if hasattr(searcher, "batch_search"):
-        results = searcher.batch_search(list(queries.values()), list(queries), hits, threads)
+        numbers = [str(number) for number in range(len(texts))]
+        answers = searcher.batch_search(texts, numbers, hits, threads)
+        results = [answers.get(number, ()) for number in numbers]
     else:
-        results = {qid: searcher.search(query, hits) for qid, query in queries.items()}
+        results = [search(searcher, text, hits) for text in texts]
     run: Run = {}
-    for qid in queries:
+    for qid, hits_of_query in zip(queries, results, strict=True):
         scores: dict[str, float] = {}
-        for hit in results.get(qid, ()):
+        for docid, score in scored_ids(hits_of_query):
             # A repeated id keeps its first, and so its best, score.
-            scores.setdefault(str(hit.docid), float(hit.score))
+            scores.setdefault(docid, score)
         run[qid] = scores
     return run
+
+
+def search(searcher: Any, query: str, count: int) -> Any:
+    """Search for one query; halves of surrogate pairs, which Java does not take, are replaced."""
+    if not callable(getattr(searcher, "search", None)):
+        raise InputError(
+            f"searcher is a {class_name(searcher)}; give an object with search(query, k), such as "
+            "a LuceneSearcher."
+        )
+    check_text("query", query, blank=True)
+    return searcher.search(encodable(query), count)
+
+
+def scored_ids(hits: Any) -> Iterator[tuple[str, float]]:
+    """Yield the id and the score of each of a searcher's hits."""
+    for index, hit in enumerate(hits):
+        if not hasattr(hit, "docid") or not hasattr(hit, "score"):
+            raise InputError(
+                f"hits[{index}] is a {class_name(hit)}; give objects with docid and score."
+            )
+        yield str(hit.docid), as_score(hit.docid, hit.score)
+
+
+def as_score(docid: object, score: object) -> float:
+    """Convert a first-stage score to a float; the id is for the message."""
+    number = as_number(score)
+    if number is None:
+        raise InputError(
+            f"the score of document {short_repr(docid)} is {short_repr(score)}; give a number."
+        )
+    return number
+
+
+def texts_by_id(topics: Mapping[Any, str]) -> Topics:
+    """Check topics, and convert their ids, which may be whole numbers, to texts."""
+    if not isinstance(topics, Mapping):
+        raise InputError(
+            f"topics is a {class_name(topics)}; give a mapping from ids to queries, as "
+            "load_topics returns it."
+        )
+    queries: Topics = {}
+    for qid, query in topics.items():
+        check_text(f"topics[{short_repr(qid)}]", query, blank=True)
+        if str(qid) in queries:
+            raise InputError(f"two topics have the id {short_repr(str(qid))}; rename one.")
+        queries[str(qid)] = query
+    return queries
+
+
+def as_path(name: str, path: Any) -> Path:
+    """Convert the path of a file or folder; its argument's name is for the message."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"{name}={short_repr(path)} is a {class_name(path)}; give a path.")
+    return Path(path)
 
 
 def load_topics(path_or_name: str | Path) -> Topics:
@@ -138,7 +201,7 @@ def load_topics(path_or_name: str | Path) -> Topics:
         JavaError: A name was given, and no JDK that Lucene can run on was found.
         MissingExtraError: A name was given, and Pyserini is not installed.
     """
-    path = Path(path_or_name)
+    path = as_path("path_or_name", path_or_name)
     if path.is_file() or path.suffix in {".tsv", ".jsonl", ".json", ".trec"}:
         return read_topics(path)
     return _named_topics(str(path_or_name))
@@ -163,6 +226,11 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
 def _document_records(documents: Iterable[Document]) -> Iterator[dict[str, Any]]:
     """Turn documents into JSON records with ``id`` and ``contents``."""
     for index, document in enumerate(documents):
+        if not isinstance(document, Document):
+            raise InputError(
+                f"corpus[{index}] is a {class_name(document)}; give a routehead_plugins.Document, "
+                "or the path of a corpus."
+            )
         if document.id is None:
             raise InputError(
                 f"documents[{index}] has no id; Lucene finds documents by id; "
@@ -179,7 +247,9 @@ def _file_records(path: Path) -> Iterator[dict[str, Any]]:
         docid = json_id(record, ("_id", "id"), location)
         text = json_text(record, ("text", "contents"), location, blank=True)
         others = {name: value for name, value in record.items() if name not in {"_id", "id"}}
-        yield {"id": docid, **others, "contents": titled_text(record.get("title"), text)}
+        # The text is stored without its title as well, so that it reads as in the corpus.
+        contents = titled_text(record.get("title"), text)
+        yield {"id": docid, **others, "text": text, "contents": contents}
 
 
 def _add_records(indexer: Any, records: Iterator[dict[str, Any]]) -> None:
@@ -187,24 +257,36 @@ def _add_records(indexer: Any, records: Iterator[dict[str, Any]]) -> None:
     seen: set[str] = set()
     while batch := list(islice(records, _BATCH)):
         for record in batch:
-            if record["id"] in seen:
-                raise CollectionError(
-                    f"document {reprlib.repr(record['id'])} occurs twice in the corpus; "
-                    "expected each id once; remove or rename one."
-                )
+            _check_id(record["id"], seen)
             seen.add(record["id"])
+            for name in ("text", "contents"):
+                record[name] = encodable(record[name])
             if not record["contents"].strip():
-                record["contents"] = _NO_CONTENTS
+                record["contents"] = NO_CONTENTS
         # Pyserini's add_batch_raw does not return the number of documents that were taken.
         taken = indexer.object.addRawDocuments([json.dumps(record) for record in batch])
         if taken != len(batch):
-            first, last = (reprlib.repr(batch[index]["id"]) for index in (0, -1))
+            first, last = (short_repr(batch[index]["id"]) for index in (0, -1))
             raise CollectionError(
                 f"Lucene took {taken} of the {len(batch)} documents from {first} to {last}; "
                 "expected all; look there for ids of unusual length."
             )
     if not seen:
         raise CollectionError("the corpus has no document; expected one or more; check the file.")
+
+
+def _check_id(docid: str, seen: Collection[str]) -> None:
+    """Check that an id is new, and one that Java takes."""
+    if docid in seen:
+        raise CollectionError(
+            f"document {short_repr(docid)} occurs twice in the corpus; "
+            "expected each id once; remove or rename one."
+        )
+    if encodable(docid) != docid:
+        raise CollectionError(
+            f"the id {short_repr(docid)} has half of a surrogate pair, which no index can store; "
+            "rename the document."
+        )
 
 
 def _named_topics(name: str) -> Topics:
@@ -217,7 +299,8 @@ def _named_topics(name: str) -> Topics:
             f"topics {name!r} are neither a file nor known to Pyserini; expected a .tsv, .jsonl or "
             ".trec file, or a name such as 'dl19-passage'; check the spelling."
         ) from error
-    except _jvm.load("jnius").JavaException as error:
+    # Anserini downloads for Pyserini 1, and Python itself for Pyserini 2.
+    except (_jvm.load("jnius").JavaException, OSError) as error:
         raise CollectionError(
             f"topics {name!r} could not be downloaded; Pyserini fetches them from GitHub; "
             "check the network, or give a .tsv, .jsonl or .trec file."

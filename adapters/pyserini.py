@@ -11,20 +11,40 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from routehead_plugins.data import Document, check_count, check_top_n
-from routehead_plugins.errors import CollectionError
+from routehead_plugins.data import (
+    Document,
+    as_documents,
+    as_list,
+    check_count,
+    check_flag,
+    check_number,
+    check_text,
+    check_top_n,
+)
+from routehead_plugins.errors import CollectionError, InputError, class_name, short_repr
 from routehead_plugins.io import TEXT_FIELDS, Run
 from routehead_plugins.options import RerankerOptions
 
 # Nothing here imports Pyserini, which starts a JVM; ``_jvm.load`` does, and reports its absence.
 from . import _jvm
 from ._hits import Hit, hits_of
-from ._lazy import LazyReranker, Reranker, check_options
-from ._lucene import bm25_run, build_index, is_index, load_topics
+from ._lazy import LazyReranker, Reranker, check_options, check_reranker
+from ._lucene import (
+    as_path,
+    as_score,
+    bm25_run,
+    build_index,
+    is_index,
+    load_topics,
+    scored_ids,
+    search,
+    texts_by_id,
+)
 from ._texts import TextSource
 
 __all__ = [
@@ -46,8 +66,8 @@ class HeadRoutedStage:
         searcher: Anything with Pyserini's ``search(query, k)``, and with ``doc(docid)`` unless
             ``corpus`` is given, such as a ``LuceneSearcher``.
         reranker: A ready ``HeadRoutedAttentionReranker``; ``None`` loads one at first use.
-        corpus: Documents by id, looked up before those of the searcher. A ``FaissSearcher`` over
-            an index of one's own stores no texts and needs it.
+        corpus: Documents or texts by id, looked up before those of the searcher. A
+            ``FaissSearcher`` over an index of one's own stores no texts and needs it.
         hits: Number of candidates to retrieve and re-rank.
         top_n: Largest number of results per query; ``None`` for no limit.
         text_fields: Fields of a stored JSON document that may hold its text, in order of
@@ -57,8 +77,8 @@ class HeadRoutedStage:
             ``model="embedded"``; only without ``reranker``.
 
     Raises:
-        InputError: A number is below 1, there is no source of texts, or a ready ``reranker`` is
-            given together with options to load one.
+        InputError: A number is below 1, there is no source of texts, an argument has a wrong
+            type, or a ready ``reranker`` is given together with options to load one.
         TypeError: An argument is unknown.
     """
 
@@ -74,13 +94,11 @@ class HeadRoutedStage:
         remove_query: bool = False,
         **options: Any,
     ) -> None:
-        check_count("hits", hits)
-        check_top_n(top_n)
         check_options(options, reranker)
         self.searcher = searcher
-        self.hits = hits
-        self.top_n = top_n
-        self.remove_query = remove_query
+        self.hits = check_count("hits", hits)
+        self.top_n = check_top_n(top_n)
+        self.remove_query = check_flag("remove_query", remove_query)
         self._texts = TextSource(searcher, corpus, text_fields)
         self._lazy = LazyReranker(RerankerOptions(**options) if options else None, reranker)
 
@@ -105,17 +123,19 @@ class HeadRoutedStage:
 
         Raises:
             CollectionError: The folder holds no Lucene index.
+            InputError: ``k1`` is negative, or ``b`` is not between 0 and 1.
             JavaError: No JDK that Lucene can run on was found.
             MissingExtraError: Pyserini is not installed.
         """
-        folder = Path(index_dir)
+        bm25 = _check_bm25(k1, b)
+        folder = as_path("index_dir", index_dir)
         if not is_index(folder):
             raise CollectionError(
                 f"index_dir={str(folder)!r} holds no Lucene index; expected a folder made by "
                 "build_index or Pyserini; check the path, or build it."
             )
         searcher = _jvm.load("pyserini.search.lucene").LuceneSearcher(str(folder))
-        searcher.set_bm25(k1, b)
+        searcher.set_bm25(*bm25)
         return cls(searcher, reranker, **arguments)
 
     @classmethod
@@ -139,26 +159,33 @@ class HeadRoutedStage:
 
         Raises:
             CollectionError: Pyserini does not know the name or cannot download the index.
+            InputError: ``k1`` is negative, or ``b`` is not between 0 and 1.
             JavaError: No JDK that Lucene can run on was found.
             MissingExtraError: Pyserini is not installed.
         """
+        bm25 = _check_bm25(k1, b)
+        check_text("name", name)
         searcher_class = _jvm.load("pyserini.search.lucene").LuceneSearcher
-        # Pyserini prints the reason of a failure and returns None.
+        searcher, reason = None, ""
+        # Pyserini prints the reason of most failures and returns None.
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            searcher = searcher_class.from_prebuilt_index(name)
+            try:
+                searcher = searcher_class.from_prebuilt_index(name)
+            except OSError as error:  # Pyserini 2 downloads its lists of names, too
+                reason = " ".join(str(error).split())
         if searcher is None:
-            reason = printed.getvalue().strip().rpartition("\n")[2].rstrip(".")
+            reason = reason or printed.getvalue().strip().rpartition("\n")[2].rstrip(".")
             raise CollectionError(
                 f"no prebuilt index {name!r} ({reason}); expected a name from "
                 "LuceneSearcher.list_prebuilt_indexes(); check the name and the network."
             )
-        searcher.set_bm25(k1, b)
+        searcher.set_bm25(*bm25)
         return cls(searcher, reranker, **arguments)
 
     @property
     def reranker(self) -> Reranker:
         """The re-ranker, loaded at first use."""
-        return self._lazy.get()  # type: ignore[no-any-return]
+        return check_reranker(self._lazy.get())  # type: ignore[no-any-return]
 
     def search(self, query: str, k: int = 10, *, query_id: str | None = None) -> list[Hit]:
         """Retrieve ``hits`` candidates, re-rank them and return the best.
@@ -170,9 +197,9 @@ class HeadRoutedStage:
 
         Raises:
             CollectionError: The text of a candidate is missing.
-            InputError: ``k`` is below 1.
+            InputError: ``k`` is below 1, or the query is not a text.
         """
-        check_count("k", k)
+        k = check_count("k", k)
         candidates = self._retrieve(query, max(k, self.hits), query_id)
         return self._rerank(query, candidates, self.hits)[:k]
 
@@ -199,8 +226,15 @@ class HeadRoutedStage:
 
         Raises:
             CollectionError: The text of a document is missing.
+            InputError: A score is not a number.
         """
-        return self._texts.documents(self._candidates(scored, query_id))
+        pairs = as_list(scored, "scored", "pairs of id and score")
+        for index, pair in enumerate(pairs):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise InputError(
+                    f"scored[{index}] is a {class_name(pair)}; give a pair of id and score."
+                )
+        return self._texts.documents(self._candidates(pairs, query_id))
 
     def rerank_hits(
         self, query: str, hits: Iterable[Any], *, query_id: str | None = None
@@ -214,8 +248,11 @@ class HeadRoutedStage:
 
         Raises:
             CollectionError: The text of a hit is missing.
+            InputError: A hit has no id or no score, or the query is blank.
         """
-        candidates = self._candidates(((hit.docid, hit.score) for hit in hits), query_id)
+        check_text("query", query)
+        listed = as_list(hits, "hits", "objects with docid and score")
+        candidates = self._candidates(scored_ids(listed), query_id)
         return self._rerank(query, candidates, len(candidates))
 
     def rerank_documents(
@@ -228,11 +265,18 @@ class HeadRoutedStage:
             documents: Best first; not modified.
             depth: Number of documents to re-rank; the others follow in their order. ``None`` for
                 all.
+
+        Raises:
+            InputError: The query is blank, ``depth`` is below 1, or an item is not a document.
         """
-        if not documents:
+        candidates = as_documents(documents)
+        if depth is not None:
+            depth = check_count("depth", depth)
+        if not candidates:
             return []
-        ranking = self.reranker.rerank(query, documents[:depth])
-        return hits_of(ranking, documents)[: self.top_n]
+        check_text("query", query)
+        ranking = self.reranker.rerank(query, candidates[:depth])
+        return hits_of(ranking, candidates)[: self.top_n]
 
     def rerank_run(
         self,
@@ -260,22 +304,16 @@ class HeadRoutedStage:
         Raises:
             CollectionError: The run has a query that the topics lack (raised at once), or the
                 text of a candidate is missing (raised when its query is reached).
-            InputError: ``depth`` is below 1.
+            InputError: ``depth`` is below 1, or run or topics have wrong types (raised at once).
         """
-        depth = self.hits if depth is None else depth
-        check_count("depth", depth)
-        queries = {str(qid): query for qid, query in topics.items()}
-        for qid in run:
-            if str(qid) not in queries:
-                raise CollectionError(
-                    f"query {str(qid)!r} of the run is not in the topics; expected a topic for "
-                    "each query of the run; give the topics that the run was made with."
-                )
+        depth = check_count("depth", self.hits if depth is None else depth)
+        keep_tail = check_flag("keep_tail", keep_tail)
+        queries = texts_by_id(topics)
+        _check_run(run, queries)
 
         def rerank_queries() -> Iterator[tuple[str, list[Hit]]]:
             for qid, scores in run.items():
-                ordered = sorted(scores.items(), key=lambda item: item[1], reverse=True)
-                candidates = self._candidates(ordered, str(qid))
+                candidates = sorted(self._candidates(scores.items(), str(qid)), key=_rank_last)
                 hits = self._rerank(
                     queries[str(qid)], candidates if keep_tail else candidates[:depth], depth
                 )
@@ -288,15 +326,53 @@ class HeadRoutedStage:
 
     def _retrieve(self, query: str, count: int, query_id: str | None) -> list[tuple[str, float]]:
         # One more, in case the query's own document is dropped.
-        hits = self.searcher.search(query, count + 1 if self.remove_query else count)
-        return self._candidates(((hit.docid, hit.score) for hit in hits), query_id)[:count]
+        hits = search(self.searcher, query, count + 1 if self.remove_query else count)
+        return self._candidates(scored_ids(hits), query_id)[:count]
 
     def _candidates(
         self, scored: Iterable[tuple[Any, Any]], query_id: str | None
     ) -> list[tuple[str, float]]:
         """Convert ids and scores to Python types, and drop the query's own document."""
-        dropped = query_id if self.remove_query else None
-        return [(str(docid), float(score)) for docid, score in scored if str(docid) != dropped]
+        dropped = None if query_id is None or not self.remove_query else str(query_id)
+        return [
+            (str(docid), as_score(docid, score)) for docid, score in scored if str(docid) != dropped
+        ]
 
     def _rerank(self, query: str, candidates: Sequence[tuple[str, float]], depth: int) -> list[Hit]:
         return self.rerank_documents(query, self._texts.documents(candidates), depth)
+
+
+def _check_bm25(k1: object, b: object) -> tuple[float, float]:
+    return check_number("k1", k1, least=0), check_number("b", b, least=0, most=1)
+
+
+def _check_run(run: Any, queries: Mapping[str, str]) -> None:
+    """Check the types of a run, and that there is a query for each of its ids."""
+    if not isinstance(run, Mapping):
+        raise InputError(
+            f"run is a {class_name(run)}; give a mapping from query ids to scores by document id."
+        )
+    seen: set[str] = set()
+    for qid, scores in run.items():
+        if not isinstance(scores, Mapping):
+            raise InputError(
+                f"run[{short_repr(qid)}] is a {class_name(scores)}; "
+                "give a mapping from document ids to scores."
+            )
+        for docid, score in scores.items():
+            as_score(docid, score)
+        if str(qid) in seen:
+            raise InputError(f"two queries of the run have the id {short_repr(str(qid))}.")
+        seen.add(str(qid))
+        if str(qid) not in queries:
+            raise CollectionError(
+                f"query {short_repr(str(qid))} of the run is not in the topics; expected a topic "
+                "for each query of the run; give the topics that the run was made with."
+            )
+        if scores:
+            check_text(f"topics[{short_repr(str(qid))}]", queries[str(qid)])
+
+
+def _rank_last(candidate: tuple[str, float]) -> float:
+    """Sort by falling score; one that is not a number has no rank and stands last."""
+    return math.inf if math.isnan(candidate[1]) else -candidate[1]

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 
@@ -20,6 +21,7 @@ from routehead_plugins.adapters.pyserini import (
 )
 from routehead_plugins.data import Document, Ranking, ScoredDocument
 from routehead_plugins.errors import CollectionError, InputError
+from routehead_plugins.io import read_corpus
 
 CORPUS = [
     {"_id": "cats", "title": "Cats", "text": "A cat purrs when it is content."},
@@ -120,6 +122,87 @@ def test_every_document_comes_back_as_it_was(stage: Any, record: dict[str, Any])
     [(_, [hit])] = stage.rerank_run(run, {"q": "query"})
     title = f"{record['title']}\n" if record["title"] else ""
     assert (hit.docid, hit.document.text) == (str(record["_id"]), title + record["text"])
+
+
+def test_texts_read_the_same_from_the_index_and_from_the_corpus(tmp_path: Path) -> None:
+    records = [
+        {"_id": "1", "title": "Bridges", "text": "Bridges\nof Bern"},
+        {"_id": "2", "title": " T ", "text": " T \nbody"},
+        {"_id": "3", "title": "", "text": "alone"},
+        {"_id": "4", "title": " ", "text": "with a blank title"},
+        {"_id": "5", "title": "Bridges", "text": ""},
+        {"_id": "6", "title": "Bridges", "contents": "Bridges\nin contents"},
+        {"_id": "7", "title": None, "text": "no title"},
+        {"_id": "8", "title": 5, "text": "5\nnumbers"},
+        {"_id": "9", "title": "", "text": "", "body": "another field"},
+        {"_id": "10", "contents": "contents", "segment": "another field"},
+        {"_id": "11", "title": "Two\nlines", "text": "Two\nlines"},
+        {"_id": "12", "title": "T", "text": "", "contents": "another field"},
+    ]
+    path = write_corpus(tmp_path / "corpus.jsonl", records)
+    corpus = read_corpus(path)
+    stage = HeadRoutedStage.from_index(build_index(path, tmp_path / "index"))
+    documents = stage.documents([(docid, 1.0) for docid in corpus])
+    assert {d.id: d.text for d in documents} == {d.id: d.text for d in corpus.values()}
+
+
+def test_half_an_emoji_ends_nothing(tmp_path: Path) -> None:
+    documents = [Document("a cat \udc3a purrs", "cat"), Document("a dog\x00 barks", "a\x00b c")]
+    stage = HeadRoutedStage.from_index(build_index(documents, tmp_path / "index"), ShortestFirst())
+    topics = {"1": "cat", "2\ud83d": "\udc3a dog \ud83d", 3: "\ud83d", "4\x00": "barks\x00"}
+    run = bm25_run(stage.searcher, topics)
+    assert {qid: list(scores) for qid, scores in run.items()} == {
+        "1": ["cat"],
+        "2\ud83d": ["a\x00b c"],
+        "3": [],
+        "4\x00": ["a\x00b c"],
+    }
+    assert [hit.docid for hit in stage.search("cat \ud83d")] == ["cat"]
+    assert [document.text for document in stage.retrieve("purrs")] == ["a cat ? purrs"]
+    with pytest.raises(CollectionError, match=r"^document 'x\\ud83d' is neither in the index nor"):
+        stage.documents([("x\ud83d", 1.0)])
+    with pytest.raises(CollectionError, match=r"^the id 'x\\ud83d' has half of a surrogate pair"):
+        build_index([Document("a", "x\ud83d")], tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"corpus": None}, "corpus is a NoneType; give a list of Documents."),
+        ({"corpus": {"d": Document("a", "d")}}, "corpus is a dict; give its values as a list."),
+        ({"corpus": ["a"]}, "corpus[0] is a str; give a routehead_plugins.Document, or the path"),
+        ({"index_dir": 5}, "index_dir=5 is a int; give a path."),
+        ({"threads": "2"}, "threads='2' is not a count"),
+        ({"overwrite": "no"}, "overwrite='no' must be True or False."),
+    ],
+    ids=range(6),
+)
+def test_a_wrong_argument_of_indexing_is_named(
+    tmp_path: Path, wrong: dict[str, Any], words: str
+) -> None:
+    right = {"corpus": [Document("a", "d")], "index_dir": tmp_path / "index"}
+    with pytest.raises(InputError) as error:
+        build_index(**right | wrong)
+    assert words in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"k1": "0.9"}, "k1='0.9' must be a finite number, 0 or more."),
+        ({"b": 2}, "b=2 must be a number from 0 to 1."),
+        ({"hits": 2.5}, "hits=2.5 is not a count"),
+        ({"index_dir": None}, "index_dir=None is a NoneType; give a path."),
+    ],
+    ids=range(4),
+)
+def test_a_wrong_argument_of_opening_is_named(
+    index: Path, wrong: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        HeadRoutedStage.from_index(**{"index_dir": index} | wrong)
+    assert words in str(error.value)
 
 
 def test_documents_can_be_indexed_from_memory(tmp_path: Path) -> None:
@@ -271,8 +354,12 @@ def test_a_folder_without_an_index_is_told(tmp_path: Path) -> None:
 
 
 def test_an_unknown_prebuilt_index_is_named_and_nothing_printed(
-    capfd: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Pyserini 2 downloads its lists of names.
+    util = _jvm.load("pyserini.util")
+    for name in [name for name in vars(util) if name.endswith("_INDEX_INFO")]:
+        monkeypatch.setattr(util, name, {})
     with pytest.raises(CollectionError) as error:
         HeadRoutedStage.from_prebuilt("nonesuch")
     assert str(error.value) == (
@@ -301,7 +388,23 @@ def test_trec_topics_are_read_from_a_local_file_with_the_ids_of_the_file(tmp_pat
     assert load_topics(path) == {"80_2": "why cats purr"}
 
 
-def test_unknown_topics_are_named() -> None:
+def test_a_prebuilt_index_that_cannot_be_looked_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(_name: str) -> None:
+        raise URLError(OSError("no\nroute"))
+
+    searcher = _jvm.load("pyserini.search.lucene").LuceneSearcher
+    monkeypatch.setattr(searcher, "from_prebuilt_index", offline)
+    with pytest.raises(CollectionError) as error:
+        HeadRoutedStage.from_prebuilt("robust04")
+    assert str(error.value) == (
+        "no prebuilt index 'robust04' (<urlopen error no route>); expected a name from "
+        "LuceneSearcher.list_prebuilt_indexes(); check the name and the network."
+    )
+
+
+def test_unknown_topics_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pyserini 2 downloads its list of names.
+    monkeypatch.setattr(_jvm.load("pyserini.search._base"), "_topics_mapping", {}, raising=False)
     with pytest.raises(CollectionError) as error:
         load_topics("nonesuch")
     assert str(error.value) == (
@@ -316,9 +419,14 @@ def test_topics_by_name_have_ids_of_one_type(monkeypatch: pytest.MonkeyPatch) ->
     assert load_topics("dl19-passage") == {"19": "one", "x": "two"}
 
 
-def test_topics_that_cannot_be_downloaded_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("java", [True, False], ids=["Pyserini 1", "Pyserini 2"])
+def test_topics_that_cannot_be_downloaded_are_told(
+    monkeypatch: pytest.MonkeyPatch, java: bool
+) -> None:
     def offline(_name: str) -> None:
-        raise _jvm.load("jnius").JavaException("java.io.IOException: no route\nat ...")
+        if java:
+            raise _jvm.load("jnius").JavaException("java.io.IOException: no route\nat ...")
+        raise URLError("no route")
 
     monkeypatch.setattr(_jvm.load("pyserini.search"), "get_topics", offline)
     with pytest.raises(CollectionError) as error:
