@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import sys
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from io import StringIO
 from logging import StreamHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import accelerate
 import families
 import huggingface_hub
 import pytest
@@ -28,6 +31,8 @@ from transformers import (
     BertConfig,
     Gemma3nTextConfig,
     GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     modeling_utils,
@@ -37,7 +42,12 @@ from transformers.utils import logging
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
 from routehead_plugins.backbone import loading
 from routehead_plugins.backbone.loading import load_model, load_tokenizer
-from routehead_plugins.errors import InputError, MissingExtraError, ModelLoadError
+from routehead_plugins.errors import (
+    InputError,
+    MissingExtraError,
+    ModelLoadError,
+    UnsupportedModelError,
+)
 
 CPU = torch.device("cpu")
 QUERY = "which <think> wolf?"
@@ -664,6 +674,305 @@ def test_the_random_state_is_unchanged(saved_family: Callable[[str], Path]) -> N
     before = torch.get_rng_state()
     load_leading(saved_family("llama"), 1)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# code that comes with a model
+
+THEIR_CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+Path({trace!r}).touch()
+
+class TheirConfig(LlamaConfig):
+    model_type = "theirs"
+
+class TheirModel(LlamaForCausalLM):
+    config_class = TheirConfig
+
+class TheirTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+THEIR_MODEL = {"AutoConfig": "theirs.TheirConfig", "AutoModelForCausalLM": "theirs.TheirModel"}
+THEIR_TOKENIZER = {"AutoTokenizer": [None, "theirs.TheirTokenizer"]}
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    return tmp_path / "the-code-ran"
+
+
+@pytest.fixture
+def with_code(
+    copied: Path, trace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Path]]:
+    """Folder with code of its own; whoever asks on standard input is told to run it."""
+    answers = StringIO("y\n" * 9)
+    monkeypatch.setattr(sys, "stdin", answers)
+    (copied / "theirs.py").write_text(THEIR_CODE.format(trace=str(trace)))
+
+    def change(file: str, **settings: Any) -> Path:
+        content = json.loads((copied / file).read_text())
+        (copied / file).write_text(json.dumps(content | settings))
+        return copied
+
+    yield change
+    assert not trace.exists()
+    assert answers.tell() == 0
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+def refused_code(name: str) -> str:
+    return (
+        f"model {name} brings code of its own, which is never run here; load it yourself and wrap "
+        "it: FrozenLM(model, tokenizer)."
+    )
+
+
+@pytest.mark.parametrize("loader", [load, load_leading])
+@pytest.mark.parametrize("repository", ["", "someone/else--"], ids=["here", "elsewhere"])
+def test_code_that_comes_with_a_model_is_never_run(
+    loader: Callable[[Path], Any], with_code: Callable[..., Path], repository: str
+) -> None:
+    code = {name: repository + reference for name, reference in THEIR_MODEL.items()}
+    folder = with_code("config.json", model_type="theirs", auto_map=code)
+    with pytest.raises(ModelLoadError) as error:
+        loader(folder)
+    assert one_line(error) == refused_code(shown(folder))
+
+
+@pytest.mark.parametrize("loader", [load, load_leading])
+def test_code_for_a_model_that_has_no_other_decoder_is_never_run(
+    loader: Callable[[Path], Any], with_code: Callable[..., Path]
+) -> None:
+    only_model = {"AutoModelForCausalLM": "theirs.TheirModel"}
+    folder = with_code("config.json", model_type="t5", auto_map=only_model)
+    with pytest.raises(ModelLoadError) as error:
+        loader(folder)
+    assert one_line(error) == refused_code(shown(folder))
+
+
+@pytest.mark.parametrize("code", [THEIR_TOKENIZER, ["theirs.TheirTokenizer", None]], ids=repr)
+def test_code_that_comes_with_a_tokenizer_is_never_run(
+    with_code: Callable[..., Path], code: Any
+) -> None:
+    folder = with_code("tokenizer_config.json", tokenizer_class="TheirTokenizer", auto_map=code)
+    with pytest.raises(ModelLoadError) as error:
+        FrozenLM.from_pretrained(str(folder), dtype="float32", device="cpu")
+    assert one_line(error) == refused_code(shown(folder))
+
+
+def test_code_in_the_local_cache_of_the_hub_is_never_run(
+    with_code: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_code("config.json", model_type="theirs", auto_map=THEIR_MODEL)
+    repository = tmp_path / "hub" / "models--someone--theirs"
+    shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for local_files_only in (True, False):
+        with pytest.raises(ModelLoadError) as error:
+            FrozenLM.from_pretrained("someone/theirs", local_files_only=local_files_only)
+        assert one_line(error) == refused_code("'someone/theirs'")
+
+
+def test_code_for_a_known_model_and_tokenizer_is_not_needed(
+    with_code: Callable[..., Path], original: PreTrainedModel
+) -> None:
+    with_code("config.json", auto_map=THEIR_MODEL)
+    folder = with_code("tokenizer_config.json", auto_map=THEIR_TOKENIZER)
+    llm = FrozenLM.from_pretrained(str(folder), dtype="float32", device="cpu")
+    assert_same_signals(llm, original)
+
+
+def test_a_model_with_code_of_its_own_can_be_wrapped(
+    copied: Path, trace: Path, original: PreTrainedModel
+) -> None:
+    class TheirConfig(LlamaConfig):
+        model_type = "theirs"
+
+    class TheirModel(LlamaForCausalLM):
+        config_class = TheirConfig
+
+    model = TheirModel.from_pretrained(copied).eval()
+    assert_same_signals(FrozenLM(model, families.tiny_tokenizer()), original)
+    assert not trace.exists()
+
+
+def test_a_kernel_that_the_configuration_asks_for_is_not_fetched(
+    with_code: Callable[..., Path], original: PreTrainedModel
+) -> None:
+    folder = with_code("config.json", attn_implementation="someone/kernel")
+    llm = FrozenLM.from_pretrained(str(folder), dtype="float32", device="cpu")
+    assert_same_signals(llm, original)
+
+
+class Malicious:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_pickled_weights_run_nothing(copied: Path, trace: Path) -> None:
+    lose_weights(copied)
+    torch.save({"model.norm.weight": Malicious(trace)}, copied / "pytorch_model.bin")
+    with pytest.raises(ModelLoadError) as error:
+        load(copied)
+    one_line(error)
+    assert not trace.exists()
+
+
+# what a configuration may say
+
+ODD_SETTINGS: list[dict[str, Any]] = [
+    {"num_hidden_layers": "four"},
+    {"num_hidden_layers": 10**9},
+    {"num_hidden_layers": 10**60},
+    {"num_hidden_layers": -4},
+    {"num_hidden_layers": 0},
+    {"num_hidden_layers": None},
+    {"hidden_size": 10**9},
+    {"hidden_size": 0},
+    {"vocab_size": 10**12},
+    {"num_attention_heads": 0},
+    {"num_key_value_heads": 3},
+    {"model_type": ["llama"]},
+    {"model_type": "\x1b[2J\n"},
+    {"model_type": "x" * 10_000},
+    {"hidden_act": "no-such"},
+    {"dtype": "no-such"},
+    {"rope_parameters": {"rope_type": "no-such"}},
+    {"auto_map": {"AutoConfig": 5}},
+]
+
+
+@pytest.mark.parametrize("settings", ODD_SETTINGS, ids=lambda settings: repr(settings)[:40])
+def test_odd_settings_are_refused_in_one_short_line(copied: Path, settings: dict[str, Any]) -> None:
+    content = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(content | settings))
+    with pytest.raises(ModelLoadError) as error:
+        load_leading(copied)
+    assert shown(copied) in one_line(error)
+
+
+def test_more_layers_than_any_llm_has_are_refused_before_they_are_built(copied: Path) -> None:
+    content = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(content | {"num_hidden_layers": 10**9}))
+    with pytest.raises(ModelLoadError) as error:
+        load(copied)
+    assert one_line(error) == (
+        f"model {shown(copied)} has num_hidden_layers=1000000000 in its configuration; expected at "
+        "most 10,000: download or save it again."
+    )
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 9999, "9" * 5000, "null", "\0" * 99])
+def test_json_that_no_library_can_take_is_refused_in_one_short_line(
+    copied: Path, file: str, content: str
+) -> None:
+    (copied / file).write_text(content)
+    with pytest.raises(ModelLoadError) as error:
+        FrozenLM.from_pretrained(copied, dtype="float32", device="cpu")
+    assert shown(copied) in one_line(error)
+
+
+# arguments, and models that cannot be run here
+
+
+def test_a_path_may_be_one_of_pathlib(copied: Path) -> None:
+    llm = FrozenLM.from_pretrained(copied, dtype="float32", device="cpu")
+    assert llm.name == str(copied)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"local_files_only": "yes"}, "local_files_only='yes' must be True or False."),
+        ({"local_files_only": None}, "local_files_only=None must be True or False."),
+        ({"layers": 3}, "layers=3 must be a function, or None."),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused(
+    saved: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        FrozenLM.from_pretrained(saved, dtype="float32", device="cpu", **arguments)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("layers", ["3", 2.5, None])
+def test_layers_that_are_no_number_are_refused(saved: Path, layers: Any) -> None:
+    with pytest.raises(InputError, match=f"^layers={layers!r} is out of range for"):
+        FrozenLM.from_pretrained(saved, dtype="float32", device="cpu", layers=lambda _: layers)
+
+
+OFFLOADED = (
+    "LlamaForCausalLM has weights that are not in memory: offloaded, or never loaded; "
+    "load it whole on one device, without device_map."
+)
+
+
+def test_a_model_offloaded_to_the_disk_is_refused(saved: Path, tmp_path: Path) -> None:
+    parts = ["embed_tokens", "norm", "rotary_emb", *(f"layers.{layer}" for layer in range(4))]
+    places = {"lm_head": "cpu"} | {f"model.{part}": "cpu" for part in parts}
+    places["model.layers.2"] = "disk"
+    model = AutoModelForCausalLM.from_pretrained(
+        saved, device_map=places, offload_folder=tmp_path / "offloaded"
+    )
+    with pytest.raises(UnsupportedModelError) as error:
+        FrozenLM(model, families.tiny_tokenizer())
+    assert str(error.value) == OFFLOADED
+
+
+def test_a_model_offloaded_to_the_processor_is_refused() -> None:
+    model = accelerate.cpu_offload(families.tiny_model("llama"), execution_device=CPU)
+    with pytest.raises(UnsupportedModelError) as error:
+        FrozenLM(model, families.tiny_tokenizer())
+    assert str(error.value) == OFFLOADED
+
+
+def test_a_model_without_memory_for_its_weights_is_refused() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(families.CONFIGS["llama"])
+    with pytest.raises(UnsupportedModelError) as error:
+        FrozenLM(model, families.tiny_tokenizer())
+    assert str(error.value) == OFFLOADED
+
+
+def test_a_model_spread_over_several_devices_is_refused() -> None:
+    class Spread(nn.Module):
+        config = None
+
+        def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:  # noqa: ARG002
+            for device in ("cuda:1", "cpu", "cuda:0"):
+                weight: Any = SimpleNamespace(device=torch.device(device))
+                yield weight
+
+    with pytest.raises(UnsupportedModelError) as error:
+        loading.check_loaded(Spread())
+    assert str(error.value) == (
+        "Spread is spread over several devices (cpu, cuda:0, cuda:1); load it whole on one device, "
+        "without device_map."
+    )
+
+
+def test_a_model_on_one_device_by_a_device_map_is_read(
+    saved: Path, original: PreTrainedModel
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(saved, device_map="cpu", dtype=torch.float32)
+    assert_same_signals(FrozenLM(model, families.tiny_tokenizer()), original)
+
+
+@pytest.mark.parametrize("model", [None, "embedded", nn.Linear(2, 2), families.tiny_model])
+def test_what_is_no_model_is_refused(model: Any) -> None:
+    with pytest.raises(InputError, match=r"^model is a [\w.]+; give a causal LLM of transformers"):
+        FrozenLM(model, families.tiny_tokenizer())
 
 
 # the embedded LLM

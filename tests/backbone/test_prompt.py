@@ -420,3 +420,58 @@ def test_a_tokenizer_written_in_python_says_that_it_records_no_offsets() -> None
         "tokenizer, or do without spans."
     )
     ENCODER.check_offsets()
+
+
+@pytest.mark.parametrize("tokenizer", [None, "gpt2", 5, {}, TOKENIZER.backend_tokenizer], ids=repr)
+def test_what_is_no_tokenizer_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match=r"^tokenizer is a [\w.]+; give the one of the LLM") as e:
+        PromptEncoder(tokenizer)
+    assert len(str(e.value)) < 300
+
+
+def test_a_tokenizer_without_vocabulary_is_refused() -> None:
+    backend = Tokenizer(models.BPE(vocab={}, merges=[]))
+    with pytest.raises(UnsupportedModelError, match="has no tokens for plain English text; load"):
+        PromptEncoder(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def test_a_tokenizer_that_fails_is_refused_in_one_line() -> None:
+    backend = Tokenizer(models.WordPiece(vocab={"a": 0}))
+    with pytest.raises(UnsupportedModelError) as error:
+        PromptEncoder(PreTrainedTokenizerFast(tokenizer_object=backend))
+    message = str(error.value)
+    assert "cannot tokenize a text (WordPiece error: Missing [UNK] token" in message
+    assert message.isprintable()
+
+
+def test_tokens_that_the_llm_does_not_have_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"gives token \d+, but the LLM has 5 tokens;"):
+        PromptEncoder(TOKENIZER, vocabulary=5)
+    characters = [chr(code) for code in range(0x80, 0x400)]
+    last, text = max(zip(map(max, ENCODER.encode(characters)), characters, strict=True))
+    assert PromptEncoder(TOKENIZER, vocabulary=last + 1).encode([text]) == ENCODER.encode([text])
+    with pytest.raises(UnsupportedModelError) as error:
+        PromptEncoder(TOKENIZER, vocabulary=last).encode(["plain", text])
+    assert str(error.value) == (
+        f"the tokenizer gives token {last}, but the LLM has {last} tokens; load the tokenizer that "
+        "belongs to it."
+    )
+
+
+def test_a_template_that_fails_at_length_is_refused_in_one_short_line() -> None:
+    template = "{{ raise_exception('no\\n' * 5000) }}"
+    with pytest.raises(UnsupportedModelError) as error:
+        PromptEncoder(with_template(template))
+    message = str(error.value)
+    assert message.isprintable()
+    assert len(message) < 300
+    assert message.endswith("set tokenizer.chat_template = None to prompt without one.")
+
+
+def test_without_a_token_for_white_space_texts_begin_with_another_one() -> None:
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    encoder = PromptEncoder(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert encoder.plain(["", "a"]) == [(0,), (0, 1)]
+    (context,), _ = encoder.question("a", ["a"])
+    assert context[0] == 0
