@@ -14,14 +14,20 @@ import typer
 from routehead_plugins.cli.options import LLM, PROMPT, Seed, Signals, with_options
 from routehead_plugins.cli.runtime import (
     check_minimum,
+    check_new_file,
+    check_new_folder,
+    collection_files,
     load_llm,
+    path_of,
     progress,
+    resumable,
     sample_queries,
     signals_folder,
     with_candidates,
 )
 from routehead_plugins.errors import InputError
-from routehead_plugins.io import load_collection, make_folder
+from routehead_plugins.heads import AGGREGATIONS
+from routehead_plugins.io import Collection, load_collection, make_folder
 from routehead_plugins.options import RerankerOptions
 
 if TYPE_CHECKING:
@@ -76,7 +82,7 @@ def detect(arguments: DetectArguments, options: RerankerOptions) -> None:
     """
     from routehead_plugins import training
 
-    _check(arguments, (*training.METHODS, WEIGHTS))
+    _check(arguments, options, (*training.METHODS, WEIGHTS))
     signals = _signals(arguments, options)
     if arguments.method == WEIGHTS:
         heads = training.fit_weights(
@@ -95,7 +101,7 @@ def detect(arguments: DetectArguments, options: RerankerOptions) -> None:
     typer.echo(f"{arguments.output}: {len(heads)} heads by {heads.method}: {heads}")
 
 
-def _check(arguments: DetectArguments, methods: Sequence[str]) -> None:
+def _check(arguments: DetectArguments, options: RerankerOptions, methods: Sequence[str]) -> None:
     """Check the arguments before anything is read or loaded."""
     if arguments.method not in methods:
         raise InputError(
@@ -108,27 +114,59 @@ def _check(arguments: DetectArguments, methods: Sequence[str]) -> None:
             f"--count={arguments.count} does not apply to --method=weights, which finds the "
             "number of heads itself; leave it out."
         )
-    if arguments.output.is_dir():
-        raise InputError(f"{arguments.output} is a folder; name a file, such as heads.json.")
+    if arguments.method != "core" and arguments.temperature is not None:
+        raise InputError(
+            f"--temperature={arguments.temperature} is for --method=core; leave it out."
+        )
+    if arguments.aggregation not in AGGREGATIONS:
+        raise InputError(
+            f"--aggregation={arguments.aggregation} does not exist; give one of "
+            f"{', '.join(AGGREGATIONS)}."
+        )
+    inputs = [*collection_files(arguments.collection), path_of(options.model)]
+    check_new_file("--output", arguments.output, inputs)
+    check_new_folder("--signals", arguments.signals or signals_folder())
 
 
 def _signals(arguments: DetectArguments, options: RerankerOptions) -> SignalSet:
     """Compute the signals of all collections, or read those that were kept."""
     from routehead_plugins.layouts import make_layout
-    from routehead_plugins.signals import CollectOptions, collect_signals
+    from routehead_plugins.signals import CollectOptions, collect_signals, judged_queries
 
-    collections = [load_collection(path) for path in arguments.collection]
-    layout = make_layout(options)
-    llm = load_llm(options)
-    folder = arguments.signals or signals_folder()
     collect = CollectOptions(
         arguments.hits, options.max_doc_tokens, arguments.shuffle, arguments.positions
     )
+    layout = make_layout(options)
+    samples = [_sample(load_collection(path), arguments) for path in arguments.collection]
+    llm = load_llm(options)
+    _check_data(reduce(add, [judged_queries(s, llm, layout, collect) for s in samples]), arguments)
+    folder = arguments.signals or signals_folder()
     parts = []
-    for collection in collections:
-        query_ids = sample_queries(collection, arguments.queries, arguments.seed)
-        topics = {query_id: collection.topics[query_id] for query_id in query_ids}
-        sample = with_candidates(replace(collection, topics=topics), topics, arguments.hits)
-        with progress(f"{collection.name}: signals", len(topics)) as advance:
-            parts.append(collect_signals(sample, llm, layout, folder, collect, advance=advance))
+    with resumable() as keep:
+        for sample in samples:
+            with progress(f"{sample.name}: signals", len(sample.topics), keep) as advance:
+                parts.append(collect_signals(sample, llm, layout, folder, collect, advance=advance))
     return reduce(add, parts)
+
+
+def _sample(collection: Collection, arguments: DetectArguments) -> Collection:
+    """Draw queries of a collection, and retrieve their candidates if it has none."""
+    query_ids = sample_queries(collection, arguments.queries, arguments.seed)
+    topics = {query_id: collection.topics[query_id] for query_id in query_ids}
+    return with_candidates(replace(collection, topics=topics), topics, arguments.hits)
+
+
+def _check_data(queries: SignalSet, arguments: DetectArguments) -> None:
+    """Check that heads can be found with these queries, before the LLM runs."""
+    from routehead_plugins import training
+
+    if arguments.method == WEIGHTS:
+        training.check_weights(queries, aggregation=arguments.aggregation, seed=arguments.seed)
+        return
+    training.check_detection(
+        queries,
+        arguments.method,
+        _COUNT if arguments.count is None else arguments.count,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )

@@ -16,7 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from routehead_plugins.cli.options import with_options
-from routehead_plugins.cli.runtime import check_minimum, check_names, err, load_llm
+from routehead_plugins.cli.runtime import (
+    ROUTER_FILES,
+    check_minimum,
+    check_names,
+    check_new_file,
+    err,
+    load_llm,
+)
 from routehead_plugins.errors import CollectionError, InputError, missing_extra
 from routehead_plugins.io import (
     BUNDLED,
@@ -92,10 +99,14 @@ def inspect_router(
 def _check(arguments: InspectArguments) -> None:
     """Check the arguments before anything is read or loaded."""
     check_minimum("--queries", arguments.queries, 0)
-    for path in (arguments.plot, arguments.output):
-        if path is not None and path.is_dir():
-            raise InputError(f"{path} is a folder; name a file.")
-    check_names(arguments.collection or ())
+    collections = arguments.collection or []
+    check_names(collections)
+    inputs = [path / TOPICS_FILE for path in collections]
+    inputs += [Path(arguments.router) / name for name in ROUTER_FILES]
+    for option, path in (("--plot", arguments.plot), ("--output", arguments.output)):
+        check_new_file(option, path, inputs)
+    if arguments.plot is not None and arguments.plot == arguments.output:
+        raise InputError(f"--plot and --output are both {arguments.plot}; name two files.")
     if arguments.plot is None:
         return
     if arguments.plot.suffix.lower() not in _PLOT_SUFFIXES:

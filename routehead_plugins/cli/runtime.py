@@ -57,6 +57,9 @@ def load_reranker(options: RerankerOptions, selector: Selector) -> HeadRoutedAtt
         return HeadRoutedAttentionReranker.from_options(options, selector=selector)
 
 
+ROUTER_FILES = ("config.json", "model.safetensors", "README.md")
+"""Names of the files in a router's folder."""
+
 # Options that do not change scores, and those that every command records in a way of its own.
 NOT_SETTINGS = {
     *("document_cache", "local_files_only"),
@@ -123,6 +126,18 @@ def with_candidates(collection: Collection, topics: Mapping[str, str], hits: int
         return collection
     with bm25_stage(collection.path, hits) as stage:
         return replace(collection, run=bm25_run(stage.searcher, topics, hits))
+
+
+def check_bm25() -> None:
+    """Start Lucene, so that its absence is noticed before hours of work.
+
+    Raises:
+        JavaError: No JDK that Lucene can run on was found.
+        MissingExtraError: Pyserini is not installed.
+    """
+    from routehead_plugins.adapters import _jvm
+
+    _jvm.load("pyserini.search.lucene")
 
 
 def sample_queries(collection: Collection, size: int | None, seed: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -14,10 +15,15 @@ import typer
 
 from routehead_plugins.cli.options import LLM, PROMPT, Seed, Signals, with_options
 from routehead_plugins.cli.runtime import (
+    ROUTER_FILES,
+    check_bm25,
     check_minimum,
+    check_new_file,
+    check_new_folder,
     err,
     load_llm,
     progress,
+    resumable,
     sample_queries,
     signals_folder,
     with_candidates,
@@ -111,30 +117,36 @@ def train_router(arguments: TrainArguments, options: RerankerOptions) -> Router:
 
     _check(arguments)
     fit_options = _fit_options(arguments)
-    collections = [_load(path, arguments) for path in arguments.collection]
     layout = make_layout(options)
+    collections = [_load(path, arguments) for path in arguments.collection]
+    judged = [_judged(collection, arguments) for collection in collections]
+    if arguments.synthesize is not None:
+        check_bm25()
     llm = load_llm(options)
     layer = llm.embedding_layer if arguments.layer is None else arguments.layer
     if arguments.max_layer is not None:
         layer = min(layer, arguments.max_layer)  # no deeper than any head to be chosen
     llm.check_embedding_layer(layer)
     fit_options = replace(fit_options, layer=layer)
+    _check_data(judged, llm, layout, fit_options, arguments)
     parts: list[dict[str, Any]] = []
     signal_sets = []
-    for collection in collections:
-        for kind, part in _parts(collection, llm, arguments):
-            signals = _signals(part, llm, layout, arguments, options)
-            signal_sets.append(signals)
-            parts.append({"name": collection.name, "kind": kind, "queries": len(signals.queries)})
-            err.print(f"{collection.name}: {len(signals.queries)} {kind} queries")
-    reliable = arguments.utility is None and arguments.shrinkage is None
-    router = _fit(reduce(add, signal_sets), llm, fit_options, choose_labels=reliable)
-    router = replace(
-        router,
-        max_doc_tokens=options.max_doc_tokens,
-        description={**(router.description or {}), "parts": parts, "seed": arguments.seed},
-    )
-    router.save_pretrained(arguments.output, card=router_card(router, parts, _command_line()))
+    with resumable() as keep:
+        for collection, own in zip(collections, judged, strict=True):
+            for kind, part in _parts(collection, own, llm, arguments, keep):
+                signals = _signals(part, llm, layout, arguments, options, keep)
+                signal_sets.append(signals)
+                count = len(signals.queries)
+                parts.append({"name": collection.name, "kind": kind, "queries": count})
+                err.print(f"{collection.name}: {count} {kind} queries")
+        reliable = arguments.utility is None and arguments.shrinkage is None
+        router = _fit(reduce(add, signal_sets), llm, fit_options, choose_labels=reliable)
+        router = replace(
+            router,
+            max_doc_tokens=options.max_doc_tokens,
+            description={**(router.description or {}), "parts": parts, "seed": arguments.seed},
+        )
+        router.save_pretrained(arguments.output, card=router_card(router, parts, _command_line()))
     return router
 
 
@@ -160,10 +172,49 @@ def _check(arguments: TrainArguments) -> None:
     for path, content in ((arguments.output, "the router"), (arguments.signals, "signals")):
         if path is not None and path.is_file():
             raise InputError(f"{path} is a file; name a folder for {content}.")
+    _check_output(arguments.output)
+    check_new_folder("--signals", arguments.signals or signals_folder())
     if not arguments.judged and arguments.synthesize is None:
         raise InputError(
             "without judgments there is nothing to learn from; give --synthesize, such as 500."
         )
+
+
+def _check_output(folder: Path) -> None:
+    """Check that a router can be written, and replaces nothing but a router."""
+    check_new_folder("--output", folder)
+    if not folder.exists():
+        return
+    for name in ROUTER_FILES:
+        check_new_file("--output", folder / name)
+    config, _, card = (folder / name for name in ROUTER_FILES)
+    # A router's configuration is written last, so that a killed job leaves the card alone.
+    path, mark = (config, b"routehead-router") if config.exists() else (card, b"routehead-plugins")
+    if path.exists() and mark not in path.read_bytes():
+        raise InputError(
+            f"--output={folder} has a {path.name} that is no router's, and would be overwritten; "
+            "name another folder."
+        )
+
+
+def _check_data(
+    judged: Sequence[Collection | None],
+    llm: FrozenLM,
+    layout: Layout,
+    fit_options: FitOptions,
+    arguments: TrainArguments,
+) -> None:
+    """Check that a router can be fitted on the judged queries, before the LLM runs.
+
+    What the LLM adds, queries or the teacher's judgments, is not known yet.
+    """
+    from routehead_plugins.signals import CollectOptions, judged_queries
+    from routehead_plugins.training import check_fit
+
+    if arguments.synthesize is None and not arguments.teacher:
+        collect = CollectOptions(arguments.hits)
+        sets = [judged_queries(part, llm, layout, collect) for part in judged if part is not None]
+        check_fit(reduce(add, sets), fit_options)
 
 
 def _fit_options(arguments: TrainArguments) -> FitOptions:
@@ -202,22 +253,30 @@ def _load(path: Path, arguments: TrainArguments) -> Collection:
     return collection
 
 
+def _judged(collection: Collection, arguments: TrainArguments) -> Collection | None:
+    """Return the judged queries to learn from, with their candidates; ``None`` for none."""
+    query_ids = sample_queries(collection, arguments.queries, arguments.seed)
+    if not arguments.judged or not query_ids:
+        return None
+    topics = {query_id: collection.topics[query_id] for query_id in query_ids}
+    return with_candidates(replace(collection, topics=topics), topics, arguments.hits)
+
+
 def _parts(
-    collection: Collection, llm: FrozenLM, arguments: TrainArguments
+    collection: Collection,
+    judged: Collection | None,
+    llm: FrozenLM,
+    arguments: TrainArguments,
+    keep: Callable[[], None],
 ) -> list[tuple[str, Collection]]:
     """Return kinds of queries to learn from, each with a collection of these queries."""
     from routehead_plugins.signals import consistent, synthesize_queries
 
-    parts = []
+    parts = [] if judged is None else [("judged", judged)]
     hits, count = arguments.hits, arguments.synthesize
-    query_ids = sample_queries(collection, arguments.queries, arguments.seed)
-    if arguments.judged and query_ids:
-        topics = {query_id: collection.topics[query_id] for query_id in query_ids}
-        judged = replace(collection, topics=topics)
-        parts.append(("judged", with_candidates(judged, topics, hits)))
     if count is not None:
         folder = arguments.signals or signals_folder()
-        with progress(f"{collection.name}: writing queries", count) as advance:
+        with progress(f"{collection.name}: writing queries", count, keep) as advance:
             synthesized = synthesize_queries(
                 collection, llm, count, folder, seed=arguments.seed, advance=advance
             )
@@ -237,6 +296,7 @@ def _signals(
     layout: Layout,
     arguments: TrainArguments,
     options: RerankerOptions,
+    keep: Callable[[], None],
 ) -> SignalSet:
     """Compute the signals of a collection, its labels mixed with the teacher's."""
     from routehead_plugins.signals import (
@@ -248,11 +308,11 @@ def _signals(
 
     folder = arguments.signals or signals_folder()
     collect = CollectOptions(arguments.hits, options.max_doc_tokens)
-    with progress(f"{collection.name}: signals", len(collection.topics)) as advance:
+    with progress(f"{collection.name}: signals", len(collection.topics), keep) as advance:
         signals = collect_signals(collection, llm, layout, folder, collect, advance=advance)
     if not arguments.teacher:
         return signals
-    with progress(f"{collection.name}: teacher", len(collection.topics)) as advance:
+    with progress(f"{collection.name}: teacher", len(collection.topics), keep) as advance:
         likelihoods = collect_likelihoods(
             collection,
             llm,
@@ -286,7 +346,9 @@ def _fit(signals: SignalSet, llm: FrozenLM, options: FitOptions, *, choose_label
 
 def _command_line() -> str:
     """Return the command line without the folders of this machine, for the card."""
-    return shlex.join(["routehead", *map(_without_folder, sys.argv[1:])])
+    line = shlex.join(["routehead", *map(_without_folder, sys.argv[1:])])
+    # A file name may hold bytes that are no text.
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def _without_folder(argument: str) -> str:

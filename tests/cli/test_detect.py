@@ -15,6 +15,7 @@ from routehead_plugins.cli.runtime import signals_folder
 from routehead_plugins.errors import HeadError, InputError
 from routehead_plugins.heads import Recipe
 from routehead_plugins.io import read_run, write_run
+from routehead_plugins.layouts import SequentialLayout
 from routehead_plugins.training import METHODS
 
 WORDS = ["wolf", "rain", "stone", "river", "snow", "hill"]
@@ -93,7 +94,7 @@ def test_another_method_uses_the_same_signals(
     invoke("--method", "ndcg", "--count", 2)
     files = sorted((tmp_path / "signals").glob("*/*.safetensors"))
     assert len(files) == len(WORDS)
-    monkeypatch.setattr("routehead_plugins.backbone.FrozenLM.read", None)
+    monkeypatch.setattr(SequentialLayout, "read", None)
     assert invoke("--method", "qr", "--count", 3).exit_code == 0
     assert len(HeadSet.load(tmp_path / "heads.json")) == 3
 

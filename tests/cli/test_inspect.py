@@ -604,8 +604,8 @@ def test_without_matplotlib_the_extra_is_named_before_anything_is_loaded(
             {"plot": Path("heads.svg"), "queries": 0},
             "--queries=0 leaves nothing to draw; give more, or leave out --plot.",
         ),
-        ({"plot": Path("/")}, "/ is a folder; name a file."),
-        ({"output": Path("/")}, "/ is a folder; name a file."),
+        ({"plot": Path("/")}, "--plot=/ is a folder; name a file."),
+        ({"output": Path("/")}, "--output=/ is a folder; name a file."),
         (
             {"collection": [Path("a/nq"), Path("b/nq")]},
             "two collections are called 'nq'; give each once, or rename one.",
