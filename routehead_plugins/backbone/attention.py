@@ -196,6 +196,7 @@ def _make_tap(flavour: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
             if not getattr(module, "is_causal", True):
                 raise ValueError("its attention is not causal")
             if routehead_tap.rows is not None:
+                query = _tempered(module, query, routehead_tap.rows)
                 attention_mask = routehead_tap.rows.mask(_mask_function(attention_mask))
             read = _Options(scaling, options.get("softcap"), options.get("s_aux"))
             routehead_tap.visit(cast(int, module.layer_idx), query, key, attention_mask, read)
@@ -234,6 +235,21 @@ def _mask_function(mask: Tensor | None) -> MaskFunction | None:
     if function is None:
         raise ValueError("its layers change the masks that transformers makes")
     return function
+
+
+def _tempered(module: Any, query: Tensor, rows: Rows) -> Tensor:
+    """Scale the queries of Llama 4 by position; the layer itself goes by the place in the cache.
+
+    The two differ where documents or tails share positions (arXiv 2501.19399).
+    """
+    if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
+        return query
+    places = torch.arange(query.shape[2], device=query.device) + len(rows.past)
+    scaled, wanted = (
+        torch.log1p(torch.floor((at + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
+        for at in (places, rows.positions)
+    )
+    return query * (wanted / scaled).to(query.dtype)[:, None]
 
 
 def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
