@@ -38,6 +38,7 @@ class OptionValues(TypedDict, total=False):
     stride: int | None
     max_doc_tokens: int | None
     first_stage_weight: float | None
+    drop_query_copies: bool
     local_files_only: bool
 
 
@@ -68,6 +69,10 @@ class RerankerOptions:
         max_doc_tokens: Longer documents are cut here, the query never is.
         first_stage_weight: Weight of the candidates' own scores, where all carry one; ``None``
             takes the weight fitted together with the heads, if any.
+        drop_query_copies: Whether passages of documents that repeat the query are left out before
+            the LLM reads them, so that a copied query lifts no document. A document that is such a
+            passage and nothing else ranks last like a blank one, so leave it off where questions
+            are to be found by their own words.
         local_files_only: Whether to use only the local cache of the Hub, never the network.
 
     Raises:
@@ -85,6 +90,7 @@ class RerankerOptions:
     stride: int | None = None
     max_doc_tokens: int | None = None
     first_stage_weight: float | None = None
+    drop_query_copies: bool = False
     local_files_only: bool = False
 
     def __post_init__(self) -> None:
@@ -104,7 +110,8 @@ class RerankerOptions:
         weight = given.first_stage_weight
         if weight is not None:
             self._set("first_stage_weight", check_number("first_stage_weight", weight, least=0))
-        self._set("local_files_only", check_flag("local_files_only", given.local_files_only))
+        for name in ("drop_query_copies", "local_files_only"):
+            self._set(name, check_flag(name, getattr(given, name)))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

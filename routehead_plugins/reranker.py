@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -36,11 +37,13 @@ from routehead_plugins.layouts import (
 )
 from routehead_plugins.options import OptionValues, RerankerOptions
 from routehead_plugins.scoring import (
+    Excerpt,
     Readout,
     Reweighting,
     TokenAttention,
     evidence_spans,
     residuals,
+    without_copies,
 )
 from routehead_plugins.selection import AllHeads, Selector, choose_selector
 
@@ -72,6 +75,7 @@ class HeadRoutedAttentionReranker:
         reweighting: Reweighting | None = None,
         first_stage_weight: float | None = None,
         max_doc_tokens: int | None = None,
+        drop_query_copies: bool = False,
     ) -> None:
         """Compose a re-ranker from objects.
 
@@ -88,6 +92,8 @@ class HeadRoutedAttentionReranker:
             first_stage_weight: Weight of the candidates' own scores, where all carry one,
                 standardised per query; ``None`` takes the one fitted with the heads, or 0.
             max_doc_tokens: Longer documents are cut here, the query never is.
+            drop_query_copies: Whether passages of documents that repeat the query are left out
+                before the LLM reads them; see ``RerankerOptions``.
 
         Raises:
             InputError: A setting is out of range or of another type, or the heads were chosen for
@@ -97,6 +103,7 @@ class HeadRoutedAttentionReranker:
         self.calibrate = check_flag("calibrate", calibrate)
         self.null_share = check_null_share(null_share)
         self.max_doc_tokens = check_max_doc_tokens(max_doc_tokens)
+        self.drop_query_copies = check_flag("drop_query_copies", drop_query_copies)
         self.readout = Readout(drop_outliers, reweighting, first_stage_weight)
         self.llm = backbone
         self.selector = AllHeads() if selector is None else selector
@@ -115,7 +122,8 @@ class HeadRoutedAttentionReranker:
             model: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
             **options: ``heads``, ``router``, ``device``, ``dtype``, ``layout``,
                 ``document_cache``, ``window``, ``stride``, ``max_doc_tokens``,
-                ``first_stage_weight`` and ``local_files_only``; see ``RerankerOptions``.
+                ``first_stage_weight``, ``drop_query_copies`` and ``local_files_only``; see
+                ``RerankerOptions``.
 
         Raises:
             InputError: An argument cannot be used.
@@ -152,6 +160,7 @@ class HeadRoutedAttentionReranker:
             layout=layout,
             first_stage_weight=options.first_stage_weight,
             max_doc_tokens=options.max_doc_tokens,
+            drop_query_copies=options.drop_query_copies,
         )
 
     def rerank(
@@ -188,10 +197,10 @@ class HeadRoutedAttentionReranker:
         if check_flag("spans", spans):
             self.llm.encoder.check_offsets()
         heads = self._select(query, instruction)
-        scores, indices, read = self._scores(query, candidates, heads, instruction)
+        scores, read = self._scores(query, candidates, heads, instruction)
         # sorted() is stable, so that ties keep the order of the candidates.
         order = sorted(range(len(candidates)), key=lambda index: -scores[index])[:top_n]
-        evidence = self._spans(candidates, indices, order, read) if spans and read else {}
+        evidence = self._spans(read, set(order)) if spans and read else {}
         hits = [
             ScoredDocument(index, scores[index], candidates[index], evidence.get(index, ()))
             for index in order
@@ -259,6 +268,8 @@ class HeadRoutedAttentionReranker:
         self, query: str, documents: Iterable[str | Document], heads: HeadSet | None = None
     ) -> Tensor:
         """Score documents by each head on its own, for detectors and routers to learn from.
+
+        Documents are read as they are, also where copies of the query are dropped from scores.
 
         Args:
             query: The query.
@@ -335,16 +346,16 @@ class HeadRoutedAttentionReranker:
         documents: Sequence[Document],
         heads: HeadSet,
         instruction: str | None,
-    ) -> tuple[list[float], list[int], TokenAttention | None]:
-        """Score every document in the order given.
-
-        Returns:
-            Also the indices of the documents that have tokens, and the attention to those; no
-            attention where there are none.
-        """
+    ) -> tuple[list[float], _Reading | None]:
+        """Score every document in the order given; also return what was read, if anything was."""
+        excerpts = [Excerpt(document.text) for document in documents]
+        if self.drop_query_copies:
+            excerpts = [without_copies(query, document.text) for document in documents]
+            pairs = zip(documents, excerpts, strict=True)
+            documents = [replace(document, text=excerpt.text) for document, excerpt in pairs]
         indices = self._readable(documents)
         if not indices:
-            return [BLANK_SCORE] * len(documents), [], None
+            return [BLANK_SCORE] * len(documents), None
         candidates = [documents[index] for index in indices]
         attention = self._read(query, candidates, heads, instruction)
         first_stage = [document.score for document in candidates]
@@ -357,24 +368,31 @@ class HeadRoutedAttentionReranker:
         scores = [BLANK_SCORE if lowest > BLANK_SCORE else below] * len(documents)
         for index, score in zip(indices, read_scores.tolist(), strict=True):
             scores[index] = score
-        return scores, indices, attention
+        return scores, _Reading(indices, [excerpts[index] for index in indices], attention)
 
-    def _spans(
-        self,
-        documents: Sequence[Document],
-        indices: Sequence[int],
-        wanted: Sequence[int],
-        read: TokenAttention,
-    ) -> dict[int, tuple[TextSpan, ...]]:
+    def _spans(self, read: _Reading, wanted: Set[int]) -> dict[int, tuple[TextSpan, ...]]:
         """Find the evidence in the wanted ones of the documents that were read."""
-        tokens = residuals(read.query, read.null).tolist()
+        tokens = residuals(read.attention.query, read.attention.null).tolist()
         evidence = {}
-        for index, span in zip(indices, read.spans, strict=True):
+        documents = zip(read.indices, read.excerpts, read.attention.spans, strict=True)
+        for index, excerpt, span in documents:
             if index in wanted:
-                text = documents[index].text
-                offsets = self.llm.encoder.offsets(text)[: span.size]
-                evidence[index] = evidence_spans(text, offsets, tokens[span.start : span.end])
+                offsets = self.llm.encoder.offsets(excerpt.text)[: span.size]
+                passages = evidence_spans(excerpt.text, offsets, tokens[span.start : span.end])
+                evidence[index] = tuple(
+                    TextSpan(*excerpt.original(passage.start, passage.end), passage.score)
+                    for passage in passages
+                )
         return evidence
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What was read: indices of the documents that have tokens, their texts, and the attention."""
+
+    indices: list[int]
+    excerpts: list[Excerpt]
+    attention: TokenAttention
 
 
 def _check_parts(backbone: object, selector: object, layout: object, reweighting: object) -> None:

@@ -676,3 +676,39 @@ def test_a_router_of_another_llm_shows_when_the_llm_is_loaded(
     with pytest.raises(RouterMismatchError, match="trained for 'another', but the LLM is 'tiny'"):
         HeadRoutedAttentionReranker.from_pretrained("tiny", router=other)
     assert len(loaded) == 1
+
+
+COPIED = "which of the wolves ran over the hill"
+
+
+def test_a_copy_of_the_query_is_not_read(llm: FrozenLM) -> None:
+    plain = ["rain fell on a grey stone", "a wolf ran over the hill", "seven stones by a river"]
+    copied = [plain[0], f"{COPIED}? {plain[1]}", f"{plain[2]} {COPIED.upper()}"]
+    left = [plain[0], f"? {plain[1]}", f"{plain[2]} "]
+    dropping = HeadRoutedAttentionReranker(llm, drop_query_copies=True)
+    keeping = HeadRoutedAttentionReranker(llm)
+    assert dropping.score(COPIED, copied) == keeping.score(COPIED, left)
+    assert dropping.score(COPIED, plain) == keeping.score(COPIED, plain)
+    assert keeping.score(COPIED, copied) != keeping.score(COPIED, left)
+
+
+def test_a_document_that_is_a_copy_of_the_query_ranks_last_and_comes_back_whole(
+    llm: FrozenLM,
+) -> None:
+    reranker = HeadRoutedAttentionReranker(llm, drop_query_copies=True)
+    ranking = reranker.rerank(COPIED, [COPIED, "a wolf ran", f" {COPIED}\n"], spans=True)
+    assert [hit.index for hit in ranking] == [1, 0, 2]
+    assert [hit.document.text for hit in ranking] == ["a wolf ran", COPIED, f" {COPIED}\n"]
+    assert [bool(hit.spans) for hit in ranking] == [True, False, False]
+
+
+def test_spans_lie_in_the_whole_text_where_a_copy_was_left_out(llm: FrozenLM) -> None:
+    text = f"a wolf, {COPIED}, ran far and a grey stone fell into the river"
+    left = text.replace(COPIED, "")
+    dropping = HeadRoutedAttentionReranker(llm, drop_query_copies=True)
+    (hit,) = dropping.rerank(COPIED, [text], spans=True)
+    (other,) = HeadRoutedAttentionReranker(llm).rerank(COPIED, [left], spans=True)
+    assert len(hit.spans) == len(other.spans) > 0
+    for span, expected in zip(hit.spans, other.spans, strict=True):
+        words = text[span.start : span.end].replace(COPIED, "")
+        assert (words, span.score) == (left[expected.start : expected.end], expected.score)

@@ -68,6 +68,9 @@ SINGLE: Mapping[str, Any] = {
             "one fitted with the heads, or 0]",
         ),
     ],
+    "drop_query_copies": Annotated[
+        bool, "Leave out passages of documents that repeat the query before they are read."
+    ],
 }
 
 Signals = Annotated[Path | None, "Folder that keeps signals.  [default: in the user's cache]"]

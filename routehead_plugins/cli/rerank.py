@@ -64,7 +64,7 @@ class RerankArguments:
     remove_query: Annotated[bool, "Drop the candidate whose id is the query's (ArguAna)."] = False
 
 
-@with_options(*HEADS, "first_stage_weight", *LLM, *PROMPT, "document_cache")
+@with_options(*HEADS, "first_stage_weight", *LLM, *PROMPT, "document_cache", "drop_query_copies")
 def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
     """Re-rank a run, or the candidates of BM25, and write a run.
 

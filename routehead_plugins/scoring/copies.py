@@ -38,7 +38,7 @@ class Excerpt:
     """
 
     text: str
-    removed: tuple[Span, ...]
+    removed: tuple[Span, ...] = ()
 
     def original(self, start: int, end: int) -> Span:
         """Return the characters of the original text between the first and last of an excerpt.
