@@ -73,7 +73,8 @@ def make_folder(path: StrPath, content: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{content} cannot be kept in {show_path(path)} ({reason(error)}); name another folder."
+            f"{content} cannot be kept in '{show_path(path)}' ({reason(error)}); "
+            "name another folder."
         ) from error
     return folder
 

@@ -18,6 +18,7 @@ from tables import query_signals
 from routehead_plugins import HeadSet
 from routehead_plugins.errors import CollectionError, HeadError, InputError, RouteHeadError
 from routehead_plugins.io import (
+    JSON,
     Journal,
     read_corpus,
     read_json,
@@ -48,7 +49,9 @@ _REQUEST = {
     ],
 }
 _OTHER_QUERY = {"query": {"text": "t", "qid": 1}}
-_ENTRIES = {f"q{number} 0123": [[f"d{number}", 0.1 * number], ["d", -1.0]] for number in range(4)}
+_ENTRIES: dict[str, JSON] = {
+    f"q{number} 0123": [[f"d{number}", 0.1 * number], ["d", -1.0]] for number in range(4)
+}
 
 
 def _jsonl(*records: object) -> bytes:

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from routehead_plugins import __version__
+from routehead_plugins.errors import short_repr
 from routehead_plugins.evaluation.measures import Evaluation
 from routehead_plugins.evaluation.significance import Comparison, compare
 from routehead_plugins.io import StrPath, atomic_write_text, encode_json
@@ -86,7 +87,7 @@ class ResultTable:
         Raises:
             InputError: JSON cannot hold the settings, or the file cannot be written.
         """
-        name = f"settings={dict(self.settings)!r}"
+        name = f"settings={short_repr(dict(self.settings))}"
         text = encode_json(self.to_dict(), name, indent=2, ensure_ascii=False, allow_nan=False)
         atomic_write_text(path, text + "\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from routehead_plugins.errors import InputError, ModelLoadError
-from routehead_plugins.io import atomic_write_bytes, atomic_write_text, encode_json
+from routehead_plugins.data import check_flag
+from routehead_plugins.errors import InputError, ModelLoadError, class_name, short_repr
+from routehead_plugins.files import (
+    atomic_write_bytes,
+    atomic_write_text,
+    encode_json,
+    open_input,
+    parse_json,
+    reason,
+    show_path,
+)
 
 CONFIG_FILE, TENSORS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 _FORMAT, _VERSION = "routehead-router", 1
@@ -36,7 +46,9 @@ class RouterFiles(ModelHubMixin):
         self.config, self.tensors, self.card = config, tensors, card
         header = {"format": _FORMAT, "version": _VERSION}
         name = "the router's description"
-        text = encode_json(header | dict(config), name, indent=1, ensure_ascii=False)
+        text = encode_json(
+            header | dict(config), name, indent=1, ensure_ascii=False, allow_nan=False
+        )
         self._text = text + "\n"
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
@@ -51,7 +63,7 @@ class RouterFiles(ModelHubMixin):
             atomic_write_text(folder / CONFIG_FILE, self._text)
         except OSError as error:
             raise InputError(
-                f"the router cannot be written to {str(save_directory)!r} ({error}); name another "
+                f"the router cannot be written to {_shown(folder)} ({reason(error)}); name another "
                 "folder."
             ) from error
 
@@ -60,22 +72,22 @@ class RouterFiles(ModelHubMixin):
         cls, pretrained_model_name_or_path: str | Path, **options: Any
     ) -> RouterFiles:
         """Read the configuration and the tensors; options are those of ``snapshot_download``."""
-        name = str(pretrained_model_name_or_path)
-        folder = _find_folder(pretrained_model_name_or_path, options)
+        name = pretrained_model_name_or_path
+        folder = _find_folder(name, options)
         try:
-            config: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            tensors = load((folder / TENSORS_FILE).read_bytes())
+            config: Any = parse_json(_content(folder / CONFIG_FILE).decode("utf-8-sig"))
+            tensors = load(_content(folder / TENSORS_FILE))
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelLoadError(unreadable(name, error)) from error
         if not isinstance(config, dict) or config.get("format") != _FORMAT:
             raise ModelLoadError(
-                f"{name!r} is not a router's folder: {CONFIG_FILE} lacks "
+                f"{_shown(name)} is not a router's folder: {CONFIG_FILE} lacks "
                 f'"format": "{_FORMAT}"; give what `routehead train` wrote.'
             )
         if config.get("version") != _VERSION:
             raise ModelLoadError(
-                f"the router {name!r} has version {config.get('version')!r}; this release reads "
-                f"version {_VERSION}: upgrade routehead-plugins."
+                f"the router {_shown(name)} has version {short_repr(config.get('version'))}; this "
+                f"release reads version {_VERSION}: upgrade routehead-plugins."
             )
         if not isinstance(config.get("description"), dict | None):
             raise ModelLoadError(unreadable(name, TypeError("its description is not an object")))
@@ -100,15 +112,19 @@ def router_size(name: str) -> int:
 
 def unreadable(name: str | Path, error: Exception) -> str:
     """Return the message for a router whose files cannot be used."""
-    reason = f"{type(error).__name__}: {first_line(error)}"
+    why = f"{type(error).__name__}: {reason(error)}"
     if isinstance(error, KeyError):
-        reason = f"{CONFIG_FILE} or {TENSORS_FILE} lacks {error}"
-    return f"the router {str(name)!r} cannot be read ({reason}); train it again, or fetch it again."
+        why = f"{CONFIG_FILE} or {TENSORS_FILE} lacks {error}"
+    return f"the router {_shown(name)} cannot be read ({why}); train it again, or fetch it again."
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _shown(name: str | Path) -> str:
+    return repr(show_path(name, 80))
+
+
+def _content(path: Path) -> bytes:
+    with open_input(path) as stream:
+        return stream.read()
 
 
 def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -150,21 +166,32 @@ def _packed(tensors: Mapping[str, Tensor]) -> bytes:
 
 def _find_folder(name: str | Path, options: Mapping[str, Any]) -> Path:
     """Return a router's folder, in the Hub's cache if the name is a repository's id."""
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if not isinstance(name, str) or name.count("/") != 1 or path.exists():
-        raise ModelLoadError(
-            f"router={str(name)!r} is not a folder; give the one that `routehead train` wrote, or "
-            "the id of a repository on the Hub."
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"router={short_repr(name)} is a {class_name(name)}; give a router, its folder, or its "
+            "id on the Hub."
         )
+    check_flag("local_files_only", options.get("local_files_only", False))
+    path = Path(name)
+    with suppress(OSError, ValueError):  # longer than any path, or with a zero in it
+        if path.is_dir() and name:
+            return path
+        if isinstance(name, str) and name.count("/") == 1 and not path.exists():
+            return _fetched(name, options)
+    raise ModelLoadError(
+        f"router={_shown(name)} is not a folder; give the one that `routehead train` wrote, or "
+        "the id of a repository on the Hub."
+    )
+
+
+def _fetched(name: str, options: Mapping[str, Any]) -> Path:
     patterns = [CONFIG_FILE, TENSORS_FILE, CARD_FILE]
     # Which errors a broken connection raises depends on the release of the Hub's client.
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, **options))
     except Exception as error:
         raise ModelLoadError(
-            f"router={name!r} is not a folder and cannot be fetched from the Hub "
-            f"({first_line(error)}); check the name, or give the folder that `routehead train` "
+            f"router={_shown(name)} is not a folder and cannot be fetched from the Hub "
+            f"({reason(error)}); check the name, or give the folder that `routehead train` "
             "wrote."
         ) from error

@@ -134,7 +134,7 @@ def test_the_file_name_the_keys_and_the_seeds_never_change(
     synthesize(tmp_path, llm, 4, seed=5)
     assert journal(tmp_path).name == "queries-tiny-5b7cd262a3f8.partial.jsonl"
     lines = [json.loads(line) for line in journal(tmp_path).read_text().splitlines()[1:]]
-    assert lines == [
+    assert [line[:2] for line in lines] == [
         ["665d68eedac8", "how did wolves meet a Question"],
         ["e59e2bc09c72", "how did bread meet a Question"],
         ["1fbc16758ac2", "how did rust meet a Search"],

@@ -145,7 +145,7 @@ def test_the_file_name_and_the_keys_never_change(
     (path,) = tmp_path.iterdir()
     assert path.name == "likelihood-tiny-2bfbeb806b6e.partial.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-    assert [key for key, _ in lines] == ["q0 1a85fbfd94f5", "q1 18d84d635bc8"]
+    assert [key for key, *_ in lines] == ["q0 1a85fbfd94f5", "q1 18d84d635bc8"]
 
 
 def test_a_file_in_place_of_the_folder_is_refused(llm: FrozenLM, tmp_path: Path) -> None:
