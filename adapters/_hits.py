@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,11 @@ def hits_of(ranking: Ranking, documents: Sequence[Document]) -> list[Hit]:
     """Turn a ranking of the first documents into hits, followed by the other documents."""
     depth = len(ranking)
     scores = [(scored.index, float(scored.score)) for scored in ranking]
-    lowest = scores[-1][1]
-    scores += [(index, lowest - (index - depth + 1)) for index in range(depth, len(documents))]
+    score = scores[-1][1]
+    for index in range(depth, len(documents)):
+        # One less is the same number if the score is large.
+        score = min(score - 1, math.nextafter(score, -math.inf))
+        scores.append((index, score))
     return [
         Hit(
             docid=documents[index].id or str(index),

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from routehead_plugins.data import Document
-from routehead_plugins.errors import CollectionError, InputError
+from routehead_plugins.data import Document, as_list, encodable
+from routehead_plugins.errors import CollectionError, InputError, class_name, short_repr
 from routehead_plugins.io import TEXT_FIELDS, titled_text
+
+# Anserini refuses a document without contents. A no-break space is not a word to Lucene and blank
+# to Python, so that blank documents can be looked up like all others.
+NO_CONTENTS = "\u00a0"
+_LISTED = 70
+# What Lucene searches, and may therefore begin with the title already.
+_SEARCHED = "contents"
 
 
 class TextSource:
@@ -21,10 +28,16 @@ class TextSource:
         corpus: Mapping[str, Document] | None = None,
         text_fields: Sequence[str] = TEXT_FIELDS,
     ) -> None:
-        if isinstance(text_fields, str) or not text_fields:
+        names = [] if isinstance(text_fields, str) else as_list(text_fields, "text_fields", "names")
+        if not names or not all(isinstance(name, str) for name in names):
             raise InputError(
-                f"text_fields={text_fields!r} names no field; expected a sequence of names; "
-                f"give one such as {TEXT_FIELDS[:2]!r}."
+                f"text_fields={short_repr(text_fields)} names no field; "
+                f"expected a sequence of names; give one such as {TEXT_FIELDS[:2]!r}."
+            )
+        if corpus is not None and not isinstance(corpus, Mapping):
+            raise InputError(
+                f"corpus is a {class_name(corpus)}; give a mapping from ids to Documents, as "
+                "read_corpus returns it."
             )
         self._stores_texts = hasattr(searcher, "doc")
         if corpus is None and not self._stores_texts:
@@ -34,20 +47,34 @@ class TextSource:
             )
         self._searcher = searcher
         self._corpus = {} if corpus is None else corpus
-        self._text_fields = tuple(text_fields)
+        self._text_fields = tuple(names)
 
     def documents(self, scored: Sequence[tuple[str, float]]) -> list[Document]:
         """Look up documents for pairs of id and first-stage score, in the order given."""
         stored = self._stored({docid for docid, _ in scored if docid not in self._corpus})
         return [
-            replace(self._corpus[docid], id=docid, score=score)
+            replace(self._given(docid), id=docid, score=score)
             if docid in self._corpus
             else _to_document(docid, _raw_text(docid, stored.get(docid)), score, self._text_fields)
             for docid, score in scored
         ]
 
+    def _given(self, docid: str) -> Document:
+        """Get a document from the corpus, where texts stand for documents."""
+        document: Any = self._corpus[docid]
+        if isinstance(document, str):
+            return Document(document)
+        if not isinstance(document, Document):
+            raise InputError(
+                f"corpus[{short_repr(docid)}] is a {class_name(document)}; "
+                "give a routehead_plugins.Document or a str."
+            )
+        return document
+
     def _stored(self, docids: set[str]) -> Mapping[str, Any]:
         """Get stored documents from the searcher, in one batch if it supports it."""
+        # Ids with halves of surrogate pairs are in no index, and cannot be passed to Java.
+        docids = {docid for docid in docids if encodable(docid) == docid}
         if not docids or not self._stores_texts:
             return {}
         if hasattr(self._searcher, "batch_doc"):
@@ -58,16 +85,18 @@ class TextSource:
 def _raw_text(docid: str, stored: Any) -> str:
     if stored is None:
         raise CollectionError(
-            f"document {docid!r} is neither in the index nor in the corpus; expected the text "
-            "of every candidate; search the index that the run came from, or pass corpus=."
+            f"document {short_repr(docid)} is neither in the index nor in the corpus; "
+            "expected the text of every candidate; search the index that the run came from, or "
+            "pass corpus=."
         )
     raw: str | None = stored.raw()
     if raw is None:
         raw = stored.contents()
     if raw is None:
         raise CollectionError(
-            f"the index stores no text for document {docid!r}; expected an index made with "
-            "-storeRaw; index again with -storeRaw (build_index does), or pass corpus=."
+            f"the index stores no text for document {short_repr(docid)}; "
+            "expected an index made with -storeRaw; index again with -storeRaw (build_index does), "
+            "or pass corpus=."
         )
     return raw
 
@@ -76,21 +105,29 @@ def _to_document(docid: str, raw: str, score: float, text_fields: Sequence[str])
     """Read a stored document: JSON with one of the text fields, or else plain text."""
     try:
         record = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         return Document(raw, docid, score=score)
     texts = {name: record[name] for name in text_fields if isinstance(record.get(name), str)}
     if not texts:
         raise CollectionError(
-            f"document {docid!r} has no text in {', '.join(map(repr, text_fields))}, only "
-            f"{', '.join(map(repr, record))}; name the field that holds it with text_fields=."
+            f"document {short_repr(docid)} has no text in {_listed(text_fields)}, only "
+            f"{_listed(record)}; name the field that holds it with text_fields=."
         )
-    text = next((value for value in texts.values() if value.strip()), next(iter(texts.values())))
     title = record.get("title")
-    # Lucene's `contents` may begin with the title already.
-    if not text.startswith(f"{title}\n"):
+    name = next(iter(texts))
+    if record.get(_SEARCHED) != NO_CONTENTS:
+        name = next((name for name, value in texts.items() if value.strip()), name)
+    text = texts[name]
+    if name != _SEARCHED or not text.startswith(f"{title}\n"):
         text = titled_text(title, text)
     read = {"id", "_id", *texts} if title else {"id", "_id", "title", *texts}
     metadata = {name: value for name, value in record.items() if name not in read}
     return Document(text, docid, metadata, score)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """List names of fields, as many as a message can hold."""
+    listed = ", ".join(map(short_repr, names))
+    return listed if len(listed) <= _LISTED else f"{listed[: _LISTED - 3]}..."

@@ -72,6 +72,7 @@ FIELDS: dict[str, Any] = {
     "stride": 10,
     "max_doc_tokens": 100,
     "first_stage_weight": 0.5,
+    "drop_query_copies": True,
     "local_files_only": True,
     "keep_retrieval_score": True,
     "metadata_mode": MetadataMode.LLM,
@@ -892,7 +893,8 @@ def test_spans_point_at_the_words_that_were_read(
 
 
 def test_no_span_is_better_than_a_wrong_one() -> None:
-    node = Shouting(text="a wolf", metadata={"page": "seven"})
+    kind: Any = Shouting  # whose metadata mypy takes for extra_info
+    node = kind(text="a wolf", metadata={"page": "seven"})
     read = data.Document(node.get_content(metadata_mode=MetadataMode.ALL))
     hit = ScoredDocument(0, 1.0, read, (TextSpan(0, 4, 0.5),))
     assert _spans_of(hit, node, MetadataMode.ALL) == []
@@ -925,7 +927,7 @@ def test_nodes_with_metadata_alone_rank_last(reranker: HeadRoutedAttentionRerank
         NodeWithScore(
             node=ImageNode(id_="image", image_url="http://localhost/a", metadata=metadata)
         ),
-        NodeWithScore(node=Node(id_="empty", metadata=metadata)),
+        NodeWithScore(node=Node(id_="empty", extra_info=metadata)),
         NodeWithScore(node=TextNode(id_="blank", text=" \n", metadata=metadata)),
         NodeWithScore(node=ImageNode(id_="text", text="a wolf", metadata=metadata)),
     ]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import families
+import numpy as np
 import pytest
 
 import routehead_plugins
+from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
 from routehead_plugins.adapters.pyserini import (
     HeadRoutedStage,
     Hit,
@@ -293,6 +298,105 @@ def test_counts_below_one_are_refused(
     with pytest.raises(InputError) as error:
         call(stage)
     assert str(error.value) == f"{name}=0 is not a count; give a whole number, 1 or more."
+
+
+Q = {"1": "q"}
+WRONG: list[tuple[Callable[[Any], object], str]] = [
+    (lambda s: HeadRoutedStage(s.searcher, hits="3"), "hits='3' is not a count"),
+    (lambda s: HeadRoutedStage(s.searcher, top_n="2"), "top_n='2' is not a count"),
+    (lambda s: HeadRoutedStage(s.searcher, remove_query=None), "remove_query=None must be True"),
+    (lambda s: HeadRoutedStage(s.searcher, window=0), "window=0 is not a count"),
+    (lambda s: HeadRoutedStage(s.searcher, text_fields=5), "text_fields is a int; give a list of"),
+    (lambda s: HeadRoutedStage(s.searcher, "embedded").search("q"), "reranker is a str; give a"),
+    (lambda _: HeadRoutedStage(None, corpus={}).search("q"), "searcher is a NoneType; give an"),
+    (lambda s: s.search(None), "query=None is a NoneType; give a text."),
+    (lambda s: s.retrieve(b"q"), "query=b'q' is a bytes; give a text."),
+    (lambda s: s.search("q", k=True), "k=True is not a count"),
+    (lambda s: s.rerank_hits("q", None), "hits is a NoneType; give a list of objects with docid"),
+    (lambda s: s.rerank_hits("q", ["a"]), "hits[0] is a str; give objects with docid and score."),
+    (lambda s: s.rerank_hits(" ", []), "query=' ' is blank; give a text."),
+    (
+        lambda s: s.rerank_hits("q", [SimpleNamespace(docid="a", score="x")]),
+        "the score of document 'a' is 'x'; give a number.",
+    ),
+    (lambda s: s.documents({"a": 1.0}), "scored is a dict; give its values as a list."),
+    (lambda s: s.documents(["ab"]), "scored[0] is a str; give a pair of id and score."),
+    (lambda s: s.documents([("a", None)]), "the score of document 'a' is None; give a number."),
+    (lambda s: s.rerank_documents("q", "text"), "documents is one string; give a list of texts"),
+    (lambda s: s.rerank_documents("q", [None]), "documents[0] is a NoneType; give a str or a"),
+    (lambda s: s.rerank_documents(5, ["a"]), "query=5 is a int; give a text."),
+    (lambda s: s.rerank_documents("q", ["a"], 0), "depth=0 is not a count"),
+    (lambda s: s.rerank_documents("q", ["a"], -1), "depth=-1 is not a count"),
+    (lambda s: s.rerank_run(None, Q), "run is a NoneType; give a mapping from query ids"),
+    (lambda s: s.rerank_run({"1": ["a"]}, Q), "run['1'] is a list; give a mapping from document"),
+    (lambda s: s.rerank_run({"1": {"a": "x"}}, Q), "the score of document 'a' is 'x'; give a num"),
+    (lambda s: s.rerank_run({"1": {}, 1: {}}, Q), "two queries of the run have the id '1'."),
+    (lambda s: s.rerank_run({}, ["q"]), "topics is a list; give a mapping from ids to queries"),
+    (lambda s: s.rerank_run({}, {"1": None}), "topics['1']=None is a NoneType; give a text."),
+    (lambda s: s.rerank_run({"1": {"a": 1}}, {"1": " "}), "topics['1']=' ' is blank; give a text"),
+    (lambda s: s.rerank_run({}, {1: "a", "1": "b"}), "two topics have the id '1'; rename one."),
+    (lambda s: s.rerank_run({}, {}, keep_tail=1), "keep_tail=1 must be True or False."),
+    (lambda s: bm25_run(s.searcher, "q"), "topics is a str; give a mapping from ids to queries"),
+    (lambda s: bm25_run(s.searcher, {7: 5}), "topics[7]=5 is a int; give a text."),
+    (lambda _: bm25_run(None, Q), "searcher is a NoneType; give an object with search(query, k)"),
+    (lambda _: load_topics(5), "path_or_name=5 is a int; give a path."),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_argument_is_named_in_one_short_line(
+    searcher: FakeSearcher, call: Callable[[Any], object], words: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        call(HeadRoutedStage(searcher, FakeReranker()))
+    message = str(error.value)
+    assert words in message
+    assert len(message) < 300
+    assert "\n" not in message
+
+
+def test_numbers_of_numpy_reach_the_searcher_as_pythons() -> None:
+    asked: list[Any] = []
+
+    def answer(query: str, k: int) -> list[Any]:
+        asked.append((query, k))
+        return []
+
+    searcher = SimpleNamespace(search=answer, doc=None)
+    three, four, two = np.array([3, 4, 2])
+    HeadRoutedStage(searcher, FakeReranker(), hits=three).search("q", k=two)
+    bm25_run(searcher, {"1": "half an emoji \ud83d"}, hits=four)
+    assert asked == [("q", 3), ("half an emoji ?", 4)]
+    assert {type(k) for _, k in asked} == {int}
+
+
+def test_scores_of_any_size_keep_the_order_of_the_tail(searcher: FakeSearcher) -> None:
+    class Huge(FakeReranker):
+        def rerank(self, query: str, documents: Sequence[Document], top_n: Any = None) -> Ranking:
+            ranking = super().rerank(query, documents, top_n)
+            hits = [replace(hit, score=hit.score * 1e30) for hit in ranking]
+            return Ranking(query, tuple(hits), NO_HEADS)
+
+    scores = {"a": 1e300, "b": 1e20, "c": 1.0, "d": -1e30}
+    [(_, hits)] = HeadRoutedStage(searcher, Huge()).rerank_run({"1": scores}, Q, depth=2)
+    assert [hit.docid for hit in hits] == ["b", "a", "c", "d"]
+    assert [hit.retrieval_score for hit in hits] == [1e20, 1e300, 1.0, -1e30]
+    assert hits[1].score > hits[2].score > hits[3].score
+
+
+def test_a_score_that_is_no_number_ranks_last_in_the_first_stage(searcher: FakeSearcher) -> None:
+    run = {"1": {"a": math.nan, "b": 1.0, "c": math.inf}}
+    [(_, hits)] = HeadRoutedStage(searcher, FakeReranker()).rerank_run(run, Q)
+    assert {hit.docid: hit.retrieval_rank for hit in hits} == {"c": 1, "b": 2, "a": 3}
+
+
+def test_retrieval_scores_of_any_size_count(searcher: FakeSearcher) -> None:
+    llm = FrozenLM(families.tiny_model("llama"), families.tiny_tokenizer())
+    fusing = HeadRoutedAttentionReranker(llm, first_stage_weight=100.0)
+    for best in (1e20, 1e300):
+        scores = {"a": 0.0, "b": best, "c": best / 2, "d": -best}
+        [(_, hits)] = HeadRoutedStage(searcher, fusing).rerank_run({"1": scores}, Q)
+        assert [hit.docid for hit in hits] == ["b", "c", "a", "d"]
 
 
 def test_a_top_n_that_returns_nothing_is_refused(searcher: FakeSearcher) -> None:

@@ -77,6 +77,10 @@ def read(raw: str | None, **arguments: Any) -> Document:
         ({"title": None, "text": "body"}, "body"),
         ({"title": "T", "contents": "T\nbody"}, "T\nbody"),  # already folded in
         ({"title": "T", "text": "T body"}, "T\nT body"),
+        ({"title": "T", "text": "T\nbody"}, "T\nT\nbody"),  # a text that begins with its title
+        ({"title": "T", "text": "T\nbody", "contents": "T\nT\nbody"}, "T\nT\nbody"),
+        ({"title": "T", "text": "", "contents": "T\n"}, "T\n"),
+        ({"text": "", "contents": "\u00a0", "body": "of another kind"}, ""),  # no contents
         ({"text": ["not", "a", "text"], "body": "body"}, "body"),
     ],
 )
@@ -161,7 +165,7 @@ def test_all_texts_are_looked_up_at_once_where_the_searcher_can() -> None:
     assert index.asked == [(["a", "b"], 1)]
 
 
-@pytest.mark.parametrize("fields", ["text", []])
+@pytest.mark.parametrize("fields", ["text", [], [5]])
 def test_text_fields_must_be_names(fields: Any) -> None:
     with pytest.raises(InputError) as error:
         TextSource(Index(), text_fields=fields)
@@ -169,3 +173,33 @@ def test_text_fields_must_be_names(fields: Any) -> None:
         f"text_fields={fields!r} names no field; expected a sequence of names; "
         "give one such as ('text', 'segment')."
     )
+
+
+@pytest.mark.parametrize(
+    ("corpus", "words"),
+    [
+        ([Document("a", "d")], "corpus is a list; give a mapping from ids to Documents"),
+        ("corpus.jsonl", "corpus is a str; give a mapping from ids to Documents"),
+        ({"d": None}, "corpus['d'] is a NoneType; give a routehead_plugins.Document or a str."),
+        ({"d": {"text": "a"}}, "corpus['d'] is a dict; give a routehead_plugins.Document or a str"),
+    ],
+)
+def test_a_corpus_of_a_wrong_type_is_named(corpus: Any, words: str) -> None:
+    with pytest.raises(InputError) as error:
+        TextSource(Index(), corpus).documents([("d", 1.0)])
+    assert words in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_a_corpus_may_hold_texts() -> None:
+    corpus: Any = {"d": "a text"}
+    assert TextSource(DenseSearcher(), corpus).documents([("d", 1.0)]) == [
+        Document("a text", "d", score=1.0)
+    ]
+
+
+def test_a_message_about_many_fields_or_a_long_id_is_short() -> None:
+    stored = Stored(json.dumps({f"field {i}" * 9: "x" for i in range(999)}))
+    with pytest.raises(CollectionError) as error:
+        TextSource(Index(**{"d" * 999: stored})).documents([("d" * 999, 1.0)])
+    assert len(str(error.value)) < 300
