@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,7 +17,8 @@ from routehead_plugins.backbone.attention import Rows, Tap, decoder_of, readable
 from routehead_plugins.backbone.device import pick_device, pick_dtype
 from routehead_plugins.backbone.isolation import isolated
 from routehead_plugins.backbone.kv_cache import KeyValues, added, joined
-from routehead_plugins.backbone.loading import load
+from routehead_plugins.backbone.loading import check_loaded, load
+from routehead_plugins.backbone.model_state import ModelState, Weights
 from routehead_plugins.backbone.probe import check_is_decoder, check_reading, refusing
 from routehead_plugins.backbone.prompt import PromptEncoder
 from routehead_plugins.backbone.rotary import PromptLength, longest_prompt
@@ -23,7 +26,7 @@ from routehead_plugins.backbone.text_tasks import TextTasks
 from routehead_plugins.backbone.token_tree import token_tree
 from routehead_plugins.backbone.view import tapped_view
 from routehead_plugins.data import check_text
-from routehead_plugins.errors import UnsupportedModelError
+from routehead_plugins.errors import InputError, UnsupportedModelError, short_repr
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.options import RerankerOptions
 
@@ -33,6 +36,11 @@ class FrozenLM(TextTasks):
 
     One thread uses it at a time: one query already keeps the device busy, and the prefixes of
     sixteen at once would fill its memory. The lock is inside; callers take none.
+
+    The model stays its owner's, who may change it between two calls, but not during one: merge,
+    disable, exchange or scale an adapter, replace layers, set attributes, move it. The next call
+    reads the model as it then is, apart from its hooks and its training mode, as if it had been
+    wrapped then; or it raises ``UnsupportedModelError``.
 
     Attributes:
         name: Name under which the LLM was loaded.
@@ -55,29 +63,28 @@ class FrozenLM(TextTasks):
             name: Name to give it; the model's own ``name_or_path`` by default.
 
         Raises:
-            UnsupportedModelError: It has no attention to read.
+            InputError: It is not a model or not a tokenizer.
+            UnsupportedModelError: It has no attention to read, or its weights are not all in the
+                memory of one device.
         """
+        check_loaded(model)
         check_is_decoder(model)
         self.name = name or model.name_or_path or type(model).__name__
+        self._model = model
         self._lock = threading.RLock()
-        self._identity = object()
-        with isolated(model.device), refusing(model):
-            self._whole = tapped_view(model)
-            self._view = decoder_of(self._whole)
-            self._length = PromptLength(self._whole)
-            self.heads = readable_heads(self._whole)
-        self.encoder = PromptEncoder(tokenizer)
-        config = self._whole.config.get_text_config(decoder=True)
-        self.num_layers = int(config.num_hidden_layers)
-        self.width = int(config.hidden_size)
-        self.max_tokens = longest_prompt(config)
-        with isolated(model.device):
-            check_reading(self._whole, self.heads, self)
+        self._entered = False  # whether a thread holds the lock
+        self._state: ModelState | None = None
+        with self._exclusive():
+            pass
+        vocabulary: int | None = None
+        with suppress(NotImplementedError):  # some families have a table of another kind
+            vocabulary = getattr(self._whole.get_input_embeddings(), "num_embeddings", None)
+        self.encoder = PromptEncoder(tokenizer, vocabulary)
 
     @classmethod
     def from_pretrained(
         cls,
-        model: str,
+        model: str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
@@ -87,7 +94,8 @@ class FrozenLM(TextTasks):
         """Load an LLM and its tokenizer.
 
         Args:
-            model: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
+            model: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file; a path may be a
+                ``pathlib.Path``.
             device: ``None`` picks cuda, then mps, then cpu.
             dtype: ``"auto"`` takes bfloat16 where the device is fast at it, float32 elsewhere.
             local_files_only: Whether to use only the local cache of the Hub, never the network.
@@ -97,9 +105,12 @@ class FrozenLM(TextTasks):
             ModelLoadError: No LLM of that name can be loaded.
             MissingExtraError: A package that this kind of file needs is not installed.
             UnsupportedModelError: It has no attention to read.
-            InputError: The device or dtype does not exist.
+            InputError: An argument cannot be used.
         """
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
         check_text("model", model)
+        if layers is not None and not callable(layers):
+            raise InputError(f"layers={short_repr(layers)} must be a function, or None.")
         picked_device = pick_device(device)
         with isolated(picked_device):
             loaded, tokenizer = load(
@@ -107,8 +118,7 @@ class FrozenLM(TextTasks):
                 dtype=pick_dtype(dtype, picked_device),
                 device=picked_device,
                 local_files_only=local_files_only,
-                # Heads beyond the last layer are reported by ``HeadSet.check_within``.
-                layers=None if layers is None else lambda total: min(total, layers(total)),
+                layers=None if layers is None else partial(_at_most, layers),
             )
         return cls(loaded, tokenizer, name=model)
 
@@ -126,6 +136,18 @@ class FrozenLM(TextTasks):
         )
 
     @property
+    def heads(self) -> HeadSet:
+        """Every head that can be read."""
+        # A thread that uses the LLM now has looked for changes of the model.
+        if self._lock.acquire(blocking=False):
+            try:
+                with self._exclusive():
+                    return self._heads
+            finally:
+                self._lock.release()
+        return self._heads
+
+    @property
     def device(self) -> torch.device:
         """Device of the parameters."""
         return self._view.device
@@ -137,14 +159,13 @@ class FrozenLM(TextTasks):
 
     @property
     def cache_key(self) -> Hashable:
-        """Cache key that changes whenever the weights change.
+        """Cache key that changes whenever the model computes otherwise.
 
-        Optimizers, ``load_state_dict`` and ``to`` are noticed, writing into ``.data`` is not.
+        Changes of modules, attributes and configuration are noticed, and of weights by any
+        operation on them. Writing into ``.data`` is noticed where many values of a tensor change.
         """
-        weights = self._view.parameters()
-        # Tensors made in inference mode have no version counter.
-        versions = ((w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights)
-        return self._identity, tuple(versions)
+        with self._exclusive():
+            return self._identity, self._weights.key()
 
     @torch.inference_mode()
     def prefill(
@@ -198,8 +219,12 @@ class FrozenLM(TextTasks):
 
         Returns:
             Mean over a tail's tokens, float32, shape (tails, heads, tokens of all pieces).
+
+        Raises:
+            HeadError: The LLM does not have these heads.
         """
         with self._exclusive():
+            heads.check_within(self._heads, self.name)
             tree = token_tree(tails)
             past = context()
             start = max(piece.end for piece in past) if start is None else start
@@ -282,22 +307,61 @@ class FrozenLM(TextTasks):
         Raises:
             UnsupportedModelError: The last layers or the output projection were not loaded.
         """
-        if self.heads.last_layer + 1 < self.num_layers or not self._whole.get_output_embeddings():
-            raise UnsupportedModelError(
-                f"{self.name!r} was loaded without its last layers or its output projection and "
-                f"{purpose}; load the whole causal LLM."
-            )
         with self._exclusive(), self._length.set_to(length):
+            deepest, projection = self._heads.last_layer, self._whole.get_output_embeddings()
+            if deepest + 1 < self.num_layers or not projection:
+                raise UnsupportedModelError(
+                    f"{self.name!r} was loaded without its last layers or its output projection "
+                    f"and {purpose}; load the whole causal LLM."
+                )
             yield self._whole
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Keep other threads out, and the settings that this thread makes for other models."""
-        with self._lock, isolated(self.device):
-            yield
+        """Keep other threads out, and the settings that this thread makes for other models.
+
+        Whoever enters first sees the model as it is now.
+        """
+        with self._lock:
+            first, self._entered = not self._entered, True
+            try:
+                if first:
+                    self._follow()
+                with isolated(self.device):
+                    yield
+            finally:
+                if first:
+                    self._entered = False
+
+    def _follow(self) -> None:
+        """Build the view, or build it anew if the model has changed since."""
+        if self._state is not None and self._state.holds:
+            return
+        state = ModelState(self._model)
+        if state != self._state:
+            self._state = None  # until it is known that the model can be read
+            self._identity = object()
+            self._weights = Weights(self._model)
+            with isolated(self._model.device), refusing(self._model):
+                self._whole = tapped_view(self._model)
+                self._view = decoder_of(self._whole)
+                self._length = PromptLength(self._whole)
+                self._heads = readable_heads(self._whole)
+                config = self._whole.config.get_text_config(decoder=True)
+                self.num_layers = int(config.num_hidden_layers)
+                self.width = int(config.hidden_size)
+                self.max_tokens = longest_prompt(config)
+                check_reading(self._whole, self._heads, self)
+        self._state = state
 
     def _pad(self, sequences: Sequence[tuple[int, ...]]) -> Tensor:
         """Pad on the right, where the causal mask alone keeps padding out of sight."""
         longest = max(map(len, sequences))
         rows = [ids + ids[-1:] * (longest - len(ids)) for ids in sequences]
         return torch.tensor(rows, device=self.device)
+
+
+def _at_most(layers: Callable[[int], int], total: int) -> int:
+    """Count layers, but no more than there are: ``HeadSet.check_within`` reports heads beyond."""
+    count: Any = layers(total)
+    return min(total, count) if isinstance(count, int) else count

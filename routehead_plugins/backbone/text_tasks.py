@@ -32,10 +32,14 @@ class TextTasks(ABC):
     """Tasks of ``FrozenLM`` that read no attention; each takes its lock while the LLM runs."""
 
     name: str
-    heads: HeadSet
     encoder: PromptEncoder
     num_layers: int
     width: int
+
+    @property
+    @abstractmethod
+    def heads(self) -> HeadSet:
+        """Every head that can be read."""
 
     @abstractmethod
     def hidden_states(

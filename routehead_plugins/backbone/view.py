@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from transformers import PreTrainedModel
 
 from routehead_plugins.backbone.attention import (
@@ -21,21 +23,23 @@ from routehead_plugins.backbone.attention import (
     refusal,
     register,
 )
-from routehead_plugins.backbone.rotary import depends_on_length
+from routehead_plugins.backbone.model_state import tensors_of
 from routehead_plugins.errors import UnsupportedModelError
 
 
 def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
     """Build a second tree of modules over the same parameters, with the tap as its attention."""
+    _check_visible(model)
     # Frequencies that depend on the prompt are the view's own: forwards change them.
-    fixed = (m.buffers(recurse=False) for m in model.modules() if not depends_on_length(m))
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), *fixed)}
+    shared = {id(tensor): tensor for tensor in tensors_of(model)}
     view: PreTrainedModel = copy.deepcopy(model, shared).eval()
     for module in view.modules():
         # The caller's hooks are for the caller's own forwards.
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    _watch_layers(view)
+    layers = layers_of(decoder_of(view))
+    _number_layers(layers)
+    _watch_layers(layers)
     # Early releases of transformers 5 run soft-capped models on SDPA, which ignores the soft cap.
     capped = getattr(view.config.get_text_config(decoder=True), "attn_logit_softcapping", None)
     name = register("sdpa" if view._supports_sdpa and not capped else "eager")
@@ -47,7 +51,30 @@ def tapped_view(model: PreTrainedModel) -> PreTrainedModel:
     return view
 
 
-def _watch_layers(view: PreTrainedModel) -> None:
+def _check_visible(model: nn.Module) -> None:
+    """Check that modules and tensors are all there is to a model.
+
+    Raises:
+        UnsupportedModelError: Its adapter or its hooks do what a view cannot see.
+    """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UnsupportedModelError(refusal(model, "its adapter adds tokens to every prompt"))
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm):
+                reason = f"hooks compute weights of {type(module).__name__}; make them permanent"
+                raise UnsupportedModelError(refusal(model, reason))
+
+
+def _number_layers(layers: nn.ModuleList) -> None:
+    """Number layers by their order, which differs after the owner has removed some."""
+    for number, layer in enumerate(layers):
+        for module in layer.modules():
+            if getattr(module, "layer_idx", None) is not None:
+                module.layer_idx = number
+
+
+def _watch_layers(layers: nn.ModuleList) -> None:
     """Add hooks that end a forward before the layer a tap names, and keep that layer's input."""
 
     def watch(number: int) -> Callable[..., None]:
@@ -59,5 +86,5 @@ def _watch_layers(view: PreTrainedModel) -> None:
 
         return stop
 
-    for number, layer in enumerate(layers_of(decoder_of(view))):
+    for number, layer in enumerate(layers):
         layer.register_forward_pre_hook(watch(number), with_kwargs=True)
