@@ -249,7 +249,8 @@ def _tempered(module: Any, query: Tensor, rows: Rows) -> Tensor:
         torch.log1p(torch.floor((at + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
         for at in (places, rows.positions)
     )
-    return query * (wanted / scaled).to(query.dtype)[:, None]
+    tempered: Tensor = query * (wanted / scaled).to(query.dtype)[:, None]
+    return tempered
 
 
 def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:

@@ -29,7 +29,7 @@ from routehead_plugins.backbone import attention
 from routehead_plugins.backbone import frozen_lm as backbone
 from routehead_plugins.backbone.view import tapped_view
 from routehead_plugins.errors import UnsupportedModelError
-from routehead_plugins.layouts import ReadOptions
+from routehead_plugins.layouts import ReadOptions, SequentialLayout
 
 QUERY = "which wolf ran?"
 DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river, one of them wet"]
@@ -95,6 +95,21 @@ def test_chosen_heads_are_read_in_the_order_given(
     heads = HeadSet.parse(written)
     signals = reranker.signals(QUERY, DOCUMENTS, heads)
     assert_close(signals, expected_signals(family, reranker, heads))
+
+
+def test_llama4_tempers_attention_by_position_where_tails_share_positions() -> None:
+    config = cast(Any, copy.deepcopy(families.CONFIGS["llama4"]))
+    config.floor_scale, config.attn_scale = 16, 0.5  # far below the length of the prompt
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    llm = FrozenLM(model, families.tiny_tokenizer())
+    read = SequentialLayout().read(llm, QUERY, DOCUMENTS, llm.heads, ReadOptions())
+    pieces = llm.encoder.pieces(QUERY, DOCUMENTS[::-1], numbered=True)
+    prefix = [*pieces.prefix, *(token for piece in pieces.documents for token in piece.ids)]
+    twin = reference.eager_twin(model)
+    for actual, tail in ((read.query, pieces.tail), (read.null, pieces.null_tail)):
+        expected = reference.tail_attention(twin, prefix, list(tail)).flatten(0, 1)
+        assert_close(cast(torch.Tensor, actual), expected)
 
 
 @pytest.fixture
