@@ -70,9 +70,10 @@ class RerankerOptions:
         first_stage_weight: Weight of the candidates' own scores, where all carry one; ``None``
             takes the weight fitted together with the heads, if any.
         drop_query_copies: Whether passages of documents that repeat the query are left out before
-            the LLM reads them, so that a copied query lifts no document. A document that is such a
-            passage and nothing else ranks last like a blank one, so leave it off where questions
-            are to be found by their own words.
+            the LLM reads them, so that a copied query lifts no document. The score of a document
+            that has one is replaced by the mean of the others. A document that is such a passage
+            and nothing else ranks last like a blank one, so leave it off where questions are to be
+            found by their own words.
         local_files_only: Whether to use only the local cache of the Hub, never the network.
 
     Raises:

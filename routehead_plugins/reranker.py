@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
@@ -42,6 +42,7 @@ from routehead_plugins.scoring import (
     Reweighting,
     TokenAttention,
     evidence_spans,
+    excerpt_documents,
     residuals,
     without_copies,
 )
@@ -306,7 +307,7 @@ class HeadRoutedAttentionReranker:
         chosen = self._select(query) if heads is None else heads
         chosen.check_within(self.llm.heads, self.llm.name)
         if not candidates:
-            return torch.empty(len(chosen), 0)
+            return torch.empty(len(chosen), 0, dtype=torch.float32, device="cpu")
         signals = self.readout.signals(self._read(query, candidates, chosen))
         check_finite(signals, self.llm.name, self.llm.dtype)
         return signals
@@ -351,8 +352,7 @@ class HeadRoutedAttentionReranker:
         excerpts = [Excerpt(document.text) for document in documents]
         if self.drop_query_copies:
             excerpts = [without_copies(query, document.text) for document in documents]
-            pairs = zip(documents, excerpts, strict=True)
-            documents = [replace(document, text=excerpt.text) for document, excerpt in pairs]
+            documents = excerpt_documents(documents, excerpts)
         indices = self._readable(documents)
         if not indices:
             return [BLANK_SCORE] * len(documents), None

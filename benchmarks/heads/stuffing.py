@@ -8,8 +8,8 @@ with that of the same passage after an attack: a copy of the query before or beh
 instruction to the LLM. The remedy is `drop_query_copies`. All methods read the same attention; BM25
 scores of the passages come from an index that holds them. What the remedy costs is measured on
 every judged query: without copies in its candidates, a query's ranking stays as it is. Nothing is
-fitted here. Each collection gives benchmarks/results/stuffing-NAME.json, and its table is printed as
-Markdown.
+fitted here. Each collection gives benchmarks/results/stuffing-NAME.json, and its table is printed
+as Markdown.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -30,13 +30,18 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, command_line, markdown_table, results_json, run
 from routehead_plugins import Document, FrozenLM, HeadSet
-from routehead_plugins.adapters.pyserini import HeadRoutedStage, bm25_run, build_index
 from routehead_plugins.backbone import QueryLikelihood
-from routehead_plugins.cli.runtime import err, load_llm, progress, sample_queries, settings
+from routehead_plugins.cli.runtime import (
+    load_llm,
+    progress,
+    sample_queries,
+    settings,
+    with_candidates,
+)
 from routehead_plugins.io import BUNDLED, Collection, atomic_write_text, load_collection
 from routehead_plugins.layouts import Layout, ReadOptions, make_layout
 from routehead_plugins.options import RerankerOptions
-from routehead_plugins.scoring import Readout, without_copies
+from routehead_plugins.scoring import Readout, excerpt_documents, without_copies
 from routehead_plugins.selection import FixedHeads, Router, as_selector, choose_selector
 from routehead_plugins.signals import ndcg
 
@@ -92,13 +97,13 @@ def main(
         model, dtype=dtype, layout="parallel", max_doc_tokens=MAX_DOC_TOKENS, document_cache="1GB"
     )
     llm = load_llm(options)
-    scorer = Scorer(llm, make_layout(options, "parallel"), _head_sets(options))
+    scorer = Scorer(llm, make_layout(options, "parallel"), _head_sets(options, llm.heads))
     for path in collections or [BUNDLED]:
         collection = load_collection(path)
         sample = sample_queries(collection, queries, seed=0)
-        with _indexed(collection, sample) as (run, cases):
-            ranks = _ranks(collection.name, scorer, cases)
-            cost = _cost(replace(collection, run=run), scorer)
+        collection = with_candidates(replace(collection, run=None), collection.topics, HITS)
+        cases = _cases(collection, sample)
+        ranks, cost = _ranks(collection.name, scorer, cases), _cost(collection, scorer)
         text = results_json(
             command_line(
                 "benchmarks.heads.stuffing",
@@ -114,7 +119,7 @@ def main(
 
 def dropped(query: str, documents: Sequence[Document]) -> list[Document]:
     """Leave out what repeats the query, as the re-ranker does with `drop_query_copies`."""
-    return [replace(d, text=without_copies(query, d.text).text or " ") for d in documents]
+    return excerpt_documents(documents, [without_copies(query, d.text) for d in documents])
 
 
 class Scorer:
@@ -132,7 +137,7 @@ class Scorer:
         every = self._llm.heads
         attention = self._layout.read(self._llm, query, [d.text for d in read], every, reading)
         first_stage = [document.score for document in read]
-        rows = {BM25: torch.tensor([document.score or 0.0 for document in read])}
+        rows = {BM25: _first_stage(read)}
         for method, heads in self._sets.items():
             indices = every.indices_of(heads)
             null = None if attention.null is None else attention.null[indices]
@@ -160,9 +165,9 @@ def table(ranks: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
     return markdown_table(rows)
 
 
-def _head_sets(options: RerankerOptions) -> dict[str, HeadSet]:
-    """Load the head sets of the embedded LLM for this layout, and its router's."""
-    sets = {}
+def _head_sets(options: RerankerOptions, every: HeadSet) -> dict[str, HeadSet]:
+    """Load the head sets of the embedded LLM for this layout, and its router's, beside all heads."""
+    sets = {"all": every}
     for name in SETS[1:]:
         selector = as_selector(f"{name}:{options.model}/parallel")
         if isinstance(selector, FixedHeads):
@@ -173,37 +178,19 @@ def _head_sets(options: RerankerOptions) -> dict[str, HeadSet]:
     return sets
 
 
-@contextmanager
-def _indexed(
-    collection: Collection, sample: Sequence[str]
-) -> Iterator[tuple[dict[str, dict[str, float]], list[Case]]]:
-    """Search the collection, attack a candidate of each sampled query, and search again."""
+def _cases(collection: Collection, sample: Sequence[str]) -> list[Case]:
+    """Attack a candidate of each sampled query, and search again among all of them."""
+    targets = {query_id: _target(collection, query_id) for query_id in sample}
+    attacked = _attacked(collection, {q: t for q, t in targets.items() if t is not None})
+    records = [*collection.corpus.values(), *chain.from_iterable(attacked.values())]
+    lines = (json.dumps({"_id": document.id, "text": document.text}) for document in records)
+    topics = {query_id: collection.topics[query_id] for query_id in attacked}
     with tempfile.TemporaryDirectory(prefix="routehead-") as folder:
-        with err.status(f"Indexing {collection.name} with Lucene ..."):
-            plain = HeadRoutedStage.from_index(
-                build_index(collection.path, Path(folder) / "plain"), hits=HITS
-            )
-        first = bm25_run(plain.searcher, collection.topics, HITS)
-        run = {query_id: dict(hits) for query_id, hits in first.items()}
-        targets = {q: _target(replace(collection, run=run), q) for q in sample}
-        attacked = _attacked(collection, {q: t for q, t in targets.items() if t is not None})
         corpus = Path(folder) / "corpus.jsonl"
-        records = [*collection.corpus.values(), *(d for ds in attacked.values() for d in ds)]
-        corpus.write_text(
-            "".join(f"{json.dumps({'_id': d.id, 'text': d.text})}\n" for d in records),
-            encoding="utf-8",
-        )
-        with err.status(f"Indexing {collection.name} with the attacked passages ..."):
-            stuffed = HeadRoutedStage.from_index(
-                build_index(corpus, Path(folder) / "stuffed"), hits=HITS
-            )
-        topics = {query_id: collection.topics[query_id] for query_id in attacked}
-        scores = bm25_run(stuffed.searcher, topics, len(records))
-        cases = [
-            _case(collection, run, query_id, attacked[query_id], dict(scores[query_id]))
-            for query_id in attacked
-        ]
-        yield run, cases
+        atomic_write_text(corpus, "\n".join(lines))
+        stuffed = replace(collection, path=corpus, run=None)
+        scores = with_candidates(stuffed, topics, len(records)).run or {}
+    return [_case(collection, q, attacked[q], scores[q]) for q in attacked]
 
 
 def _target(collection: Collection, query_id: str) -> str | None:
@@ -230,13 +217,12 @@ def _attacked(collection: Collection, targets: Mapping[str, str]) -> dict[str, l
 
 def _case(
     collection: Collection,
-    run: Mapping[str, Mapping[str, float]],
     query_id: str,
     attacked: Sequence[Document],
     scores: Mapping[str, float],
 ) -> Case:
     """Give every document its score in the index that holds the attacked passages."""
-    docids = list(run[query_id])
+    docids = list((collection.run or {})[query_id])
     documents = [replace(collection.corpus[d], score=scores.get(d, 0.0)) for d in docids]
     original = str(attacked[0].id).split("+")[0]
     return Case(
@@ -259,7 +245,7 @@ def _ranks(name: str, scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
             for attack, drop in variants:
                 scores = scorer.scores(case.query, case.variant(attack, drop=drop))
                 if drop:  # the remedy does not reach the first stage
-                    scores[BM25] = scorer_bm25(case.variant(attack, drop=False))
+                    scores[BM25] = _first_stage(case.variant(attack, drop=False))
                 ranks.setdefault((attack, drop), []).append(
                     {method: _rank(values, case.target) for method, values in scores.items()}
                 )
@@ -280,7 +266,7 @@ def _ranks(name: str, scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
     }
 
 
-def scorer_bm25(documents: Sequence[Document]) -> Tensor:
+def _first_stage(documents: Sequence[Document]) -> Tensor:
     """Return the candidates' own scores."""
     return torch.tensor([document.score or 0.0 for document in documents])
 

@@ -1,7 +1,7 @@
 """Scoring: pure functions of tensors, from token attention to one score per document."""
 
 from routehead_plugins.scoring.aggregation import COMPARABLE, aggregate, features
-from routehead_plugins.scoring.copies import Excerpt, without_copies
+from routehead_plugins.scoring.copies import Excerpt, excerpt_documents, without_copies
 from routehead_plugins.scoring.evidence import evidence_spans
 from routehead_plugins.scoring.readout import Readout
 from routehead_plugins.scoring.reattn import Reweighting
@@ -22,6 +22,7 @@ __all__ = [
     "aggregate",
     "document_signals",
     "evidence_spans",
+    "excerpt_documents",
     "features",
     "fuse",
     "residuals",

@@ -92,4 +92,6 @@ def aggregate(
             f"weights have shape {tuple(signed.shape)} for {len(table)} heads; "
             "give one weight per head."
         )
-    return signed @ table
+    # A caller's autocast would round the product to half the digits.
+    with torch.autocast(table.device.type, enabled=False):
+        return signed @ table

@@ -11,9 +11,10 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
-from routehead_plugins.data import Span
+from routehead_plugins.data import Document, Span
 from routehead_plugins.scoring.evidence import NO_SPACES, maximal_segments
 
 # Characters that nobody sees and that could hide a copy.
@@ -64,6 +65,29 @@ def without_copies(query: str, text: str) -> Excerpt:
     ends = [*(passage.start for passage in removed), len(text)]
     kept = "".join(text[start:end] for start, end in zip(starts, ends, strict=True))
     return Excerpt(kept, removed)
+
+
+def excerpt_documents(documents: Sequence[Document], excerpts: Sequence[Excerpt]) -> list[Document]:
+    """Replace the texts of documents by excerpts, and scores that a copy may have raised.
+
+    Retrieval matched the copy as well. A document that had one is therefore scored like the mean of
+    those that had none: neither for the copy nor against the document.
+
+    Args:
+        documents: The documents; not modified.
+        excerpts: An excerpt of each.
+
+    Returns:
+        Documents without scores where none is without a copy.
+    """
+    pairs = list(zip(documents, excerpts, strict=True))
+    honest = [document.score for document, excerpt in pairs if not excerpt.removed]
+    known = [score for score in honest if score is not None]
+    mean = fmean(known) if known and len(known) == len(honest) else None
+    return [
+        replace(document, text=excerpt.text, score=mean if excerpt.removed else document.score)
+        for document, excerpt in pairs
+    ]
 
 
 def query_copies(query: str, text: str) -> tuple[Span, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.data import check_flag, check_number
+from routehead_plugins.errors import InputError
 from routehead_plugins.heads import Recipe
 from routehead_plugins.scoring.aggregation import aggregate
 from routehead_plugins.scoring.reattn import Reweighting, reweighted_signals
@@ -20,6 +21,9 @@ from routehead_plugins.scoring.token_scores import (
     standardise,
     token_scores,
 )
+
+# Times any z-score, still a number of float32.
+_LARGEST_WEIGHT = 1e30
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,12 @@ class Readout:
     def __post_init__(self) -> None:
         check_flag("drop_outliers", self.drop_outliers)
         if self.first_stage_weight is not None:
-            check_number("first_stage_weight", self.first_stage_weight, least=0)
+            weight = check_number("first_stage_weight", self.first_stage_weight, least=0)
+            if weight > _LARGEST_WEIGHT:
+                raise InputError(
+                    f"first_stage_weight={weight!r} is beyond float32; give {_LARGEST_WEIGHT} or "
+                    "less."
+                )
 
     def scores(
         self, attention: TokenAttention, recipe: Recipe, first_stage: Sequence[float | None]
@@ -90,7 +99,7 @@ class Readout:
         if len(finite) < len(first_stage):
             return scores
         # In float64, since retrieval scores may lie beyond what float32 can hold.
-        retrieval = torch.tensor(finite, dtype=torch.float64)
+        retrieval = torch.tensor(finite, dtype=torch.float64, device="cpu")
         own, fitted = self.first_stage_weight, recipe.first_stage_weight
         if own is None and fitted is not None and recipe.weights is not None:
             # The weight was fitted to the sum in its own scale, which tells how certain heads are.

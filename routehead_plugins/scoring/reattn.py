@@ -79,16 +79,20 @@ def idf_weights(query_ids: Sequence[int], document_ids: Sequence[Sequence[int]])
         Between 0 and 1, float32, shape (tokens,), document by document.
     """
     count = len(document_ids)
-    ids = torch.tensor(list(chain.from_iterable(document_ids)), dtype=torch.long)
-    sizes = torch.tensor([len(document) for document in document_ids], dtype=torch.long)
-    documents = torch.arange(count).repeat_interleave(sizes)
+    ids = torch.tensor(list(chain.from_iterable(document_ids)), dtype=torch.long, device="cpu")
+    sizes = torch.tensor(
+        [len(document) for document in document_ids], dtype=torch.long, device="cpu"
+    )
+    documents = torch.arange(count, device="cpu").repeat_interleave(sizes)
     vocabulary, rows = ids.unique(return_inverse=True)
     # A document counts once for each of its tokens, however often it contains it.
     containing = torch.stack([rows, documents]).unique(dim=1)[0].bincount(minlength=len(vocabulary))
     # log((N + 1) / (df + 1)) / log(N + 1), in a form that is exactly 0 where df is N.
-    logs = torch.arange(1, count + 2).log()  # of df + 1, for every df
+    logs = torch.arange(
+        1, count + 2, dtype=torch.float32, device="cpu"
+    ).log()  # of df + 1, for every df
     idf = 1 - logs[containing] / logs[count]
-    in_query = torch.isin(vocabulary, torch.tensor(query_ids, dtype=torch.long))
+    in_query = torch.isin(vocabulary, torch.tensor(query_ids, dtype=torch.long, device="cpu"))
     return idf.where(in_query, 1.0)[rows]
 
 
@@ -110,7 +114,7 @@ def entropy_factors(token_scores: Tensor, spans: Sequence[Span], alpha: float) -
     totals = spread(document_sums(positive, documents, count), documents)  # (heads, tokens)
     shares = positive / totals.where(totals > 0, 1)
     # No division by log 1 for a document of one token.
-    most = torch.tensor([max(span.size, 2) for span in spans]).to(token_scores).log()
+    most = torch.tensor([max(span.size, 2) for span in spans], device="cpu").to(token_scores).log()
     entropies = -document_sums(torch.xlogy(shares, shares), documents, count) / most
     return (1 + alpha * entropies).where(sums > 0, 1)
 
@@ -125,7 +129,7 @@ def _prompt_weights(
                 f"document_ids[{index}] has {len(ids)} tokens, but its span has {span.size}; "
                 "give the tokens that were read, after any cut."
             )
-    all_weights = torch.ones(like.shape[-1])
+    all_weights = torch.ones(like.shape[-1], dtype=torch.float32, device="cpu")
     # Spans may stand in any order: layouts read the best candidate last.
-    all_weights[torch.cat([torch.arange(*span) for span in spans])] = weights
+    all_weights[torch.cat([torch.arange(*span, device="cpu") for span in spans])] = weights
     return all_weights.to(like)

@@ -147,13 +147,13 @@ def owners(spans: Sequence[Span], like: Tensor) -> Tensor:
     Returns:
         Shape (tokens,).
     """
-    edges = torch.tensor(spans, dtype=torch.long).view(-1, 2)
+    edges = torch.tensor(spans, dtype=torch.long, device="cpu").view(-1, 2)
     starts, sizes = edges[:, 0], edges[:, 1] - edges[:, 0]
-    documents = torch.arange(len(spans)).repeat_interleave(sizes)
+    documents = torch.arange(len(spans), device="cpu").repeat_interleave(sizes)
     # The tokens of all spans, one after the other: a count over all, moved to each span's start.
     before = sizes.cumsum(dim=0) - sizes
-    tokens = torch.arange(len(documents)) + (starts - before)[documents]
-    indices = torch.full((like.shape[-1],), len(spans))
+    tokens = torch.arange(len(documents), device="cpu") + (starts - before)[documents]
+    indices = torch.full((like.shape[-1],), len(spans), device="cpu")
     indices[tokens] = documents
     return indices.to(like.device)
 
@@ -180,7 +180,7 @@ def document_sums(values: Tensor, documents: Tensor, count: int) -> Tensor:
 def _inliers(tokens: Tensor, spans: Sequence[Span]) -> Tensor:
     """Return 1 for tokens that are not outliers of their document, else 0: (heads, tokens)."""
     documents, count = owners(spans, tokens), len(spans)
-    sizes = torch.tensor([span.size for span in spans]).to(tokens)
+    sizes = torch.tensor([span.size for span in spans], device="cpu").to(tokens)
     means = document_sums(tokens, documents, count) / sizes.clamp(min=1)
     centred = tokens - spread(means, documents)
     # Unbiased, as in the paper's code; a document of one token has no deviation.

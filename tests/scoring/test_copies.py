@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routehead_plugins.scoring.copies import query_copies, without_copies
+from routehead_plugins import Document
+from routehead_plugins.scoring.copies import excerpt_documents, query_copies, without_copies
 
 QUERY = "How far do grey wolves roam in winter?"
 TEXT = "Stones are grey. Wolves eat them in winter, or so they say; how odd."
@@ -87,3 +88,26 @@ def test_an_excerpt_is_the_text_without_its_copies_and_knows_where_its_character
     for start in range(len(kept)):
         for end in range(start + 1, len(kept) + 1):
             assert excerpt.original(start, end) == (kept[start], kept[end - 1] + 1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ((9.0, 4.0, 2.0), [3.0, 4.0, 2.0]),
+        ((9.0, None, 2.0), [None, None, 2.0]),
+        ((None, 4.0, 2.0), [3.0, 4.0, 2.0]),
+    ],
+)
+def test_a_copy_raises_no_score(
+    scores: tuple[float | None, ...], expected: list[float | None]
+) -> None:
+    texts = [f"rain. {QUERY}", "a hill", "a stone"]
+    documents = [Document(text, score=score) for text, score in zip(texts, scores, strict=True)]
+    left = excerpt_documents(documents, [without_copies(QUERY, text) for text in texts])
+    assert [document.score for document in left] == expected
+    assert [document.text for document in left] == ["rain. ?", "a hill", "a stone"]
+
+
+def test_scores_are_left_out_where_every_document_has_a_copy() -> None:
+    (left,) = excerpt_documents([Document(QUERY, score=1.0)], [without_copies(QUERY, QUERY)])
+    assert left.score is None
