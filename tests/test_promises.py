@@ -39,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "backbone": {"files", "options"} | BELOW,
     "scoring": BELOW,
     "layouts": {"backbone", "scoring", "options"} | BELOW,
-    "selection": {"backbone", "io", "options"} | BELOW,
+    "selection": {"backbone", "files", "io", "options"} | BELOW,
     "signals": {"layouts", "scoring", "backbone", "io"} | BELOW,
     "training": {"signals", "scoring", "selection", "io"} | BELOW,  # never runs the LLM
     "reranker": {"layouts", "scoring", "selection", "backbone", "options"} | BELOW,

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from routehead_plugins.backbone import EMBEDDED
 from routehead_plugins.errors import HeadError, InputError
+from routehead_plugins.files import show_path
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.options import HeadsLike, RerankerOptions
 from routehead_plugins.selection.published import looks_published, published_heads
@@ -47,7 +48,7 @@ FIRST_STAGE = "bm25"
 FUSED = f"+{FIRST_STAGE}"
 """Suffix of the methods that add the candidates' scores."""
 
-_INTERVAL = re.compile(r"layers(?::(\d+)-(\d+))?")
+_INTERVAL = re.compile(r"layers(?::(\d{1,9})-(\d{1,9}))?")
 
 
 def choose_selector(options: RerankerOptions) -> Selector:
@@ -95,7 +96,7 @@ def as_selector(heads: HeadsLike | None) -> Selector:
     Raises:
         HeadError: The argument is invalid, or there is no published set of that name.
     """
-    if heads is None or heads == ALL:
+    if heads is None or (isinstance(heads, str) and heads == ALL):
         return AllHeads()
     if isinstance(heads, str):
         interval = _INTERVAL.fullmatch(heads)
@@ -109,7 +110,7 @@ def as_selector(heads: HeadsLike | None) -> Selector:
     if isinstance(heads, str | Path):
         if not os.path.isfile(heads):
             raise HeadError(
-                f"heads={str(heads)!r} is neither a list of heads nor a file; give "
+                f"heads='{show_path(heads)}' is neither a list of heads nor a file; give "
                 '"all", "layers:10-19", "13-18,13-1", "qr:Llama-3.1-8B-Instruct" '
                 "or the path of a head-set file."
             )

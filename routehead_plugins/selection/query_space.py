@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.backbone import check_pooling, isolated
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import InputError, short_repr
 
 _NEAREST = 5
 _QUANTILES = (0.5, 0.95)  # of the anchors' distances to one another, for `familiar`
 _STEP = 1e-3  # least difference of the two, where those distances are all equal
+_MAX_LAYER = 10_000  # of any LLM
 _ROWS = 1024  # queries compared at once
 
 
@@ -38,7 +39,8 @@ class QuerySpace:
         pooling: Pooling method of the embeddings; see ``FrozenLM.embed``.
 
     Raises:
-        InputError: A deviation is not positive, or the distances or the pooling are invalid.
+        InputError: A deviation is not positive, or the layer, the distances or the pooling are
+            invalid.
     """
 
     layer: int
@@ -57,6 +59,11 @@ class QuerySpace:
     }
 
     def __post_init__(self) -> None:
+        layer: object = self.layer
+        if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer <= _MAX_LAYER:
+            raise InputError(
+                f"layer={short_repr(layer)} must be a whole number from 0 to {_MAX_LAYER:,}."
+            )
         check_pooling(self.pooling)
         near, far = self.familiar
         if not 0 <= near < far < math.inf:

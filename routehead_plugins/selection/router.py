@@ -28,15 +28,15 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.backbone import FrozenLM, check_max_doc_tokens, isolated
-from routehead_plugins.data import check_count
-from routehead_plugins.errors import InputError, ModelLoadError, RouterMismatchError
+from routehead_plugins.data import check_count, check_number
+from routehead_plugins.errors import InputError, ModelLoadError, RouterMismatchError, short_repr
+from routehead_plugins.files import reason
 from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.selection.query_space import QuerySpace
 from routehead_plugins.selection.router_files import (
     RouterFiles,
     check_shapes,
     fingerprint,
-    first_line,
     unreadable,
 )
 from routehead_plugins.selection.selectors import Selector, same_model
@@ -90,10 +90,10 @@ class Router(Selector):
     def __post_init__(self) -> None:
         if self.reading not in READINGS:
             raise InputError(
-                f"reading={self.reading!r} is not one of {', '.join(READINGS)}; give one of them."
+                f"reading={short_repr(self.reading)} is not one of {', '.join(READINGS)}; "
+                "give one of them."
             )
-        if not math.isfinite(self.threshold):
-            raise InputError(f"threshold={self.threshold!r} must be a finite number.")
+        check_number("threshold", self.threshold)
         check_max_doc_tokens(self.max_doc_tokens)
         if self.max_heads is not None:
             check_count("max_heads", self.max_heads)
@@ -151,7 +151,8 @@ class Router(Selector):
         """
         size = logits.abs() if self.reading == "weights" else logits
         count = max(1, int((size > self.threshold).sum()))
-        order = size.argsort(descending=True, stable=True)[:count][: self.max_heads]
+        count = min(count, len(self.heads) if self.max_heads is None else self.max_heads)
+        order = size.argsort(descending=True, stable=True)[:count]
         indices = cast(list[int], order.tolist())
         weights = logits[indices].tolist() if self.reading == "weights" else None
         return replace(
@@ -179,7 +180,9 @@ class Router(Selector):
             return [self.choose(self.bias)] * len(queries)
         # Blank queries are embedded too, so that an LLM of another width is always noticed.
         logits = self.logits(self.embed(queries, llm))
-        blank = torch.tensor([not query.strip() for query in queries], device="cpu")
+        blank = torch.tensor(
+            [not query.strip() for query in queries], dtype=torch.bool, device="cpu"
+        )
         return [self.choose(row) for row in torch.where(blank[:, None], self.bias, logits)]
 
     def embed(self, queries: Sequence[str], llm: FrozenLM) -> Tensor:
@@ -317,7 +320,7 @@ class Router(Selector):
             return str(contents.push_to_hub(repo_id, private=private, token=token, branch=revision))
         except Exception as error:  # of many types, depending on the Hub's client
             raise InputError(
-                f"the router cannot be uploaded to {repo_id!r} ({first_line(error)}); check "
+                f"the router cannot be uploaded to {repo_id!r} ({reason(error)}); check "
                 "the name, the network, and that you are logged in (hf auth login)."
             ) from error
 
@@ -358,22 +361,30 @@ class HeadRouter(Router):
 def _router(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
     """Build a router, checking everything that would otherwise only fail at the first query."""
     if config["kind"] not in _KINDS:
-        raise ValueError(f"kind is {config['kind']!r}, not one of {', '.join(_KINDS)}")
+        raise ValueError(f"kind is {short_repr(config['kind'])}, not one of {', '.join(_KINDS)}")
     kind = _KINDS[config["kind"]]
+    if not isinstance(config["heads"], list):
+        raise TypeError("its heads are not a list")
     heads = HeadSet.parse(",".join(config["heads"]))
     recipe = Recipe(**{name: config[name] for name in _RECIPE})
     provenance = {name: config[name] for name in _PROVENANCE}
     heads = replace(heads, method="routed", recipe=recipe, **provenance)
-    floats = {n: tensors[n].float() for n in (*QuerySpace.tensors, "bias", *kind.tensors)}
+    floats = {n: _floats(n, tensors[n]) for n in (*QuerySpace.tensors, "bias", *kind.tensors)}
     # Deviations may be infinite; the space checks them.
     if not all(bool(t.isfinite().all()) for name, t in floats.items() if name != "deviation"):
         raise ValueError("it contains a number that is not finite")
-    near, far = map(float, config["familiar"])
+    near, far = (check_number("familiar", distance) for distance in config["familiar"])
     space = QuerySpace(
-        layer=int(config["embedding_layer"]),
+        layer=config["embedding_layer"],
         **{name: floats.pop(name) for name in QuerySpace.tensors},
         familiar=(near, far),
         pooling=config["embedding_pooling"],
     )
     given = {name: config[name] for name in (*_SETTINGS, *kind.settings)}
     return kind(heads=heads, space=space, **given, **cast(dict[str, Any], floats))
+
+
+def _floats(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} holds {tensor.dtype}, not floating-point numbers")
+    return tensor.float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -323,3 +324,17 @@ def test_unclear_methods_are_refused(text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         split_methods(text)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "heads", ["x" * 9999, "layers:1-" + "9" * 5000, "1-" + "9" * 5000], ids=len
+)
+def test_a_message_about_heads_is_short(heads: str) -> None:
+    with pytest.raises(HeadError) as error:
+        as_selector(heads)
+    assert len(str(error.value)) < 300
+
+
+def test_heads_may_be_an_array_of_pairs() -> None:
+    pairs: Any = np.array([[1, 2], [0, 3]])
+    assert as_selector(pairs) == FixedHeads(HeadSet([(1, 2), (0, 3)]))
