@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import accelerate
 import families
 import huggingface_hub
 import pytest
@@ -795,7 +794,7 @@ def test_a_model_with_code_of_its_own_can_be_wrapped(
     class TheirModel(LlamaForCausalLM):
         config_class = TheirConfig
 
-    model = TheirModel.from_pretrained(copied).eval()
+    model = TheirModel.from_pretrained(copied)
     assert_same_signals(FrozenLM(model, families.tiny_tokenizer()), original)
     assert not trace.exists()
 
@@ -931,6 +930,7 @@ def test_a_model_offloaded_to_the_disk_is_refused(saved: Path, tmp_path: Path) -
 
 
 def test_a_model_offloaded_to_the_processor_is_refused() -> None:
+    accelerate: Any = importlib.import_module("accelerate")
     model = accelerate.cpu_offload(families.tiny_model("llama"), execution_device=CPU)
     with pytest.raises(UnsupportedModelError) as error:
         FrozenLM(model, families.tiny_tokenizer())
