@@ -20,7 +20,8 @@ from torch import Tensor
 
 import routehead_plugins
 from routehead_plugins import HeadSet, Recipe
-from routehead_plugins.errors import InputError, RouteHeadError
+from routehead_plugins.cli.runtime import check_names
+from routehead_plugins.errors import RouteHeadError
 from routehead_plugins.evaluation import ResultTable
 from routehead_plugins.io import atomic_write_text, make_folder
 from routehead_plugins.selection import FIRST_STAGE
@@ -101,13 +102,8 @@ def folders_by_name(folders: Sequence[Path]) -> dict[str, Path]:
     Raises:
         InputError: Two folders have the same name.
     """
-    paths = {path.resolve().name: path for path in folders}
-    if len(paths) < len(folders):
-        raise InputError(
-            f"two of the collections have the same folder name: {', '.join(map(str, folders))};"
-            " give each once, or rename a folder."
-        )
-    return paths
+    check_names(folders)
+    return {path.resolve().name: path for path in folders}
 
 
 # Cached values

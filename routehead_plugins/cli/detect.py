@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -114,10 +115,11 @@ def _check(arguments: DetectArguments, options: RerankerOptions, methods: Sequen
             f"--count={arguments.count} does not apply to --method=weights, which finds the "
             "number of heads itself; leave it out."
         )
-    if arguments.method != "core" and arguments.temperature is not None:
-        raise InputError(
-            f"--temperature={arguments.temperature} is for --method=core; leave it out."
-        )
+    temperature = arguments.temperature
+    if temperature is not None and arguments.method != "core":
+        raise InputError(f"--temperature={temperature} is for --method=core; leave it out.")
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise InputError(f"--temperature={temperature} must be a finite number above 0.")
     if arguments.aggregation not in AGGREGATIONS:
         raise InputError(
             f"--aggregation={arguments.aggregation} does not exist; give one of "

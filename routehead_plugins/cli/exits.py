@@ -13,6 +13,7 @@ from contextlib import suppress
 import typer
 
 from routehead_plugins.errors import RouteHeadError
+from routehead_plugins.files import show_path
 
 EXIT_STATUSES = (
     "Exit status: 0 done; 1 the machine failed (no memory, a broken disk), or a bug; 2 arguments, "
@@ -124,7 +125,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _explain_os_error(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
-    subject = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    named = isinstance(error.filename, str | bytes | os.PathLike)
+    subject = f"{show_path(os.fsdecode(error.filename))}: " if named else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         # Lucene's index and results without an output are kept in temporary files.
         return f"{subject}{reason}; free some space, also in {tempfile.gettempdir()}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -120,7 +121,7 @@ def _check(arguments: RerankArguments, options: RerankerOptions) -> None:
     elif arguments.corpus is None and arguments.index is None:
         raise InputError("there are no texts; give --corpus or --index.")
     check_minimum("--hits", arguments.hits)
-    if not arguments.output.parent.is_dir():
+    if not os.path.isdir(arguments.output.parent):
         raise InputError(f"folder {str(arguments.output.parent)!r} does not exist; make it first.")
     files = [arguments.run, arguments.requests, _corpus_file(arguments.corpus)]
     named = map(path_of, (arguments.topics, options.heads, options.model))

@@ -178,13 +178,14 @@ def check_new_file(option: str, path: Path | None, inputs: Iterable[Path | None]
     """
     if path is None:
         return
-    if path.is_dir():
+    # Functions of os.path, unlike those of Path, return False for what is no path at all.
+    if os.path.isdir(path):
         raise InputError(f"{option}={path} is a folder; name a file.")
     check_output(_first_missing(path))
-    if not path.exists():
+    if not os.path.exists(path):
         return
     for given in inputs:
-        if given is not None and given.exists() and path.samefile(given):
+        if given is not None and os.path.exists(given) and path.samefile(given):
             raise InputError(f"{option}={path} is an input as well, {given}; name another file.")
 
 
@@ -194,14 +195,14 @@ def check_new_folder(option: str, path: Path) -> None:
     Raises:
         InputError: The path is a file, or the folder cannot be made or written to.
     """
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise InputError(f"{option}={path} is a file; name a folder.")
     check_output(_first_missing(path / "new"))
 
 
 def _first_missing(path: Path) -> Path:
     """Return the path itself or, without its folder, the first of its folders to be made."""
-    while not path.parent.exists():
+    while not os.path.exists(path.parent):
         path = path.parent
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -170,7 +171,7 @@ def _check(arguments: TrainArguments) -> None:
     if not 0 <= arguments.teacher <= 1:
         raise InputError(f"--teacher={arguments.teacher} must be from 0 to 1.")
     for path, content in ((arguments.output, "the router"), (arguments.signals, "signals")):
-        if path is not None and path.is_file():
+        if path is not None and os.path.isfile(path):
             raise InputError(f"{path} is a file; name a folder for {content}.")
     _check_output(arguments.output)
     check_new_folder("--signals", arguments.signals or signals_folder())
@@ -183,7 +184,7 @@ def _check(arguments: TrainArguments) -> None:
 def _check_output(folder: Path) -> None:
     """Check that a router can be written, and replaces nothing but a router."""
     check_new_folder("--output", folder)
-    if not folder.exists():
+    if not os.path.exists(folder):
         return
     for name in ROUTER_FILES:
         check_new_file("--output", folder / name)

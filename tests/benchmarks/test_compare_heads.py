@@ -284,7 +284,7 @@ def test_parts_that_do_not_exist_are_refused(setting: Setting, part: str, messag
 
 
 def test_bad_numbers_and_the_same_collection_twice_are_refused(setting: Setting) -> None:
-    with pytest.raises(InputError, match="the same folder name"):
+    with pytest.raises(InputError, match="two collections are called"):
         compare.Options(collections=[setting.folders[0]] * 2, **setting.options)
     with pytest.raises(InputError, match="--queries=0 must be 1 or more"):
         compare.Options(collections=setting.folders, queries=0, **setting.options)

@@ -431,7 +431,7 @@ def test_collections_that_leave_nothing_to_train_on_are_refused(
     options = setting.options
     with pytest.raises(InputError, match="leaves nothing to train on; give another collection"):
         compare.Options(collections=setting.folders[:1], **options | {"synthesize": None})
-    with pytest.raises(InputError, match="the same folder name"):
+    with pytest.raises(InputError, match="two collections are called"):
         compare.Options(collections=[setting.folders[0]] * 2, **options)
     monkeypatch.setattr(FrozenLM, "write", lambda _, __, prompts, **___: ["no"] * len(prompts))
     with pytest.raises(CollectionError, match="none of 16 texts"):
