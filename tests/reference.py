@@ -76,22 +76,24 @@ def parallel_attention(
     owners += [len(documents)] * len(tail)
 
     def mask(window: int | None, chunk: int | None = None) -> Tensor:
-        added = torch.full((len(ids), len(ids)), torch.finfo(torch.float32).min)
+        seen = [[False] * len(ids) for _ in ids]
         for row in range(len(ids)):
             for column in range(row + 1):
                 near = window is None or positions[row] - positions[column] < window
                 if chunk is not None:
                     near = positions[row] // chunk == positions[column] // chunk
                 known = owners[column] in (-1, owners[row]) or row >= past
-                if near and known:
-                    added[row, column] = 0.0
+                seen[row][column] = near and known
+        added = torch.zeros(len(ids), len(ids))
+        added[~torch.tensor(seen)] = torch.finfo(torch.float32).min
         return added[None, None]
 
-    window = getattr(twin.config, "sliding_window", None)
+    config = twin.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
     masks: Any = mask(window)
-    if getattr(twin.config, "layer_types", None):
+    if getattr(config, "layer_types", None):
         masks = {"full_attention": mask(None), "sliding_attention": mask(window)}
-        chunk = getattr(twin.config, "attention_chunk_size", None)
+        chunk = getattr(config, "attention_chunk_size", None)
         masks["chunked_attention"] = mask(None, chunk)
     with torch.no_grad():
         output: Any = twin(
