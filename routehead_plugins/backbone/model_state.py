@@ -172,7 +172,7 @@ class Weights:
             self._addresses, self._samples = addresses, _samples(self._tensors)
         digest = hashlib.blake2b(digest_size=16)
         for views in self._samples:
-            digest.update(torch.cat(views).view(torch.uint8).cpu().numpy())
+            digest.update(torch.cat(views).view(torch.uint8).cpu().numpy().tobytes())
         # Tensors made in inference mode have no version counter.
         versions = tuple(-1 if t.is_inference() else t._version for t in self._tensors)
         return tuple(addresses), versions, digest.digest()

@@ -71,7 +71,7 @@ def _number_layers(layers: nn.ModuleList) -> None:
     for number, layer in enumerate(layers):
         for module in layer.modules():
             if getattr(module, "layer_idx", None) is not None:
-                module.layer_idx = number
+                setattr(module, "layer_idx", number)  # noqa: B010 - mypy expects a module
 
 
 def _watch_layers(layers: nn.ModuleList) -> None:

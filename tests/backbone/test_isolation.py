@@ -11,10 +11,18 @@ import pytest
 import routers
 import torch
 
-from routehead_plugins import FrozenLM
+from routehead_plugins import (
+    Document,
+    FrozenLM,
+    HeadRoutedAttentionReranker,
+    HeadSet,
+    Recipe,
+)
 from routehead_plugins.backbone.isolation import isolated
 from routehead_plugins.backbone.text_tasks import QueryLikelihood
 from routehead_plugins.layouts import ReadOptions, get_layout
+from routehead_plugins.scoring import Reweighting
+from routehead_plugins.selection import FixedHeads
 
 QUERY = "how deep is the quarry?"
 DOCUMENTS = ["The quarry is 40 m deep.", "slate", "Lorries take the slate to the harbour at noon."]
@@ -150,6 +158,26 @@ def test_the_llm_is_lent_without_autocast() -> None:
             assert model(ids).logits.dtype == torch.float32
         with isolated(torch.device("cpu")):
             assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("layout", ["sequential", "parallel"])
+def test_scores_are_the_same_inside_a_setting(layout: str, setting: str) -> None:
+    llm, recipe = wrap("llama"), Recipe(aggregation="log", weights=[0.7, -0.2, 1.1])
+    heads = HeadSet([(1, 2), (0, 3), (2, 0)], recipe=recipe)
+    documents = [Document(text, score=1 / number) for number, text in enumerate(DOCUMENTS, 3)]
+
+    def scores() -> list[Any]:
+        weighted = HeadRoutedAttentionReranker(llm, FixedHeads(heads), first_stage_weight=0.3)
+        plain = HeadRoutedAttentionReranker(llm, layout=layout, reweighting=Reweighting())
+        ranking = plain.rerank(QUERY, documents, spans=True)
+        spans = [hit.spans for hit in ranking]
+        signals = [plain.signals(QUERY, documents), plain.signals(QUERY, [])]
+        return [*signals, weighted.score(QUERY, documents), plain.score(QUERY, documents), spans]
+
+    expected = scores()
+    with SETTINGS[setting]():
+        assert_same(scores(), expected)
 
 
 @pytest.mark.parametrize("kind", routers.KINDS)

@@ -48,7 +48,6 @@ def longrope_experts(limit: int) -> Any:
         **families._SMALL,
         num_local_experts=2,
         sliding_window=None,
-        original_max_position_embeddings=limit,
         rope_parameters=rope | FACTORS | {"original_max_position_embeddings": limit},
     )
 
