@@ -323,6 +323,10 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"first_stage_weight": "x"}, "first_stage_weight='x' must be a finite number, 0 or more."),
     ({"first_stage_weight": True}, "first_stage_weight=True must be a finite number, 0 or more."),
     ({"first_stage_weight": 10**400}, "must be a finite number, 0 or more."),
+    (
+        {"first_stage_weight": 1e39},
+        "first_stage_weight=1e+39 is beyond float32; give 1e+30",
+    ),
     ({"max_doc_tokens": True}, "max_doc_tokens=True is not a count"),
     ({"max_doc_tokens": 1.5}, "max_doc_tokens=1.5 is not a count"),
     ({"max_doc_tokens": "9"}, "max_doc_tokens='9' is not a count"),

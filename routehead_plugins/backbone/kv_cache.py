@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Hashable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import InputError, short_repr
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B)\s*", re.IGNORECASE)
@@ -179,9 +180,10 @@ def parse_bytes(size: int | str) -> int:
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    parsed = 0 if match is None else int(float(match[1]) * _UNITS[match[2].upper()])
-    if parsed < 1:
+    parsed = 0.0 if match is None else float(match[1]) * _UNITS[match[2].upper()]
+    if not 1 <= parsed < math.inf:
         raise InputError(
-            f'document_cache={size!r} is not a size; give "2GB", "512MiB" or a number of bytes.'
+            f"document_cache={short_repr(size)} is not a size; "
+            'give "2GB", "512MiB" or a number of bytes.'
         )
-    return parsed
+    return int(parsed)

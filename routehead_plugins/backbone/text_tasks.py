@@ -15,7 +15,13 @@ from routehead_plugins.backbone.batching import batches
 from routehead_plugins.backbone.device import check_finite
 from routehead_plugins.backbone.prompt import PromptEncoder, check_max_doc_tokens
 from routehead_plugins.backbone.sampling import sample
-from routehead_plugins.data import Document, as_documents, check_text, non_blank_indices
+from routehead_plugins.data import (
+    Document,
+    as_documents,
+    as_list,
+    check_text,
+    non_blank_indices,
+)
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet
 
@@ -105,9 +111,12 @@ class TextTasks(ABC):
             Shape (texts, width), float32, on the CPU, not normalised.
 
         Raises:
-            InputError: There is no such layer or pooling.
+            InputError: There is no such layer or pooling, or an item is not a text.
             RouteHeadError: An embedding is not finite.
         """
+        texts = as_list(texts, "texts", "texts")
+        for index, text in enumerate(texts):
+            check_text(f"texts[{index}]", text, blank=True)
         check_pooling(pooling)
         layer = self.embedding_layer if layer is None else layer
         self.check_embedding_layer(layer)

@@ -39,6 +39,13 @@ def test_what_is_no_size_is_refused_in_one_line(written: object) -> None:
     )
 
 
+@pytest.mark.parametrize("written", ["9" * 400 + "GB", "x" * 9999, -(10**5000)], ids=range(3))
+def test_a_size_beyond_all_numbers_is_refused_in_one_short_line(written: int | str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_bytes(written)
+    assert len(str(error.value)) < 200
+
+
 def test_the_longest_unused_goes_first() -> None:
     cache = KeyValueCache(16)
     cache.put("a", key_values())

@@ -172,3 +172,20 @@ def test_damaged_weights_give_an_error_instead_of_embeddings_and_likelihoods() -
         llm.embed(["rain"])
     with pytest.raises(RouteHeadError, match=message):
         QueryLikelihood(llm).score("rain", ["a wolf"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ("a wolf", "texts is one string; give a list of texts."),
+        (None, "texts is a NoneType; give a list of texts."),
+        ({"d": "a"}, "texts is a dict; give its values as a list."),
+        (["a", 5], "texts[1]=5 is a int; give a text."),
+    ],
+    ids=range(4),
+)
+def test_texts_to_embed_of_a_wrong_type_are_named(texts: Any, words: str) -> None:
+    llm = FrozenLM(families.tiny_model("llama"), families.tiny_tokenizer())
+    with pytest.raises(InputError) as error:
+        llm.embed(texts)
+    assert str(error.value) == words

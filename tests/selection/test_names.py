@@ -11,6 +11,7 @@ import torch
 
 from routehead_plugins import HeadSet, Recipe
 from routehead_plugins.errors import HeadError, InputError, ModelLoadError
+from routehead_plugins.files import show_path
 from routehead_plugins.options import RerankerOptions
 from routehead_plugins.selection import names
 from routehead_plugins.selection.names import (
@@ -120,7 +121,7 @@ def test_a_text_that_names_no_heads_is_refused(heads: str | Path) -> None:
     with pytest.raises(HeadError) as error:
         as_selector(heads)
     assert str(error.value) == (
-        f"heads={str(heads)!r} is neither a list of heads nor a file; "
+        f"heads='{show_path(heads)}' is neither a list of heads nor a file; "
         'give "all", "layers:10-19", "13-18,13-1", "qr:Llama-3.1-8B-Instruct" '
         "or the path of a head-set file."
     )
