@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import pytest
 
@@ -37,11 +37,17 @@ def raising(error: BaseException) -> Callable[[], None]:
     return program
 
 
-def run(body: str, *shell: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [*shell, sys.executable, "-c", PROGRAM.format(body=body)]
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
-    options = {"capture_output": True, "text": True, "env": environment} | options
-    return subprocess.run(command, check=False, **options)
+def run(
+    body: str, *shell: str, stdout: IO[str] | int = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*shell, sys.executable, "-c", PROGRAM.format(body=body)],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,7 @@ def test_ctrl_c_says_whether_the_job_can_be_resumed(kept: int, message: str) -> 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_output_that_cannot_be_written_ends_in_one_line() -> None:
     with open("/dev/full", "w") as full:
-        done = run("print('figures')", capture_output=False, stdout=full, stderr=subprocess.PIPE)
+        done = run("print('figures')", stdout=full)
     assert done.returncode == 1
     assert done.stderr.startswith("routehead: No space left on device;")
     assert done.stderr.count("\n") == 1
@@ -132,6 +138,5 @@ def test_closed_streams_and_poor_encodings_are_no_trouble(tmp_path: Path) -> Non
     path = tmp_path / "new"
     done = run(f"print('x'); open({str(path)!r}, 'w').write('kept')", *closed)
     assert (done.returncode, path.read_text()) == (0, "kept")
-    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = run("print('r\\u00f4le \\ud800')", env=ascii_only)
+    done = run("print('r\\u00f4le \\ud800')", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert (done.returncode, done.stdout) == (0, "r\\xf4le \\ud800\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from routehead_plugins import HeadSet
 from routehead_plugins.adapters.pyserini import HeadRoutedStage
 from routehead_plugins.cli import app
 from routehead_plugins.cli import rerank as rerank_command
+from routehead_plugins.data import Document
 from routehead_plugins.errors import RouteHeadError
 from routehead_plugins.io import read_requests, read_run, write_run
 
@@ -204,3 +207,100 @@ def test_malformed_json_is_named_with_file_and_line(
         stream.write("\n{not json}\n")
     result = invoke("rerank", *inputs, "--output", tmp_path / "out.trec")
     assert "corpus.jsonl:5: " in str(result.exception)
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading the LLM fails, and so do searching and journals."""
+    monkeypatch.setattr(rerank_command, "load_reranker", None)
+    monkeypatch.setattr(rerank_command, "Journal", None)
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "folder"], "--output=folder is a folder; name a file."),
+        (["--output", "run.trec"], "--output=run.trec is an input as well, run.trec; name another"),
+        (["--output", "link.trec"], "--output=link.trec is an input as well, "),
+        (["--output", "c.jsonl"], "--output=c.jsonl is an input as well, c.jsonl; name another"),
+        (["--output", "x" * 300], " cannot be written (File name too long); "),
+        (["--tag", "my run"], "tag 'my run' is empty or holds white space;"),
+        (["--tag", ""], "tag '' is empty or holds white space;"),
+        (["--layout", "diagonal"], "layout='diagonal' is unknown;"),
+        (["--max-doc-tokens", "0"], "max_doc_tokens=0"),
+        (["--document-cache", "much"], "document_cache='much' is not a size;"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_at_the_start(
+    collection: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for old, new in (("run.bm25.trec", "run.trec"), ("corpus.jsonl", "c.jsonl")):
+        Path(new).write_bytes((collection / old).read_bytes())
+    Path("link.trec").symlink_to("run.trec")
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    given = ["--topics", str(collection / "queries.jsonl"), "--run", "run.trec"]
+    given += ["--corpus", "c.jsonl", "--output", "out.trec"]
+    result = CliRunner().invoke(app, ["rerank", *given, *options])
+    assert isinstance(result.exception, RouteHeadError), result.exception
+    assert message in str(result.exception)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("topics.tsv", "7\t", "7 b\t", "query id '7 b' is empty or holds white space;"),
+        ("corpus.jsonl", '"d4"', '"d 4"', "document id 'd 4' is empty or holds white space;"),
+    ],
+)
+def test_ids_that_a_run_cannot_hold_are_refused_at_the_start(
+    collection: Path, tmp_path: Path, name: str, old: str, new: str, message: str
+) -> None:
+    (collection / "topics.tsv").write_text("7\tstones by a river\n")
+    path = collection / name
+    path.write_text(path.read_text().replace(old, new))
+    output = tmp_path / "out.trec"
+    given = ["--topics", collection / "topics.tsv", "--corpus", collection, "--output", output]
+    result = CliRunner().invoke(app, ["rerank", *map(str, given)])
+    assert str(result.exception).startswith(message)
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_metadata_that_requests_cannot_hold_are_refused_at_the_start(
+    inputs: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def documents(*_: object, **__: object) -> list[Document]:  # as an index may store them
+        return [Document("snow", "d9", {"year": float("nan")})]
+
+    monkeypatch.setattr(HeadRoutedStage, "documents", documents)
+    output = str(tmp_path / "out.jsonl")
+    result = CliRunner().invoke(app, ["rerank", *map(str, inputs), "--output", output])
+    assert str(result.exception).startswith("the metadata of document 'd9' cannot be written")
+
+
+def test_a_full_disk_keeps_the_previous_output_and_the_finished_queries(
+    invoke: Invoke, inputs: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.trec"
+    output.write_text("previous\n")
+    monkeypatch.setattr(os, "fsync", full_disk)
+    result = invoke("rerank", *inputs, "--output", output)
+    assert isinstance(result.exception, RouteHeadError)
+    assert "(No space left on device); what was there before is whole;" in str(result.exception)
+    assert output.read_text() == "previous\n"
+    monkeypatch.undo()
+    result = invoke("rerank", *inputs, "--output", output)
+    assert result.exit_code == 0
+    assert "Resuming: 2 queries were done before." in result.output
+
+
+def full_disk(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

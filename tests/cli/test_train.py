@@ -267,6 +267,40 @@ def test_queries_are_embedded_as_is_asked_for(
     )
 
 
+@pytest.mark.parametrize("finished", [1, 4, 7])
+def test_a_resumed_training_gives_the_same_bytes(
+    train: Train, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: int
+) -> None:
+    train(words, output="whole", signals=tmp_path / "others", llm={"document_cache": "1GB"})
+    put = SignalStore.put
+    done: list[str] = []
+
+    def stop(self: SignalStore, key: str, signals: QuerySignals) -> None:
+        if len(done) == finished:
+            raise KeyboardInterrupt
+        done.append(key)
+        put(self, key, signals)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SignalStore, "put", stop)
+        with pytest.raises(KeyboardInterrupt, match="run the same command again to resume"):
+            train(words, output="resumed", llm={"document_cache": "1GB"})
+    train(words, output="resumed", llm={"document_cache": "1GB"})
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md"])
+def test_files_that_are_no_routers_are_not_overwritten(
+    train: Train, words: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "router").mkdir()
+    (tmp_path / "router" / name).write_text('{"model_type": "llama"}')
+    assert str(refused(train, words)) == (
+        f"--output={tmp_path / 'router'} has a {name} that is no router's, and would be "
+        "overwritten; name another folder."
+    )
+
+
 # from texts alone
 
 
