@@ -166,7 +166,7 @@ def table(ranks: Mapping[str, Any], cost: Mapping[str, Any]) -> str:
 
 
 def _head_sets(options: RerankerOptions, every: HeadSet) -> dict[str, HeadSet]:
-    """Load the head sets of the embedded LLM for this layout, and its router's, beside all heads."""
+    """Load the LLM's head sets for this layout and its router's heads, beside all heads."""
     sets = {"all": every}
     for name in SETS[1:]:
         selector = as_selector(f"{name}:{options.model}/parallel")
