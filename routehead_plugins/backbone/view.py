@@ -68,10 +68,17 @@ def _check_visible(model: nn.Module) -> None:
 
 def _number_layers(layers: nn.ModuleList) -> None:
     """Number layers by their order, which differs after the owner has removed some."""
-    for number, layer in enumerate(layers):
-        for module in layer.modules():
-            if getattr(module, "layer_idx", None) is not None:
-                setattr(module, "layer_idx", number)  # noqa: B010 - mypy expects a module
+    numbered: list[list[Any]] = [
+        [module for module in layer.modules() if getattr(module, "layer_idx", None) is not None]
+        for layer in layers
+    ]
+    numbers = [{int(module.layer_idx) for module in modules} for modules in numbered]
+    # Families that number otherwise, such as two for one layer, or none, know why.
+    if any(len(own) != 1 or min(own) < 0 for own in numbers):
+        return
+    for number, modules in enumerate(numbered):
+        for module in modules:
+            module.layer_idx = number
 
 
 def _watch_layers(layers: nn.ModuleList) -> None:
