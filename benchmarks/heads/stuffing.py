@@ -19,6 +19,7 @@ import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -57,7 +58,7 @@ ATTACKS: dict[str, Callable[[str, str], str]] = {
     "instruction": lambda _, text: f"{_INSTRUCTION} {text}",
 }
 BM25, LIKELIHOOD = "bm25", "likelihood"
-# Rows of the table, each read in the parallel layout from the same pass of the LLM.
+# Head sets of the table, all read from the same pass of the LLM.
 SETS = ("all", "ndcg", "qr", "core", "discriminability", "weights")
 
 
@@ -128,6 +129,7 @@ class Scorer:
     def __init__(self, llm: FrozenLM, layout: Layout, sets: Mapping[str, HeadSet]) -> None:
         self._llm, self._layout, self._sets = llm, layout, sets
         self._likelihood = QueryLikelihood(llm, max_doc_tokens=MAX_DOC_TOKENS)
+        self._likelihood_of = cache(lambda query, text: self._likelihood.score(query, [text])[0])
 
     def scores(self, query: str, documents: Sequence[Document]) -> dict[str, Tensor]:
         """Return method -> scores, shape (documents,); a blank document scores minus infinity."""
@@ -143,7 +145,7 @@ class Scorer:
             null = None if attention.null is None else attention.null[indices]
             chosen = replace(attention, query=attention.query[indices], null=null)
             rows[method] = Readout().scores(chosen, heads.recipe, first_stage)
-        rows[LIKELIHOOD] = torch.tensor(self._likelihood.score(query, read))
+        rows[LIKELIHOOD] = torch.tensor([self._likelihood_of(query, d.text) for d in read])
         scores = {}
         for method, values in rows.items():
             scores[method] = torch.full((len(documents),), -torch.inf, dtype=values.dtype)
@@ -243,7 +245,9 @@ def _ranks(name: str, scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
     with progress(f"{name}: attacks", len(cases)) as advance:
         for case in cases:
             for attack, drop in variants:
-                scores = scorer.scores(case.query, case.variant(attack, drop=drop))
+                documents = case.variant(attack, drop=drop)
+                if not drop or documents != case.variant(attack, drop=False):
+                    scores = scorer.scores(case.query, documents)
                 if drop:  # the remedy does not reach the first stage
                     scores[BM25] = _first_stage(case.variant(attack, drop=False))
                 ranks.setdefault((attack, drop), []).append(
