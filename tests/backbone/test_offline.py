@@ -34,6 +34,7 @@ socket.socket = Socket
 
 LOADS = """
 import sys
+from functools import partial
 from routehead_plugins import FrozenLM, HeadRouter
 from routehead_plugins.backbone import load_tokenizer
 from routehead_plugins.errors import ModelLoadError
@@ -57,7 +58,8 @@ for flag in (True, False):
     FrozenLM.from_pretrained(folder, local_files_only=flag, **options)
     HeadRouter.from_pretrained(router, local_files_only=flag)
 FrozenLM.from_pretrained("embedded", layers=lambda _: 1, **options)
-for load in (FrozenLM.from_pretrained, load_tokenizer, HeadRouter.from_pretrained):
+load_llm = partial(FrozenLM.from_pretrained, **options)  # "auto" is remembered on the disk
+for load in (load_llm, load_tokenizer, HeadRouter.from_pretrained):
     refused(load, "someone/missing")
     refused(load, "missing")
 as_selector(published_names()[0])
