@@ -87,7 +87,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(device: Any) -> None:
     assert len(message) < 300
 
 
-def test_the_first_line_of_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_is_given_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("no driver\nCompile with TORCH_USE_CUDA_DSA")
 
@@ -95,7 +95,7 @@ def test_the_first_line_of_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError) as error:
         pick_device("cuda")
     assert str(error.value) == (
-        "device='cuda' is not available (no driver); "
+        "device='cuda' is not available (no driver Compile with TORCH_USE_CUDA_DSA); "
         "leave device=None to use the best one available."
     )
 
