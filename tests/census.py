@@ -320,4 +320,5 @@ def entries_of(text: str) -> dict[str, Entry]:
 
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)  # further ones cost more than they save
     PAGE.write_text(page(map(examine, MODEL_TYPES)), encoding="utf-8")
