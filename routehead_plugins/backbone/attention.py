@@ -238,16 +238,16 @@ def _mask_function(mask: Tensor | None) -> MaskFunction | None:
 
 
 def _tempered(module: Any, query: Tensor, rows: Rows) -> Tensor:
-    """Scale the queries of Llama 4 by position; the layer itself goes by the place in the cache.
+    """Scale the queries of Llama 4 by position; the layer itself goes by index in the cache.
 
     The two differ where documents or tails share positions (arXiv 2501.19399).
     """
     if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
         return query
-    places = torch.arange(query.shape[2], device=query.device) + len(rows.past)
+    indices = torch.arange(query.shape[2], device=query.device) + len(rows.past)
     scaled, wanted = (
         torch.log1p(torch.floor((at + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
-        for at in (places, rows.positions)
+        for at in (indices, rows.positions)
     )
     tempered: Tensor = query * (wanted / scaled).to(query.dtype)[:, None]
     return tempered
