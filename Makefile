@@ -7,7 +7,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 READY := .venv/.ready-$(VERSION)
 READY_LOWEST := .venv-lowest/.ready-$(VERSION)
 
-.PHONY: demo test test-lowest lint bench docs setup clean
+.PHONY: demo test test-lowest lint bench trust docs setup clean
 
 demo: $(READY)  ## BM25, then re-ranking with the embedded LLM, on the bundled collection
 	$(BIN)/routehead demo
@@ -26,6 +26,9 @@ lint: $(READY)  ## style, format and types
 bench: $(READY)  ## quality on the bundled collection, then latency; see benchmarks/README.md
 	$(BIN)/python -m benchmarks.heads.quality
 	$(BIN)/python -m benchmarks.latency.compare
+
+trust: $(READY)  ## fuzz, kills, threads, full disk, no network, precision; see docs/trust.md
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.trust
 
 docs: .venv/.docs  ## the documentation site, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
