@@ -122,18 +122,12 @@ def label_reliability(
     Raises:
         InputError: No query can be split in halves, signals are not finite, or there are groups and
             ``embeddings`` are missing, not one per query, not finite, or fewer than groups.
-        _UnmeasurableError: The first and the last of these, an InputError.
         MissingExtraError: There are groups and faiss is not installed.
     """
     check_signals(signals)
     options = options or LabelOptions()
     halves = [_halves(query, options.seed) for query in signals.with_contrast]
-    usable = [index for index, pair in enumerate(halves) if all(map(_measurable, pair))]
-    if not usable:
-        raise _UnmeasurableError(
-            f"none of the {len(halves)} queries of {', '.join(signals.data)} has relevant and "
-            "other documents for two halves; give more candidates per query."
-        )
+    usable = _measurable_in_both(halves, signals)
     groups = _groups(embeddings, len(halves), usable, options)
     first, second = ([halves[index][side] for index in usable] for side in (0, 1))
     heads, indices = _candidates(signals.subset(first), options)
@@ -263,6 +257,19 @@ def _part(query: QuerySignals, indices: list[int]) -> QuerySignals:
         ideal_gains=query.gains[indices].sort(descending=True).values,
         averaged=query.averaged[indices] if len(query.averaged) else query.averaged,
     )
+
+
+def _measurable_in_both(
+    halves: Sequence[tuple[QuerySignals, QuerySignals]], signals: SignalSet
+) -> list[int]:
+    """Return the indices of the queries both of whose halves can be measured, at least one."""
+    usable = [index for index, pair in enumerate(halves) if all(map(_measurable, pair))]
+    if not usable:
+        raise _UnmeasurableError(
+            f"none of the {len(halves)} queries of {', '.join(signals.data)} has relevant and "
+            "other documents for two halves; give more candidates per query."
+        )
+    return usable
 
 
 def _measurable(query: QuerySignals) -> bool:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -84,7 +85,14 @@ def fit_weights(
         l1, start = _cross_validated(table, queries, seed)
     shares = torch.full((len(queries), 1), 1 / len(queries), dtype=torch.float64)
     fitted = solve(table, shares, l1, start)[:, 0] / table.scale
-    weights = fitted[:-1]
+    recipe = Recipe(
+        aggregation=aggregation, first_stage_weight=float(fitted[-1]) if first_stage else None
+    )
+    return _weighted(signals, fitted[:-1], recipe)
+
+
+def _weighted(signals: SignalSet, weights: Tensor, recipe: Recipe) -> HeadSet:
+    """Return the heads with weights other than 0, largest first."""
     order = weights.abs().argsort(descending=True, stable=True).tolist()
     indices = [index for index in order if weights[index] != 0]
     if not indices:
@@ -98,11 +106,7 @@ def fit_weights(
         layout=signals.layout,
         method="weights",
         data=",".join(signals.data),
-        recipe=Recipe(
-            weights=weights[indices].tolist(),
-            aggregation=aggregation,
-            first_stage_weight=float(fitted[-1]) if first_stage else None,
-        ),
+        recipe=replace(recipe, weights=weights[indices].tolist()),
     )
 
 

@@ -749,3 +749,15 @@ def test_no_options_to_choose_from_are_refused() -> None:
     with pytest.raises(InputError) as error:
         choose_labels(signal_set(24), None, [])
     assert str(error.value) == "there are no label options to choose from; give at least one."
+
+
+def test_signals_that_are_not_finite_are_not_taken_for_queries_without_halves() -> None:
+    whole = signal_set()
+    broken = whole.subset(
+        [replace(query, calibrated=query.calibrated * math.nan) for query in whole.queries]
+    )
+    with pytest.raises(InputError, match="are not finite numbers"):
+        choose_labels(broken, None, [LabelOptions(candidates=4)])
+    alone = LabelOptions(candidates=4, groups=len(whole.queries) + 1)
+    embeddings = torch.randn(len(whole.with_contrast), 3)
+    assert choose_labels(whole, embeddings, [alone]) == LabelChoice(alone, None)
