@@ -31,6 +31,7 @@ _OUTPUTS = {
 }
 # A folder without this file is no router.
 _ROUTER = "config.json"
+_CARD = "README.md"
 _PAGE = 4096
 _DISK_PAGES = 1024
 
@@ -205,7 +206,7 @@ def _fill(reference: Reference, disk: Path, *, mounted: bool) -> dict[str, Any]:
             (disk / "filler").unlink()
         else:
             ended = run_command(job.arguments(folder), largest_file=units * _PAGE // 8)
-        if ended.status == 0 or units > _DISK_PAGES:
+        if ended.status == 0:
             break
         full += 1
         statuses.add(-1 if ended.status is None else ended.status)
@@ -231,8 +232,8 @@ def _put_previous(reference: Reference, folder: Path) -> dict[str, bytes]:
     output = reference.job.output(folder)
     if reference.job.name == "train":
         output.mkdir()
-        for name in reference.content:
-            (output / name).write_bytes(b"an older output")
+        for name, content in reference.content.items():  # what is no router is not replaced
+            (output / name).write_bytes(content + b"\nolder" * (name == _CARD))
     else:
         output.write_bytes(b"an older output")
     return _files(output)
@@ -246,7 +247,10 @@ def _files(output: Path) -> dict[str, bytes]:
 def _fill_disk(disk: Path, rest: int) -> None:
     """Write a file that leaves so many bytes free."""
     state = os.statvfs(disk)
-    (disk / "filler").write_bytes(bytes(state.f_bavail * state.f_frsize - rest))
+    free = state.f_bavail * state.f_frsize
+    if rest > free:
+        raise RuntimeError(f"a command needs more than the {free:,} bytes of a small disk")
+    (disk / "filler").write_bytes(bytes(free - rest))
 
 
 @contextmanager
