@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from routehead_plugins.backbone import FrozenLM, QueryLikelihood
-from routehead_plugins.errors import InputError
+from routehead_plugins.data import as_number
+from routehead_plugins.errors import InputError, short_repr
 from routehead_plugins.io import Collection, Journal, StrPath, make_folder
 from routehead_plugins.scoring import fuse
 from routehead_plugins.signals.collect import non_blank_candidates
@@ -84,8 +85,9 @@ def mix_teacher(signals: SignalSet, likelihoods: Mapping[str, Tensor], share: fl
     Raises:
         InputError: The share is out of range, or the likelihoods are for other candidates.
     """
-    if not 0 <= share <= 1:
-        raise InputError(f"share={share!r} is out of range; give a number from 0 to 1.")
+    number = as_number(share)
+    if number is None or not 0 <= number <= 1:
+        raise InputError(f"share={short_repr(share)} is out of range; give a number from 0 to 1.")
     return signals.subset(
         [_mix(query, likelihoods.get(query.query_id), share) for query in signals.queries]
     )

@@ -241,7 +241,7 @@ def test_queries_without_likelihoods_keep_their_judgments() -> None:
     ]
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan])
+@pytest.mark.parametrize("share", [-0.1, 1.5, math.nan, "0.5", True])
 def test_a_share_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(InputError) as error:
         mix_teacher(SIGNALS, LIKELIHOODS, share)
