@@ -17,6 +17,7 @@ from routehead_plugins.options import RerankerOptions
 
 LOADING = {"model", "device", "dtype"}
 READING = {"max_doc_tokens", "layout", "window", "stride"}
+SCORING = {"first_stage_weight", "document_cache", "drop_query_copies"}
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,11 @@ def test_every_option_of_the_table_is_a_field_of_the_core() -> None:
         ("demo", LOADING | {"heads", "router"}),
         (
             "rerank",
-            LOADING | READING | {"heads", "router", "first_stage_weight", "document_cache"},
+            LOADING | READING | SCORING | {"heads", "router"},
         ),
         ("detect", LOADING | READING),
         ("train", LOADING | READING | {"document_cache"}),
-        ("evaluate", LOADING | READING | {"first_stage_weight", "document_cache"}),
+        ("evaluate", LOADING | READING | SCORING),
         ("inspect", LOADING),
     ],
 )
