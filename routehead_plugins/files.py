@@ -109,14 +109,22 @@ def atomic_write_text(path: StrPath, text: str) -> None:
     Raises:
         InputError: The text is not valid Unicode, or the file cannot be written.
     """
+    atomic_write_bytes(path, encode_text(path, text))
+
+
+def encode_text(path: StrPath, text: str) -> bytes:
+    """Encode the text of a file as UTF-8.
+
+    Raises:
+        InputError: The text is not valid Unicode; the message names the file.
+    """
     try:
-        content = text.encode("utf-8")
+        return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
             f"{show_path(path)} cannot be written: character {error.start} of its text, "
             f"{text[error.start]!r}, is half of a surrogate pair; expected Unicode; replace it."
         ) from error
-    atomic_write_bytes(path, content)
 
 
 def atomic_write_bytes(path: StrPath, content: bytes) -> None:
@@ -136,6 +144,40 @@ def atomic_write_bytes(path: StrPath, content: bytes) -> None:
             _replace(target, content)
     except (OSError, ValueError) as error:
         raise InputError(unwritable(path, error)) from error
+
+
+def atomic_write_folder(folder: StrPath, files: Mapping[str, bytes], marker: str) -> None:
+    """Write the files of a folder; all are on the disk before the first older one is replaced.
+
+    Args:
+        folder: An existing folder; its other files stay.
+        files: Name -> content.
+        marker: Name of the file without which the rest is not read. It goes first and comes last,
+            so that a process that is killed leaves no mixture of old and new files.
+
+    Raises:
+        InputError: A file cannot be written; the older files are as they were.
+    """
+    targets: dict[str, Path] = {}
+    temporaries: dict[str, Path] = {}
+    path = Path(folder)
+    try:
+        # sorted() is stable: False, for the others, comes before True.
+        for name in sorted(files, key=lambda name: name == marker):
+            path = Path(folder) / name
+            targets[name] = _target(path)
+            temporaries[name] = _temporary(targets[name])
+            _write_beside(targets[name], temporaries[name], files[name])
+        (Path(folder) / marker).unlink(missing_ok=True)
+        for name, target in targets.items():
+            path = target
+            temporaries[name].replace(target)
+    except (OSError, ValueError) as error:
+        raise InputError(unwritable(path, error)) from error
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+    _sync_folder(Path(folder))
 
 
 def _target(path: StrPath) -> Path:
@@ -158,24 +200,33 @@ def _temporary(target: Path) -> Path:
 
 
 def _replace(target: Path, content: bytes) -> None:
-    # tempfile would leave the file readable by its owner only, whatever the umask says.
     temporary = _temporary(target)
-    is_new = not target.exists()
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        # The content of a private file is never readable by others, not even for a moment.
-        with os.fdopen(os.open(temporary, flags, 0o666 if is_new else 0o600), "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if not is_new:
-            _copy_owner_and_mode(target, temporary)
+        _write_beside(target, temporary, content)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def _write_beside(target: Path, temporary: Path, content: bytes) -> None:
+    """Write a file that is to replace another, on the disk, with its owner and mode."""
+    # tempfile would leave the file readable by its owner only, whatever the umask says.
+    is_new = not target.exists()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    # The content of a private file is never readable by others, not even for a moment.
+    with os.fdopen(os.open(temporary, flags, 0o666 if is_new else 0o600), "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if not is_new:
+        _copy_owner_and_mode(target, temporary)
+
+
+def _sync_folder(path: Path) -> None:
+    """Put the new names in a folder on the disk, so that they survive a power cut."""
     with suppress(OSError):
-        # The new name survives a power cut only if the folder is on disk too.
-        folder = os.open(target.parent, os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:

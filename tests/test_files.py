@@ -14,6 +14,7 @@ from text_files import file
 from routehead_plugins.errors import InputError, ModelLoadError
 from routehead_plugins.files import (
     atomic_write_bytes,
+    atomic_write_folder,
     atomic_write_text,
     check_output,
     read_json,
@@ -111,6 +112,40 @@ def test_a_file_limit_leaves_the_old_file(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_does_not_fit_stays_as_it_was(tmp_path: Path) -> None:
+    older = {name: file(tmp_path, name, f"old {name}") for name in ("card", "data", "config")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    files = {"card": b"new", "data": bytes(200_000), "config": b"new", "more": b"new"}
+    try:
+        with pytest.raises(InputError, match=r"data cannot be written \(File too large"):
+            atomic_write_folder(tmp_path, files, "config")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: f"old {name}" for name in older
+    }
+    atomic_write_folder(tmp_path, files, "config")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_the_marker_of_a_folder_goes_first_and_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file(tmp_path, "config", "old")
+    order: list[str] = []
+    replace = Path.replace
+
+    def record(source: Path, target: Path) -> Path:
+        assert target.name == "config" or not (tmp_path / "config").exists()
+        order.append(target.name)
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", record)
+    atomic_write_folder(tmp_path, {"config": b"new", "data": b"new"}, "config")
+    assert order == ["data", "config"]
 
 
 def test_a_full_device_is_told_in_one_line() -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from routehead_plugins.data import check_flag
 from routehead_plugins.errors import InputError, ModelLoadError, class_name, short_repr
 from routehead_plugins.files import (
-    atomic_write_bytes,
-    atomic_write_text,
+    atomic_write_folder,
     encode_json,
+    encode_text,
     open_input,
     parse_json,
     reason,
@@ -52,20 +52,21 @@ class RouterFiles(ModelHubMixin):
         self._text = text + "\n"
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """Write all files; ``config.json``, which makes the folder a router, comes last."""
+        """Write all files or none; ``config.json``, which makes the folder a router, comes last."""
         folder, content = Path(save_directory), _packed(self.tensors)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG_FILE).unlink(missing_ok=True)
-            if self.card is not None:
-                atomic_write_text(folder / CARD_FILE, self.card)
-            atomic_write_bytes(folder / TENSORS_FILE, content)
-            atomic_write_text(folder / CONFIG_FILE, self._text)
         except OSError as error:
             raise InputError(
                 f"the router cannot be written to {_shown(folder)} ({reason(error)}); name another "
                 "folder."
             ) from error
+        texts = {CONFIG_FILE: self._text}
+        if self.card is not None:
+            texts[CARD_FILE] = self.card
+        files = {name: encode_text(folder / name, text) for name, text in texts.items()}
+        files[TENSORS_FILE] = content
+        atomic_write_folder(folder, files, CONFIG_FILE)
 
     @classmethod
     def from_pretrained(
