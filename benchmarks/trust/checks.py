@@ -54,8 +54,10 @@ def main(
         if name not in CHECKS:
             raise InputError(f"check {name!r} does not exist; give some of {', '.join(CHECKS)}.")
     torch.set_num_threads(1)  # processes are forked, and the threads of OpenMP are not
-    outcomes = {name: run_check(name, sizes, seed) for name in names}
-    write(output, outcomes)
+    outcomes = {}
+    for name in names:
+        outcomes[name] = run_check(name, sizes, seed)
+        write(output, outcomes)
     typer.echo(f"\n{table(outcomes)}")
     if not all(outcome["passed"] for outcome in outcomes.values()):
         raise typer.Exit(1)

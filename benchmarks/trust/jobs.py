@@ -191,7 +191,7 @@ def _surplus(job: Job, folder: Path) -> list[Path]:
 
 
 def _fill(reference: Reference, disk: Path, *, mounted: bool) -> dict[str, Any]:
-    """Run a command with 0, 1, 2, 4 ... units of space, until it ends well.
+    """Run a command with more and more units of space, from none, until it ends well.
 
     A unit is a page of the disk, or an eighth of it where the size of files is limited instead.
     """
@@ -216,7 +216,7 @@ def _fill(reference: Reference, disk: Path, *, mounted: bool) -> dict[str, Any]:
         ended = run_command(job.arguments(folder))
         if ended.status != 0 or job.content(folder) != reference.content:
             failures.append(f"{units} units: the next run differs: {ended.messages}")
-        units = max(1, 2 * units)
+        units += 1 + units // 4
     return {"full": full, "statuses": sorted(statuses), "failures": failures}
 
 
