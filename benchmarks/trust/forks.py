@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import NoReturn
 
+_LONGEST = 300  # seconds
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -71,6 +73,7 @@ def run_forked(program: Callable[[], object], *, kill_after: float | None = None
 def _run_child(program: Callable[[], object], errors: int) -> NoReturn:
     """Run a function with standard error sent into a pipe, and end the process."""
     status = 70
+    signal.alarm(_LONGEST)  # one that waits forever is killed
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor, target in enumerate((nothing, nothing, errors)):

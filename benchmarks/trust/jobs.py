@@ -7,11 +7,15 @@ import os
 import random
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from benchmarks.trust.forks import Ended, run_command
 from benchmarks.trust.report import Outcome, Sizes
@@ -140,7 +144,13 @@ def check_full_disk(folder: Path, sizes: Sizes, seed: int) -> Outcome:  # noqa: 
 
 def _jobs(folder: Path, rng: random.Random, names: tuple[str, ...]) -> list[Job]:
     llm = save_llm(folder / "llm")
-    # Modules that are loaded here need not be loaded by every process.
+    # Modules that are loaded here need not be loaded by every process. Threads, and a lock that
+    # processes share, would be left behind too, and the next process wait for one that was killed.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tqdm.monitor_interval = 0  # seconds; none
+    tqdm.set_lock(threading.RLock())
+    for room in ("evaluation", "training"):
+        import_module(f"routehead_plugins.{room}")
     HeadRoutedAttentionReranker.from_pretrained(llm, dtype="float32").score("wolf", ["a wolf"])
     collection = write_collection(folder / "small", rng)
     return [Job(name, llm, collection) for name in names]

@@ -11,7 +11,7 @@ import fuzzing
 import pytest
 import typer
 
-from benchmarks.trust import checks, forks
+from benchmarks.trust import checks, forks, fuzz
 from benchmarks.trust.report import Outcome, Sizes, table
 from routehead_plugins.errors import InputError
 
@@ -58,10 +58,10 @@ def test_a_raw_error_of_a_reader_fails_the_fuzz(
         kind.read(path)
         raise ZeroDivisionError
 
-    assert checks.check_fuzz(tmp_path, Sizes(cases=33), 0).passed
+    assert fuzz.check_fuzz(tmp_path, Sizes(cases=33), 0).passed
     broken = type(kind)(read, kind.examples)
     monkeypatch.setitem(fuzzing.KINDS, "run", broken)
-    failed = checks.check_fuzz(tmp_path, Sizes(cases=110), 0)
+    failed = fuzz.check_fuzz(tmp_path, Sizes(cases=110), 0)
     assert not failed.passed
     assert all("ZeroDivisionError" in text for text in failed.figures["failures"])
 
