@@ -192,9 +192,7 @@ def _compute(
     # From the order of the prompt back to that of the first stage.
     inverse = torch.tensor(prompt.order).argsort()
     mass, calibrated, averaged = (table.cpu()[:, inverse] for table in signals)
-    return replace(
-        _without_signals(prompt), mass=mass, calibrated=calibrated, averaged=averaged[0]
-    )
+    return replace(_without_signals(prompt), mass=mass, calibrated=calibrated, averaged=averaged[0])
 
 
 def _without_signals(prompt: _Prompt) -> QuerySignals:

@@ -19,6 +19,8 @@ _STEPS = 200
 _RATE = 0.01
 
 
+# A caller's autocast would round the products to half the digits.
+@torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
 def learn(loss: Loss, queries: Tensor, bias: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
     """Minimise a loss over the projection and the heads' embeddings, on all queries at once.
 
@@ -26,9 +28,11 @@ def learn(loss: Loss, queries: Tensor, bias: Tensor, rank: int, seed: int) -> tu
     projection, shape (rank, coordinates), and the embeddings, shape (heads, rank).
     """
     generator = torch.Generator().manual_seed(seed)
-    projection = torch.randn(rank, queries.shape[1], generator=generator).requires_grad_()
+    projection = torch.randn(
+        rank, queries.shape[1], generator=generator, dtype=torch.float32
+    ).requires_grad_()
     # Zeros, so that training starts without a correction.
-    embeddings = torch.zeros(len(bias), rank).requires_grad_()
+    embeddings = torch.zeros(len(bias), rank, dtype=torch.float32).requires_grad_()
     optimizer = torch.optim.Adam([projection, embeddings], lr=_RATE)
     for _ in range(_STEPS):
         optimizer.zero_grad()

@@ -295,7 +295,7 @@ def static_base(
     except InputError:  # a strength chosen on a part of few queries may leave no head on all
         fitted = fit(l1=None)
     weights = dict(zip(fitted, fitted.recipe.weights or (), strict=True))
-    bias = torch.tensor([weights.get(head, 0.0) for head in signals.heads])
+    bias = torch.tensor([weights.get(head, 0.0) for head in signals.heads], dtype=torch.float32)
     recipe = replace(fitted.recipe, weights=None)
     heads = replace(fitted, heads=list(signals.heads), recipe=recipe)
     return Base(signals, embeddings, heads, bias)
@@ -357,8 +357,8 @@ def corrected(base: Base, strength: float | None, options: FitOptions) -> Router
         return NeighbourRouter(**shared, labels=base.gates.float())
     queries = space(base.embeddings)
     if strength is None:
-        projection = torch.zeros(options.rank, queries.shape[1])
-        embeddings = torch.zeros(len(base.bias), options.rank)
+        projection = torch.zeros(options.rank, queries.shape[1], dtype=torch.float32)
+        embeddings = torch.zeros(len(base.bias), options.rank, dtype=torch.float32)
     else:
         if base.gates is not None:
             loss = cross_entropy(base.gates, strength)
