@@ -54,7 +54,9 @@ def main(
     llm = load_llm(options)
     reranker = HeadRoutedAttentionReranker.from_options(options, llm)
     counts = [int(size) for size in sizes.split(",")]
-    documents = make_documents(llm.encoder, max(counts), TOKENS)
+    texts = make_documents(llm.encoder, 100, TOKENS)
+    # Numbers make them different.
+    documents = [f"{index} {texts[index % len(texts)]}" for index in range(max(counts))]
     (query,) = make_queries(llm.encoder, 1)
     reranker.score(query, documents[:50])  # warm-up
     rows = []
