@@ -143,17 +143,28 @@ def check_full_disk(folder: Path, sizes: Sizes, seed: int) -> Outcome:  # noqa: 
 
 
 def _jobs(folder: Path, rng: random.Random, names: tuple[str, ...]) -> list[Job]:
+    _prepare_to_fork()
     llm = save_llm(folder / "llm")
-    # Modules that are loaded here need not be loaded by every process. Threads, and a lock that
-    # processes share, would be left behind too, and the next process wait for one that was killed.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tqdm.monitor_interval = 0  # seconds; none
-    tqdm.set_lock(threading.RLock())
+    # Modules that are loaded here need not be loaded by every process.
     for room in ("evaluation", "training"):
         import_module(f"routehead_plugins.{room}")
     HeadRoutedAttentionReranker.from_pretrained(llm, dtype="float32").score("wolf", ["a wolf"])
     collection = write_collection(folder / "small", rng)
     return [Job(name, llm, collection) for name in names]
+
+
+def _prepare_to_fork() -> None:
+    """Keep progress bars from threads, and from a lock that a killed process would never release.
+
+    By default all processes share that lock, so that every later one would wait for it.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tqdm.monitor_interval = 0
+    lock = threading.RLock()
+    kinds: list[Any] = [tqdm]
+    for kind in kinds:  # grows meanwhile: libraries derive bars, each with a lock of its own
+        kind.set_lock(lock)
+        kinds += kind.__subclasses__()
 
 
 def _reference(job: Job, folder: Path) -> Reference:
