@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -104,7 +105,8 @@ CONFIGS = {
 def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
     """Build a model of a family, the same one for the same seed, in float32 on the CPU."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=torch.float32)
+    config = copy.deepcopy(CONFIGS[family])  # a model's owner may change its configuration
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for name, parameter in model.named_parameters():
         if "sinks" in name:
             torch.nn.init.normal_(parameter)

@@ -222,7 +222,7 @@ def test_a_map_has_a_column_per_layer_and_a_row_per_head() -> None:
 def test_what_was_collected_is_not_collected_again(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FrozenLM, "read", None)
+    monkeypatch.setattr("routehead_plugins.signals.collect._compute", None)
     monkeypatch.setattr(FrozenLM, "log_likelihoods", None)
     monkeypatch.setattr(methods, "_choose", lambda *_: pytest.fail("chosen again"))
     compared(setting.folders, setting.options | {"output": tmp_path})

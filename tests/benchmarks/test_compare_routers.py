@@ -328,7 +328,8 @@ def test_the_cost_of_routing_is_timed_when_it_is_asked_for(setting: Setting) -> 
 def test_what_was_computed_is_not_computed_again(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("read", "embed", "write", "log_likelihoods"):
+    monkeypatch.setattr("routehead_plugins.signals.collect._compute", None)
+    for name in ("embed", "write", "log_likelihoods"):
         monkeypatch.setattr(FrozenLM, name, None)
     for name in ("corrected", "static_base", "static_l1"):
         monkeypatch.setattr(methods, name, None)
@@ -376,8 +377,8 @@ def test_a_run_that_was_stopped_goes_on(
 def test_signals_are_those_of_the_comparison(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("read", "log_likelihoods"):
-        monkeypatch.setattr(FrozenLM, name, None)
+    monkeypatch.setattr("routehead_plugins.signals.collect._compute", None)
+    monkeypatch.setattr(FrozenLM, "log_likelihoods", None)
     names = ("queries", "hits", "signals", "model", "dtype")
     options = {name: setting.options[name] for name in names}
     collector = Collector(ComparisonOptions(collections=setting.folders, **options))
