@@ -8,29 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from no_network import FORBIDDEN
+
 from benchmarks.trust.report import Outcome, Sizes
 from benchmarks.trust.subject import save_llm
-
-_FORBIDDEN = """
-import socket
-
-attempts = []
-
-def refuse(name):
-    def call(*address, **_):
-        attempts.append(f"{name} {address}")
-        raise OSError("the network is forbidden here")
-    return call
-
-for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "create_connection"):
-    setattr(socket, name, refuse(name))
-
-class Socket(socket.socket):
-    def __init__(self, *arguments, **_):
-        refuse("socket")(*arguments)
-
-socket.socket = Socket
-"""
 
 _WORK = """
 import json, sys
@@ -66,7 +47,7 @@ def check_sockets(folder: Path, sizes: Sizes, seed: int) -> Outcome:  # noqa: AR
     dropped = ("HF_", "XDG_", "TRANSFORMERS_")
     kept = {name: os.environ[name] for name in os.environ if not name.startswith(dropped)}
     done = subprocess.run(
-        [sys.executable, "-c", _FORBIDDEN + _WORK, llm],
+        [sys.executable, "-c", FORBIDDEN + _WORK, llm],
         env=kept | {"HOME": str(home)},
         stdin=subprocess.DEVNULL,
         capture_output=True,

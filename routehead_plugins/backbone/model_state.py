@@ -188,7 +188,7 @@ def _samples(tensors: list[Tensor]) -> list[list[Tensor]]:
             continue
         try:
             view = tensor.detach().as_strided((count,), (tensor.numel() // count,))
-        except (RuntimeError, NotImplementedError, TypeError):
+        except (RuntimeError, TypeError):
             continue  # a format of its own, such as a sparse or a quantised one
         groups.setdefault((type(view), view.dtype, view.device), []).append(view)
     return list(groups.values())

@@ -10,27 +10,7 @@ from pathlib import Path
 
 import families
 import pytest
-
-# Every way to an address is closed before the package is imported; each attempt is noted.
-FORBIDDEN = """
-import socket
-
-attempts = []
-
-def refuse(name):
-    def call(*address, **_):
-        attempts.append(f"{name}{address}")
-        raise OSError("the network is forbidden here")
-    return call
-
-for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "create_connection"):
-    setattr(socket, name, refuse(name))
-
-class Socket(socket.socket):
-    connect = connect_ex = sendto = refuse("connect")
-
-socket.socket = Socket
-"""
+from no_network import FORBIDDEN
 
 LOADS = """
 import sys
