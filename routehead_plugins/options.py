@@ -60,10 +60,11 @@ class RerankerOptions:
         device: ``None`` picks cuda, then mps, then cpu.
         dtype: ``"auto"`` takes bfloat16 where the device is fast at it, float32 elsewhere; or a
             name or torch dtype.
-        layout: ``"sequential"`` (all documents in one prompt) or ``"parallel"`` (each on its own,
-            any number of them); ``None`` takes the layout that the heads were chosen for.
+        layout: ``"sequential"`` (all documents in one prompt), ``"parallel"`` (each on its own,
+            any number of them) or ``"late"`` (the same, hidden from all but the heads that are
+            read); ``None`` takes the layout that the heads were chosen for.
         document_cache: Memory for keys and values that later queries reuse, such as ``"2GB"``:
-            of documents in the parallel layout, of whole lists in the sequential one.
+            of documents in the parallel and late layouts, of whole lists in the sequential one.
         window: Documents read at once in the sequential layout; ``None`` for all.
         stride: Step between window starts, in documents; ``None`` for half a window.
         max_doc_tokens: Longer documents are cut here, the query never is.

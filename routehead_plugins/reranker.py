@@ -337,9 +337,18 @@ class HeadRoutedAttentionReranker:
             instruction=instruction,
             null_share=1.0 if instruction is None else self.null_share,
             max_doc_tokens=self.max_doc_tokens,
+            candidates=self._candidates(heads),
         )
         texts = [document.text for document in documents]
         return self.layout.read(self.llm, query, texts, heads, options)
+
+    def _candidates(self, heads: HeadSet) -> HeadSet | None:
+        """Return every head that a query may read, if these heads are among them."""
+        find = getattr(self.selector, "candidates", None)  # a caller's selector may lack it
+        candidates: HeadSet | None = None if find is None else find(self.llm)
+        if candidates is None or all(head in candidates for head in heads):
+            return candidates
+        return None
 
     def _scores(
         self,

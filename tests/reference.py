@@ -65,12 +65,71 @@ def parallel_attention(
     Returns:
         Mean over tail rows, (layers, heads, tokens of opening and documents).
     """
+    start = len(opening) + max(map(len, documents))
+    return _attention_side_by_side(twin, opening, documents, tail, start)
+
+
+def late_attention(
+    twin: PreTrainedModel,
+    opening: list[int],
+    documents: list[list[int]],
+    tail: list[int],
+    start: int,
+) -> Tensor:
+    """One full pass for every layer: the tail sees documents in that layer and in no other.
+
+    Args:
+        twin: From ``eager_twin``.
+        opening: Token ids before the documents.
+        documents: Token ids of each document.
+        tail: Token ids of the tail.
+        start: Position of the tail.
+
+    Returns:
+        Mean over tail rows, (layers, heads, tokens of opening and documents).
+    """
+    past = len(opening) + sum(map(len, documents))
+    stacks = (module for module in twin.modules() if isinstance(module, torch.nn.ModuleList))
+    layers = next(stacks)
+    read = []
+    for seen in range(len(layers)):
+
+        def hide(number: int, seen: int = seen) -> Any:
+            def change(_: Any, arguments: Any, options: dict[str, Any]) -> Any:
+                if number != seen:
+                    mask = options["attention_mask"].clone()
+                    mask[..., past:, len(opening) : past] = torch.finfo(torch.float32).min
+                    options = options | {"attention_mask": mask}
+                return arguments, options
+
+            return change
+
+        hooks = [
+            layer.register_forward_pre_hook(hide(number), with_kwargs=True)
+            for number, layer in enumerate(layers)
+        ]
+        try:
+            read.append(_attention_side_by_side(twin, opening, documents, tail, start)[seen])
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return torch.stack(read)
+
+
+def _attention_side_by_side(
+    twin: PreTrainedModel,
+    opening: list[int],
+    documents: list[list[int]],
+    tail: list[int],
+    start: int,
+) -> Tensor:
+    """Run documents that share their positions, and a tail that begins at a position."""
     ids, positions, owners = list(opening), list(range(len(opening))), [-1] * len(opening)
     for number, document in enumerate(documents):
         ids += document
         positions += range(len(opening), len(opening) + len(document))
         owners += [number] * len(document)
-    past, start = len(ids), max(positions) + 1
+    past = len(ids)
     ids += tail
     positions += range(start, start + len(tail))
     owners += [len(documents)] * len(tail)
@@ -81,7 +140,8 @@ def parallel_attention(
             for column in range(row + 1):
                 near = window is None or positions[row] - positions[column] < window
                 if chunk is not None:
-                    near = positions[row] // chunk == positions[column] // chunk
+                    latest = max(positions[row], positions[column])
+                    near = latest // chunk == positions[column] // chunk
                 known = owners[column] in (-1, owners[row]) or row >= past
                 seen[row][column] = near and known
         added = torch.zeros(len(ids), len(ids))

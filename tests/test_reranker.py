@@ -307,7 +307,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"selector": HeadSet([(0, 1)])}, "selector is a routehead_plugins.heads.HeadSet; give a sel"),
     ({"selector": AllHeads}, "; give a selector"),
     ({"layout": 3}, "layout is a int; give a layout, its name, or None"),
-    ({"layout": ""}, "layout='' is unknown; give one of: sequential, parallel."),
+    ({"layout": ""}, "layout='' is unknown; give one of: sequential, parallel, late."),
     ({"layout": ["parallel"]}, "layout is a list; give a layout"),
     ({"layout": ParallelLayout}, "layout is a type; give a layout"),
     ({"calibrate": "yes"}, "calibrate='yes' must be True or False."),

@@ -5,7 +5,7 @@ from routehead_plugins.backbone.batching import batches
 from routehead_plugins.backbone.device import check_finite, pick_device, pick_dtype
 from routehead_plugins.backbone.frozen_lm import FrozenLM
 from routehead_plugins.backbone.isolation import isolated
-from routehead_plugins.backbone.kv_cache import KeyValueCache, KeyValues, joined
+from routehead_plugins.backbone.kv_cache import BytesCache, KeyValueCache, KeyValues, joined
 from routehead_plugins.backbone.loading import EMBEDDED, load, load_tokenizer
 from routehead_plugins.backbone.prompt import (
     Pieces,
@@ -13,12 +13,16 @@ from routehead_plugins.backbone.prompt import (
     TokenCache,
     check_max_doc_tokens,
 )
+from routehead_plugins.backbone.tail_queries import DocumentKeys, KeyColumns, TailQueries
 from routehead_plugins.backbone.text_tasks import QueryLikelihood, Standardiser, check_pooling
 from routehead_plugins.backbone.token_tree import token_tree
 
 __all__ = [
     "EMBEDDED",
+    "BytesCache",
+    "DocumentKeys",
     "FrozenLM",
+    "KeyColumns",
     "KeyValueCache",
     "KeyValues",
     "Pieces",
@@ -26,6 +30,7 @@ __all__ = [
     "QueryLikelihood",
     "Rows",
     "Standardiser",
+    "TailQueries",
     "Tap",
     "TokenCache",
     "batches",

@@ -12,6 +12,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from routehead_plugins.backbone.tail_queries import LayerQueries
 from routehead_plugins.errors import UnsupportedModelError
 from routehead_plugins.heads import HeadSet
 
@@ -53,12 +55,14 @@ class Rows:
         sees: Mask of the rows that each row may look at, itself included, shape (rows, rows).
         past: Position of every key in the cache, shape (past keys,); a row sees all
             that its layer does not hide, as windows and chunks do.
+        claimed: Number of past keys that the cache says it holds; ``None`` for those of ``past``.
     """
 
     weights: Tensor
     positions: Tensor
     sees: Tensor
     past: Tensor
+    claimed: int | None = None
     _masks: dict[MaskFunction | None, Tensor] = field(default_factory=dict)
 
     def mask(self, function: MaskFunction | None) -> Tensor:
@@ -70,15 +74,20 @@ class Rows:
         """
         if function not in self._masks:
             seen = torch.cat([self.sees.new_ones(len(self.sees), len(self.past)), self.sees], dim=1)
-            seen = seen[None, None]
             if function is not None:
-                keys = torch.cat([self.past, self.positions])[None, None, None]
-                first = keys.new_zeros((1, 1, 1, 1))  # the only sequence, and any head
-                # A key that has a later position than its row is as near as can be.
-                queries = torch.maximum(self.positions[None, None, :, None], keys)
-                seen = seen & function(first, first, queries, keys)
-            self._masks[function] = seen
+                keys = torch.cat([self.past, self.positions])
+                seen = seen & near(function, self.positions, keys)
+            self._masks[function] = seen[None, None]
         return self._masks[function]
+
+
+def near(function: MaskFunction, rows: Tensor, keys: Tensor) -> Tensor:
+    """Apply a layer's own rule to positions of rows and of keys; a mask (rows, keys)."""
+    keys = keys[None, None, None]
+    first = keys.new_zeros((1, 1, 1, 1))  # the only sequence, and any head
+    # A key that has a later position than its row is as near as can be.
+    queries = torch.maximum(rows[None, None, :, None], keys)
+    return function(first, first, queries, keys)[0, 0]
 
 
 @dataclass
@@ -90,16 +99,20 @@ class Tap:
         heads: Heads to read; empty to read none.
         rows: Tokens whose attention is read; ``None`` where nothing is read.
         states_before: The forward stops before this layer and keeps the states that reach it.
+        keeps_queries: Whether to keep the rows' queries instead of reading attention.
         states: The states that were kept, shape (batch, tokens, width).
         read: Layer -> attention read there, shape (averages, heads of the layer, past keys).
+        queries: Layer -> queries kept there.
     """
 
     last_layer: int
     heads: HeadSet = field(default_factory=lambda: HeadSet(()))
     rows: Rows | None = None
     states_before: int | None = None
+    keeps_queries: bool = False
     states: Tensor | None = None
     read: dict[int, Tensor] = field(default_factory=dict)
+    queries: dict[int, LayerQueries] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         device = None if self.rows is None else self.rows.weights.device
@@ -114,7 +127,10 @@ class Tap:
         """Read this layer's heads, and stop the forward if no deeper layer is needed."""
         heads = self._indices.get(layer)
         if heads is not None and self.rows is not None and mask is not None:
-            self.read[layer] = _mean_attention(query, key, heads, self.rows, mask, options)
+            if self.keeps_queries:
+                self.queries[layer] = _queries(query, key, heads, self.rows, mask, options)
+            else:
+                self.read[layer] = _mean_attention(query, key, heads, self.rows, mask, options)
         if layer >= self.last_layer:
             raise StopForward
 
@@ -131,6 +147,7 @@ class _Options:
     scaling: float
     softcap: float | None
     sinks: Tensor | None
+    mask_function: MaskFunction | None
 
 
 def _mean_attention(
@@ -153,16 +170,40 @@ def _mean_attention(
     return torch.cat(parts).transpose(0, 1)
 
 
+def _queries(
+    query: Tensor, key: Tensor, heads: Tensor, rows: Rows, mask: Tensor, options: _Options
+) -> LayerQueries:
+    """Keep what ``_mean_attention`` needs of the rows, apart from documents."""
+    key_heads = heads // (query.shape[1] // key.shape[1])
+    queries = query[0, heads].float() * options.scaling
+    scores = queries @ key[0, key_heads].float().transpose(-1, -2)
+    function = options.mask_function
+    return LayerQueries(
+        heads=tuple(heads.tolist()),
+        key_heads=tuple(key_heads.tolist()),
+        queries=queries,
+        rest=_with_sinks(scores, mask[0], options, heads).logsumexp(dim=-1),
+        softcap=options.softcap,
+        sees=None if function is None else partial(near, function, rows.positions),
+    )
+
+
 def _softmax(scores: Tensor, mask: Tensor, options: _Options, heads: Tensor) -> Tensor:
     """Soft-cap, mask and normalise scores as the layer itself does, in float32."""
+    keys = scores.shape[-1]
+    return _with_sinks(scores, mask, options, heads).softmax(dim=-1)[..., :keys]
+
+
+def _with_sinks(scores: Tensor, mask: Tensor, options: _Options, heads: Tensor) -> Tensor:
+    """Soft-cap and mask scores, (heads, rows, keys), and append those of sinks if there are any."""
     if options.softcap is not None:
         scores = torch.tanh(scores / options.softcap) * options.softcap
     scores = scores.masked_fill(~mask, -torch.inf)
     if options.sinks is None:
-        return scores.softmax(dim=-1)
+        return scores
     # A sink is one more key that takes a share of the attention and has no value.
     sinks = options.sinks[heads].float().view(-1, 1, 1).expand(*scores.shape[:2], 1)
-    return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+    return torch.cat([scores, sinks], dim=-1)
 
 
 def _packed_attention(
@@ -195,10 +236,12 @@ def _make_tap(flavour: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         if routehead_tap is not None:
             if not getattr(module, "is_causal", True):
                 raise ValueError("its attention is not causal")
+            function = None
             if routehead_tap.rows is not None:
                 query = _tempered(module, query, routehead_tap.rows)
-                attention_mask = routehead_tap.rows.mask(_mask_function(attention_mask))
-            read = _Options(scaling, options.get("softcap"), options.get("s_aux"))
+                function = _mask_function(attention_mask)
+                attention_mask = routehead_tap.rows.mask(function)
+            read = _Options(scaling, options.get("softcap"), options.get("s_aux"), function)
             routehead_tap.visit(cast(int, module.layer_idx), query, key, attention_mask, read)
         if flavour == "eager":  # each family's own: soft caps and sinks differ
             own = sys.modules[type(module).__module__].eager_attention_forward
@@ -244,7 +287,8 @@ def _tempered(module: Any, query: Tensor, rows: Rows) -> Tensor:
     """
     if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
         return query
-    indices = torch.arange(query.shape[2], device=query.device) + len(rows.past)
+    past = len(rows.past) if rows.claimed is None else rows.claimed
+    indices = torch.arange(query.shape[2], device=query.device) + past
     scaled, wanted = (
         torch.log1p(torch.floor((at + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
         for at in (indices, rows.positions)
@@ -320,8 +364,11 @@ def run(
         )
 
 
-def readable_heads(view: PreTrainedModel) -> HeadSet:
+def readable_heads(view: PreTrainedModel) -> tuple[HeadSet, dict[int, tuple[int, int]]]:
     """List the heads that can be read, by running one token through all layers of a view.
+
+    Returns:
+        Every head, and by layer the number of key heads and the width of a key.
 
     Raises:
         UnsupportedModelError: None of its layers computes attention through the tap.
@@ -333,9 +380,10 @@ def readable_heads(view: PreTrainedModel) -> HeadSet:
     if not census.heads:
         reason = "none of its layers computes attention that passes keywords on"
         raise UnsupportedModelError(refusal(view, reason))
-    return HeadSet(
+    heads = HeadSet(
         [(layer, index) for layer, heads in census.heads.items() for index in range(heads)]
     )
+    return heads, census.keys
 
 
 class _Census:
@@ -345,9 +393,11 @@ class _Census:
 
     def __init__(self) -> None:
         self.heads: dict[int, int] = {}
+        self.keys: dict[int, tuple[int, int]] = {}
 
-    def visit(self, layer: int, query: Tensor, *_: object) -> None:
+    def visit(self, layer: int, query: Tensor, key: Tensor, *_: object) -> None:
         # One layer may attend twice with the same weights, as those of DiffLlama do.
         if layer in self.heads and layer != next(reversed(self.heads)):
             raise ValueError("its layers run more than once")
         self.heads[layer] = query.shape[1]
+        self.keys[layer] = key.shape[1], key.shape[3]

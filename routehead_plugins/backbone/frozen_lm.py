@@ -22,6 +22,7 @@ from routehead_plugins.backbone.model_state import ModelState, Weights
 from routehead_plugins.backbone.probe import check_is_decoder, check_reading, refusing
 from routehead_plugins.backbone.prompt import PromptEncoder
 from routehead_plugins.backbone.rotary import PromptLength, longest_prompt
+from routehead_plugins.backbone.tail_queries import KeyColumns, TailQueries
 from routehead_plugins.backbone.text_tasks import TextTasks
 from routehead_plugins.backbone.token_tree import token_tree
 from routehead_plugins.backbone.view import tapped_view
@@ -242,6 +243,59 @@ class FrozenLM(TextTasks):
             return tap.result()
 
     @torch.inference_mode()
+    def tail_queries(
+        self,
+        prefix: KeyValues,
+        tail: tuple[int, ...],
+        heads: HeadSet,
+        *,
+        start: int,
+        length: int,
+    ) -> TailQueries:
+        """Run a tail behind a prefix alone, and keep what it asks of documents at some heads.
+
+        Args:
+            prefix: Keys and values of the prefix, as deep as the heads.
+            tail: Token ids.
+            heads: Heads whose queries to keep.
+            start: Position of the tail's first token, beyond the documents that may stand between.
+            length: Number of tokens of the prompt, for rotary factors that depend on it.
+
+        Raises:
+            HeadError: The LLM does not have these heads.
+        """
+        with self._exclusive():
+            heads.check_within(self._heads, self.name)
+            positions = torch.arange(start, start + len(tail), device=self.device)
+            past = torch.arange(prefix.start, prefix.end, device=self.device)
+            size = len(tail), len(tail)
+            rows = Rows(
+                weights=torch.full(size[:1], 1 / len(tail), device=self.device)[None],
+                positions=positions,
+                sees=torch.ones(size, dtype=torch.bool, device=self.device).tril(),
+                past=past,
+                claimed=start,
+            )
+            tap = Tap(heads.last_layer, heads, rows, keeps_queries=True)
+            # As if documents stood in between: a layer with a window says so only if they may be
+            # beyond it.
+            cache = joined([prefix], last_layer=tap.last_layer, past=start)
+            ids = torch.tensor([tail], device=self.device)
+            with self._length.set_to(length):
+                run(self._view, ids, positions[None], cache, tap)
+            return TailQueries(tap.queries)
+
+    def key_columns(self, heads: HeadSet) -> KeyColumns:
+        """Return the keys of documents that some heads are compared with.
+
+        Raises:
+            HeadError: The LLM does not have these heads.
+        """
+        with self._exclusive():
+            heads.check_within(self._heads, self.name)
+            return KeyColumns.of(heads, self._heads, self._key_shapes)
+
+    @torch.inference_mode()
     def hidden_states(
         self, sequences: Sequence[tuple[int, ...]], layer: int
     ) -> tuple[Tensor, Tensor]:
@@ -346,7 +400,7 @@ class FrozenLM(TextTasks):
                 self._whole = tapped_view(self._model)
                 self._view = decoder_of(self._whole)
                 self._length = PromptLength(self._whole)
-                self._heads = readable_heads(self._whole)
+                self._heads, self._key_shapes = readable_heads(self._whole)
                 config = self._whole.config.get_text_config(decoder=True)
                 self.num_layers = int(config.num_hidden_layers)
                 self.width = int(config.hidden_size)

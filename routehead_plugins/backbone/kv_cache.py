@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from cachetools import LRUCache
@@ -65,10 +65,10 @@ class _JoinedLayer(DynamicLayer):
     The keys and values that a forward adds are joined to the pieces for that forward only.
     """
 
-    def __init__(self, pieces: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, pieces: Sequence[tuple[Tensor, Tensor]], past: int | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._pieces = pieces
-        self._past = sum(keys.shape[2] for keys, _ in pieces)
+        self._past = sum(keys.shape[2] for keys, _ in pieces) if past is None else past
         self.is_initialized = True
 
     def update(
@@ -85,13 +85,21 @@ class _JoinedLayer(DynamicLayer):
         return self._past + (0 if self.keys is None else int(self.keys.shape[2]))
 
 
-def joined(pieces: Sequence[KeyValues], *, last_layer: int, batch: int = 1) -> DynamicCache:
+def joined(
+    pieces: Sequence[KeyValues],
+    *,
+    last_layer: int,
+    batch: int = 1,
+    past: int | None = None,
+) -> DynamicCache:
     """Make a cache of several pieces, one after the other; each layer is joined when it runs.
 
     Args:
         pieces: Keys and values to join; not modified.
         last_layer: The deepest layer that will be run.
         batch: Number of sequences that follow the same pieces.
+        past: Number of tokens that the cache says it holds, from which transformers decides whether
+            a layer needs a mask; ``None`` for those of the pieces.
     """
     cache = DynamicCache()
     for layer in range(last_layer + 1):
@@ -99,7 +107,7 @@ def joined(pieces: Sequence[KeyValues], *, last_layer: int, batch: int = 1) -> D
             (keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1))
             for keys, values in (piece.layers[layer] for piece in pieces)
         ]
-        cache.layers.append(_JoinedLayer(expanded))
+        cache.layers.append(_JoinedLayer(expanded, past))
     return cache
 
 
@@ -121,8 +129,16 @@ def added(cache: DynamicCache, lengths: Sequence[int], *, start: int) -> list[Ke
     ]
 
 
-class KeyValueCache:
-    """Cache of keys and values with a limit in bytes; drops the least recently used. Thread-safe.
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+_Kept = TypeVar("_Kept", bound=_Sized)
+
+
+class BytesCache(Generic[_Kept]):
+    """Cache with a limit in bytes; drops what was least recently used. Thread-safe.
 
     Attributes:
         hits: Number of successful look-ups.
@@ -138,7 +154,7 @@ class KeyValueCache:
         Raises:
             InputError: ``max_bytes`` is neither.
         """
-        self._held: LRUCache[Hashable, KeyValues] = LRUCache(
+        self._held: LRUCache[Hashable, _Kept] = LRUCache(
             parse_bytes(max_bytes), getsizeof=lambda kept: kept.nbytes
         )
         self._lock = threading.Lock()
@@ -152,18 +168,20 @@ class KeyValueCache:
         """Bytes held now."""
         return int(self._held.currsize)
 
-    def get(self, key: Hashable, *, last_layer: int) -> KeyValues | None:
-        """Look up a key; ``None`` if it is missing, or not as deep as ``last_layer``."""
+    def look_up(
+        self, key: Hashable, suits: Callable[[_Kept], bool] = lambda _: True
+    ) -> _Kept | None:
+        """Look up a key; ``None`` if it is missing, or what is kept does not suit."""
         with self._lock:
             kept = self._held.get(key)
-            if kept is None or kept.last_layer < last_layer:
+            if kept is None or not suits(kept):
                 self.misses += 1
                 return None
             self.hits += 1
             return kept
 
-    def put(self, key: Hashable, kept: KeyValues) -> None:
-        """Store keys and values if they fit the limit; drop the least recently used for them."""
+    def put(self, key: Hashable, kept: _Kept) -> None:
+        """Store a value if it fits the limit; drop the least recently used for it."""
         with self._lock:
             self._held.pop(key, None)
             if kept.nbytes <= self._held.maxsize:
@@ -173,6 +191,14 @@ class KeyValueCache:
         """Drop everything, which frees its memory."""
         with self._lock:
             self._held.clear()
+
+
+class KeyValueCache(BytesCache[KeyValues]):
+    """Cache of keys and values of all layers."""
+
+    def get(self, key: Hashable, *, last_layer: int) -> KeyValues | None:
+        """Look up a key; ``None`` if it is missing, or not as deep as ``last_layer``."""
+        return self.look_up(key, lambda kept: kept.last_layer >= last_layer)
 
 
 def parse_bytes(size: int | str) -> int:

@@ -146,6 +146,11 @@ class PromptEncoder:
                 "load the tokenizer that belongs to the LLM."
             )
 
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Token ids before the documents, in every prompt that ``pieces`` builds."""
+        return self._before + self._announcement
+
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Tokenize plain texts, each on its own, without control tokens.
 
@@ -284,7 +289,7 @@ class PromptEncoder:
             span = Span(len(label), len(label) + len(text))
             documents.append(DocumentPiece(label + text + self._separator, span))
         return Pieces(
-            prefix=self._before + self._announcement,
+            prefix=self.prefix,
             documents=tuple(documents),
             tail=self._tail(query, instruction),
             null_tail=self._tail(NULL_QUERY, instruction),

@@ -4,11 +4,13 @@ No other room knows them: attention is returned in the caller's order of documen
 """
 
 from routehead_plugins.layouts.base import Layout, ReadOptions, check_null_share
+from routehead_plugins.layouts.late import LateLayout
 from routehead_plugins.layouts.names import check_layout, get_layout, make_layout
 from routehead_plugins.layouts.parallel import ParallelLayout
 from routehead_plugins.layouts.sequential import SequentialLayout
 
 __all__ = [
+    "LateLayout",
     "Layout",
     "ParallelLayout",
     "ReadOptions",

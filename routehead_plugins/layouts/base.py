@@ -30,6 +30,8 @@ class ReadOptions:
         null_share: Share of the calibration that uses the null query with the instruction; the
             rest omits it (arXiv 2609.17764 uses 0 where instructions differ per query).
         max_doc_tokens: Longer documents are cut here.
+        candidates: Every head that any query may read, for which the late layout keeps documents'
+            keys; ``None`` for the heads of this reading.
 
     Raises:
         InputError: A value is out of range.
@@ -39,6 +41,7 @@ class ReadOptions:
     instruction: str | None = None
     null_share: float = 1.0
     max_doc_tokens: int | None = None
+    candidates: HeadSet | None = None
 
     def __post_init__(self) -> None:
         check_max_doc_tokens(self.max_doc_tokens)
@@ -119,15 +122,18 @@ def tails_of(pieces: Pieces, options: ReadOptions) -> list[tuple[int, ...]]:
     return tails
 
 
-def token_attention(attention: Tensor, pieces: Pieces, options: ReadOptions) -> TokenAttention:
+def token_attention(
+    attention: Tensor, pieces: Pieces, options: ReadOptions, *, prefix: int | None = None
+) -> TokenAttention:
     """Split attention of ``tails_of``, (tails, heads, tokens), into query and calibration.
 
-    The tokens are those of the prefix and of the documents, one after the other.
+    The tokens are those of the prefix and of the documents, one after the other; ``prefix`` is the
+    number of the first of them, ``None`` for the whole prefix.
     """
     null = attention[1] if options.calibrate else None
     if null is not None and options.null_share < 1:
         null = options.null_share * null + (1 - options.null_share) * attention[2]
-    start, spans = len(pieces.prefix), []
+    start, spans = len(pieces.prefix) if prefix is None else prefix, []
     for document in pieces.documents:
         spans.append(Span(start + document.text.start, start + document.text.end))
         start += len(document.ids)

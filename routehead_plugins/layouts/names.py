@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from routehead_plugins.backbone import KeyValueCache
+from routehead_plugins.backbone import BytesCache, KeyValueCache
 from routehead_plugins.errors import InputError, short_repr
 from routehead_plugins.layouts.base import Layout
+from routehead_plugins.layouts.late import LateLayout
 from routehead_plugins.layouts.parallel import ParallelLayout
 from routehead_plugins.layouts.sequential import PREFIX_BYTES, SequentialLayout, check_window
 from routehead_plugins.options import RerankerOptions
 
-LAYOUTS = ("sequential", "parallel")
+LAYOUTS = ("sequential", "parallel", "late")
 
 
 def get_layout(
@@ -22,7 +23,7 @@ def get_layout(
     """Make a layout by name; see ``RerankerOptions``.
 
     Args:
-        name: ``"sequential"`` or ``"parallel"``; ``None`` for the sequential one.
+        name: One of ``LAYOUTS``; ``None`` for the sequential one.
         document_cache: Memory for keys and values that later queries reuse.
         window: Documents read at once in the sequential layout; ``None`` for all.
         stride: Step between window starts, in documents; ``None`` for half a window.
@@ -35,14 +36,16 @@ def get_layout(
             f"layout={short_repr(name)} is unknown; give one of: {', '.join(LAYOUTS)}."
         )
     check_window(window, stride)
-    if name != "parallel":
+    if name in (None, "sequential"):
         size = PREFIX_BYTES if document_cache is None else document_cache
         return SequentialLayout(window, stride, KeyValueCache(size))
     if window is not None:
         raise InputError(
             f"window={window!r} is for the sequential layout; "
-            "the parallel one takes any number of documents: leave it out."
+            f"the {name} one takes any number of documents: leave it out."
         )
+    if name == "late":
+        return LateLayout(None if document_cache is None else BytesCache(document_cache))
     return ParallelLayout(None if document_cache is None else KeyValueCache(document_cache))
 
 

@@ -22,7 +22,7 @@ from routehead_plugins.layouts.base import (
 from routehead_plugins.scoring import TokenAttention
 
 # Tokens run at once, padding included.
-_BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ParallelLayout:
         # which of them earlier queries left in the cache. On an accelerator that would cost too
         # much: there, scores may differ by rounding errors.
         alone = self.cache is not None and llm.device.type == "cpu"
-        for indices in batches([len(ids) for ids in missing], 1 if alone else _BATCH_TOKENS):
+        for indices in batches([len(ids) for ids in missing], 1 if alone else BATCH_TOKENS):
             batch = [missing[index] for index in indices]
             ran = llm.prefill(batch, last_layer=last_layer, behind=prefix, length=length)
             for ids, new in zip(batch, ran, strict=True):

@@ -164,6 +164,10 @@ class Router(Selector):
             recipe=replace(self.heads.recipe, weights=weights),
         )
 
+    def candidates(self, llm: FrozenLM) -> HeadSet:
+        """Return the router's heads, or the chosen ones if the choice does not vary."""
+        return self.heads if self.routes else self.select("", llm)
+
     def select(self, query: str, llm: FrozenLM) -> HeadSet:
         """Choose the heads for a query in one pass over it; a blank query gets those of the bias.
 

@@ -37,6 +37,14 @@ class Selector(Protocol):
         """
         self.select("", llm)
 
+    def candidates(self, llm: FrozenLM) -> HeadSet:
+        """Return every head that may be chosen for some query, for the keys that are kept of it.
+
+        Raises:
+            HeadError: The LLM does not have them.
+        """
+        return self.select("", llm)
+
     def select(self, query: str, llm: FrozenLM) -> HeadSet:
         """Choose heads.
 

@@ -115,7 +115,9 @@ def test_tracebacks_are_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_ctrl_c_says_whether_the_job_can_be_resumed(kept: int, message: str) -> None:
     done = run(
-        "with resumable() as keep, progress('x', 2, keep) as advance:\n"
+        # A job that a shell runs in the background would ignore the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    with resumable() as keep, progress('x', 2, keep) as advance:\n"
         f"        [advance() for _ in range({kept})]\n"
         f"        os.kill(os.getpid(), {int(signal.SIGINT)})"
     )

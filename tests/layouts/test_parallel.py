@@ -91,7 +91,7 @@ def test_batches_are_bounded_by_tokens_and_change_nothing(
     documents = ["x" * size for size in (3, 30, 7, 12, 12, 1)] + ["x" * 7]
     whole = llama.signals(QUERY, documents)
     passes = passes_of(monkeypatch)
-    monkeypatch.setattr(parallel_module, "_BATCH_TOKENS", 40)
+    monkeypatch.setattr(parallel_module, "BATCH_TOKENS", 40)
     torch.testing.assert_close(llama.signals(QUERY, documents), whole, atol=1e-6, rtol=0)
     # Every text has a separator of two tokens; the opening is known, equal documents run once.
     assert passes[:-1] == [(1, 32), (2, 14), (2, 5)]

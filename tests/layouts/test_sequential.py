@@ -119,7 +119,9 @@ def test_the_layout_is_the_sequential_one_by_default(name: str | None) -> None:
 def test_a_layout_that_does_not_exist_is_named() -> None:
     with pytest.raises(InputError) as error:
         get_layout("spiral")
-    assert str(error.value) == "layout='spiral' is unknown; give one of: sequential, parallel."
+    assert (
+        str(error.value) == "layout='spiral' is unknown; give one of: sequential, parallel, late."
+    )
     assert [get_layout(name).name for name in LAYOUTS] == list(LAYOUTS)
 
 

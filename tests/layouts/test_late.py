@@ -1,0 +1,198 @@
+"""The late layout against a pass for every layer, and what it promises."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import families
+import pytest
+import reference
+import torch
+from transformers import AutoModelForCausalLM
+
+from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet
+from routehead_plugins.backbone import BytesCache, DocumentKeys, KeyValues, attention
+from routehead_plugins.backbone import frozen_lm as backbone
+from routehead_plugins.errors import PromptTooLongError
+from routehead_plugins.layouts import LateLayout
+from routehead_plugins.layouts.late import document_keys
+from routehead_plugins.selection import FixedHeads
+
+QUERY = "which wolf ran?"
+DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river, one of them wet"]
+
+
+def late(family: str = "llama", **options: Any) -> HeadRoutedAttentionReranker:
+    llm = FrozenLM(families.tiny_model(family), families.tiny_tokenizer(), name=family)
+    return HeadRoutedAttentionReranker(llm, layout=LateLayout(**options))
+
+
+def expected_signals(reranker: HeadRoutedAttentionReranker, family: str) -> torch.Tensor:
+    llm, layout = reranker.llm, cast(LateLayout, reranker.layout)
+    pieces, frame = llm.encoder.pieces(QUERY, DOCUMENTS, numbered=False), layout.frame(llm)
+    spans, at = [], len(pieces.prefix)
+    for document in pieces.documents:
+        spans.append((at + document.text.start, at + document.text.end))
+        at += len(document.ids)
+    twin = reference.eager_twin(families.tiny_model(family))
+    documents = [list(document.ids) for document in pieces.documents]
+    query, null = (
+        reference.late_attention(twin, list(pieces.prefix), documents, list(tail), frame.start)
+        for tail in (pieces.tail, pieces.null_tail)
+    )
+    return torch.tensor(reference.signals(query, null, spans, list(llm.heads), drop_outliers=True))
+
+
+@pytest.mark.parametrize("room", [4, 512])  # within a window of 24 tokens, and beyond it
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_signals_equal_those_of_a_pass_for_every_layer(family: str, room: int) -> None:
+    reranker = late(family, document_room=room)
+    expected = expected_signals(reranker, family)
+    torch.testing.assert_close(reranker.signals(QUERY, DOCUMENTS), expected, atol=3e-6, rtol=0)
+    # Where every layer has a window, documents 512 tokens ahead are beyond it.
+    beyond = room == 512 and family in ("mistral", "phi3", "phimoe")
+    assert (expected.abs().max() < 1e-3) == beyond
+
+
+@pytest.fixture
+def llama() -> HeadRoutedAttentionReranker:
+    return late()
+
+
+def test_scores_do_not_depend_on_the_order_of_candidates(
+    llama: HeadRoutedAttentionReranker,
+) -> None:
+    scores = dict(zip(DOCUMENTS, llama.score(QUERY, DOCUMENTS), strict=True))
+    for order in itertools.permutations(DOCUMENTS):
+        again = dict(zip(order, llama.score(QUERY, order), strict=True))
+        assert again == pytest.approx(scores, abs=1e-6)
+    assert len(set(scores.values())) == 3
+
+
+def passes_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes (batch, tokens) of every forward from here on."""
+    passes: list[tuple[int, ...]] = []
+    run = attention.run
+
+    def counted(view: Any, ids: torch.Tensor, *rest: Any) -> None:
+        passes.append(tuple(ids.shape))
+        run(view, ids, *rest)
+
+    monkeypatch.setattr(backbone, "run", counted)
+    return passes
+
+
+def test_a_query_over_cached_documents_runs_its_tail_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reranker = late(cache=BytesCache("1GB"))
+    cold = reranker.signals(QUERY, DOCUMENTS)
+    passes = passes_of(monkeypatch)
+    warm = reranker.signals(QUERY, DOCUMENTS)
+    pieces = reranker.llm.encoder.pieces(QUERY, DOCUMENTS, numbered=False)
+    assert passes == [(1, len(pieces.tail))]  # the null query's queries are kept as well
+    assert torch.equal(warm, cold)
+    reranker.signals("another", [DOCUMENTS[1], "new"])
+    assert [shape[0] for shape in passes[1:]] == [1, 1]  # what is new, and the tail
+
+
+def test_a_cached_document_is_smaller_than_its_keys_and_values() -> None:
+    cache: BytesCache[DocumentKeys] = BytesCache("1GB")
+    chosen = FixedHeads(HeadSet.parse("2-3,2-2"))
+    reranker = HeadRoutedAttentionReranker(late().llm, chosen, layout=LateLayout(cache))
+    reranker.score(QUERY, DOCUMENTS[:1])
+    (tokens,) = (len(piece.ids) for piece in pieces_of(reranker, DOCUMENTS[:1]))
+    width = 8  # both heads share one key head
+    assert cache.nbytes == tokens * (width * 4 + 8)  # float32, and the positions
+
+
+def pieces_of(reranker: HeadRoutedAttentionReranker, documents: list[str]) -> Sequence[Any]:
+    return reranker.llm.encoder.pieces(QUERY, documents, numbered=False).documents
+
+
+def test_no_score_depends_on_what_earlier_queries_left_in_the_cache() -> None:
+    fresh, used = (late(cache=BytesCache("1GB")) for _ in range(2))
+    for queried in (DOCUMENTS[2:], ["moss " * 60, DOCUMENTS[0]]):
+        used.signals("another", queried)
+    assert torch.equal(used.signals(QUERY, DOCUMENTS), fresh.signals(QUERY, DOCUMENTS))
+
+
+def test_keys_are_kept_for_every_head_that_a_query_may_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reranker = late(cache=BytesCache("1GB"))  # its selector reads every head
+    whole = reranker.signals(QUERY, DOCUMENTS)
+    passes = passes_of(monkeypatch)
+    heads = HeadSet.parse("3-2,0-1")
+    some = reranker.signals(QUERY, DOCUMENTS, heads)
+    assert len(passes) == 1
+    indices = reranker.llm.heads.indices_of(list(heads))
+    torch.testing.assert_close(some, whole[indices], atol=1e-7, rtol=0)
+
+
+def test_new_weights_make_the_caches_forget() -> None:
+    model = families.tiny_model("llama")
+    llm = FrozenLM(model, families.tiny_tokenizer())
+    reranker = HeadRoutedAttentionReranker(llm, layout=LateLayout(BytesCache("1GB")))
+    reranker.score(QUERY, DOCUMENTS)
+    model.load_state_dict(families.tiny_model("llama", seed=1).state_dict())
+    fresh = FrozenLM(families.tiny_model("llama", seed=1), families.tiny_tokenizer())
+    torch.testing.assert_close(
+        reranker.signals(QUERY, DOCUMENTS),
+        HeadRoutedAttentionReranker(fresh, layout="late").signals(QUERY, DOCUMENTS),
+        atol=1e-6,
+        rtol=0,
+    )
+
+
+def test_threads_share_the_caches() -> None:
+    reranker = late(cache=BytesCache(20_000))
+    lists = [[f"{word} {number}" for word in DOCUMENTS] for number in range(8)] * 4
+    expected = [late().signals(QUERY, documents) for documents in lists[:8]] * 4
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda documents: reranker.signals(QUERY, documents), lists))
+    for one, other in zip(read, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_documents_read_in_parts_are_read_as_together(llama: HeadRoutedAttentionReranker) -> None:
+    llm, frame = llama.llm, LateLayout().frame(llama.llm)
+    columns, heads = llm.key_columns(llm.heads), llm.heads
+    pieces = llm.encoder.pieces(QUERY, DOCUMENTS, numbered=False)
+    ids = [piece.ids for piece in pieces.documents]
+    documents = document_keys(llm, frame, ids, columns, prefix_of(llm))
+    queries = llm.tail_queries(
+        prefix_of(llm), pieces.tail, heads, start=frame.start, length=frame.length
+    )
+    whole = queries.attention(DocumentKeys.join(documents), heads)
+    parts = [DocumentKeys.join(documents[:1]), DocumentKeys.join(documents[1:])]
+    sums = torch.logaddexp(*(queries.log_sums(part, heads) for part in parts))
+    read = torch.cat([queries.attention(part, heads, sums) for part in parts], dim=1)
+    torch.testing.assert_close(read, whole, atol=1e-6, rtol=0)
+
+
+def prefix_of(llm: FrozenLM) -> KeyValues:
+    frame = LateLayout().frame(llm)
+    last = llm.heads.last_layer
+    (prefix,) = llm.prefill([frame.prefix], last_layer=last, length=frame.length)
+    return prefix
+
+
+def test_a_tail_longer_than_its_room_is_refused_and_so_is_a_document_over_the_context() -> None:
+    config = copy.deepcopy(families.CONFIGS["llama"])
+    config.max_position_embeddings = 400
+    model = AutoModelForCausalLM.from_config(config).eval()
+    llm = FrozenLM(model, families.tiny_tokenizer(), name="tiny")
+    reranker = HeadRoutedAttentionReranker(llm, layout="late")
+    # 29 tokens are the prefix, of the other 371 the tail has 186; its fixed part has 112.
+    assert len(reranker.score("q" * 70, ["x" * 300] * 3)) == 3
+    with pytest.raises(PromptTooLongError) as error:
+        reranker.score("q" * 100, ["x"])
+    assert str(error.value).startswith("the query makes a tail of ")
+    assert str(error.value).endswith("with 'tiny'; shorten the query.")
+    with pytest.raises(PromptTooLongError, match=r"set max_doc_tokens=369 or less\.$"):
+        reranker.score(QUERY, ["x" * 370])
