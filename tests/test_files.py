@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -194,7 +195,7 @@ def test_an_output_is_checked_without_a_trace(tmp_path: Path) -> None:
         ("no/out", "No such file or directory"),
         ("file/out", "Not a directory"),
         ("/proc/out", "No such file or directory"),
-        ("a\0b", "embedded null byte"),
+        ("a\0b", "embedded null"),  # releases of Python word the rest differently
     ],
 )
 def test_an_output_that_cannot_be_written_is_told_before_the_work(
@@ -203,7 +204,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
     file(tmp_path, "file", "old")
     with pytest.raises(InputError) as caught:
         check_output(tmp_path / name)
-    assert f" cannot be written ({reason}); " in str(caught.value)
+    assert re.search(rf" cannot be written \(.*{reason}.*\); ", str(caught.value))
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,7 @@ def test_names_are_plain_words(path: Path) -> None:
     assert not {name.strip("_") for name in names} & DIALECT - old
 
 
+@cache
 def error_makers() -> dict[str, str]:
     """Functions that make an error, by name: the class that they return."""
     classes = {name for name, value in vars(errors).items() if isinstance(value, type)}

@@ -48,7 +48,8 @@ PROMPT: Mapping[str, Any] = {
     "layout": Annotated[
         str | None,
         "**sequential**: all documents in one prompt; **parallel**: a prompt for each, any number "
-        "of them; **late**: the same, hidden from all but the heads that are read.  [default: the one the heads were chosen for, or sequential]",
+        "of them; **late**: the same, hidden from all but the heads that are read.  [default: the "
+        "one the heads were chosen for, or sequential]",
     ],
     "window": Annotated[int | None, "Documents per prompt, sequential layout.  [default: all]"],
     "stride": Annotated[
