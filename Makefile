@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# Tests run on one core each. A file's tests stay together, since they share what they set up.
+WORKERS := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 READY := .venv/.ready-$(VERSION)
 READY_LOWEST := .venv-lowest/.ready-$(VERSION)
 
@@ -13,10 +15,10 @@ demo: $(READY)  ## BM25, then re-ranking with the embedded LLM, on the bundled c
 	$(BIN)/routehead demo
 
 test: $(READY)  ## every test
-	$(BIN)/pytest
+	$(BIN)/pytest $(WORKERS)
 
 test-lowest: $(READY_LOWEST)  ## every test, with the lowest versions that pyproject.toml allows
-	$(LOWEST)/pytest
+	$(LOWEST)/pytest $(WORKERS)
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .

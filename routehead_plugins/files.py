@@ -10,16 +10,24 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import select
 import shutil
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from routehead_plugins.errors import InputError, RouteHeadError, short_repr
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 JSON: TypeAlias = Mapping[str, "JSON"] | Sequence["JSON"] | str | int | float | bool | None
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -32,7 +40,12 @@ MAX_DEPTH = 100
 
 # A float holds no integer of more digits.
 _MAX_DIGITS = 308
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKET = re.compile(r"[^][{}]+")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Never follow a link, never wait for the other end of a pipe.
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
+_FLAGS |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def show(value: object, limit: int = 60) -> str:
@@ -254,6 +267,56 @@ def unwritable(path: StrPath, error: Exception) -> str:
     return f"{show_path(path)} cannot be written ({reason(error)}); {advice}"
 
 
+def open_locked(path: Path) -> int:
+    """Open a file of one's own to read and append, make it if it is missing, and lock it.
+
+    The lock ends with the process. File systems without locks are no error.
+
+    Returns:
+        A descriptor; closing it unlocks the file.
+
+    Raises:
+        BlockingIOError: It is locked.
+        OSError: It cannot be written, or is not a regular file.
+    """
+    while True:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link, which is never followed")
+        descriptor = os.open(path, _FLAGS, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file")
+            _lock(descriptor)
+            if _is_current(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # Another job removed it between the opening and the locking.
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file, if its file system can; raise BlockingIOError if another job did."""
+    try:
+        if sys.platform == "win32":
+            # Locks of Windows keep others from reading: lock a byte that does not exist.
+            os.lseek(descriptor, 2**30, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK):
+            raise BlockingIOError(error.errno, "another job uses it") from error
+
+
+def _is_current(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
 def open_input(path: StrPath) -> BinaryIO:
     """Open a file to read its bytes.
 
@@ -330,20 +393,41 @@ def parse_json(text: str, *, allow_nan: bool = False) -> Any:
         ValueError: The text is not JSON; it is nested deeper than ``MAX_DEPTH``; a number is NaN,
             infinite or too large for a float; or an object has a key twice.
     """
-    try:
-        value = json.loads(
-            text,
-            parse_constant=None if allow_nan else _refuse_constant,
-            parse_float=_finite,
-            parse_int=_short_integer,
-            object_pairs_hook=_unique_keys,
-        )
-    except RecursionError:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
-    # Most lines have too few brackets to be nested that deep.
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-    return value
+    _check_depth(text, MAX_DEPTH)
+    return json.loads(
+        text,
+        parse_constant=None if allow_nan else _refuse_constant,
+        parse_float=_finite,
+        parse_int=_short_integer,
+        object_pairs_hook=_unique_keys,
+    )
+
+
+def check_nesting(path: StrPath) -> None:
+    """Check that a library may parse a JSON file, however its parser recurses.
+
+    Python 3.13 allows so many levels that the process ends where a JVM has shortened its stack.
+
+    Raises:
+        ValueError: It is nested deeper than any file of a model.
+        OSError: It cannot be read.
+    """
+    with open_input(path) as stream:
+        _check_depth(stream.read().decode("latin-1"), 5 * MAX_DEPTH)
+
+
+def _check_depth(text: str, limit: int) -> None:
+    """Check how deep lists and objects are nested, before a parser recurses.
+
+    Raises:
+        ValueError: They are nested deeper than the limit.
+    """
+    # Most texts have too few brackets to be nested that deep.
+    if text.count("[") + text.count("{") <= limit:
+        return
+    steps = (1 if char in "[{" else -1 for char in _NO_BRACKET.sub("", _STRING.sub("", text)))
+    if max(accumulate(steps), default=0) > limit:
+        raise ValueError(f"nested deeper than {limit} levels")
 
 
 def _refuse_constant(name: str) -> None:
@@ -370,19 +454,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {show(repeated, 24)} occurs twice")
     return record
-
-
-def _depth(value: Any) -> int:
-    """Return how deep lists and objects are nested, without recursion."""
-    depth, level = 0, [value]
-    while level := [item for item in level if isinstance(item, list | dict)]:
-        depth += 1
-        level = [child for item in level for child in _children(item)]
-    return depth
-
-
-def _children(item: list[Any] | dict[str, Any]) -> Iterable[Any]:
-    return item.values() if isinstance(item, dict) else item
 
 
 def encode_json(value: object, name: str, **options: Any) -> str:

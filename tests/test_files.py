@@ -17,7 +17,9 @@ from routehead_plugins.files import (
     atomic_write_bytes,
     atomic_write_folder,
     atomic_write_text,
+    check_nesting,
     check_output,
+    parse_json,
     read_json,
     show,
     show_path,
@@ -250,3 +252,21 @@ def test_values_and_paths_are_shortened_for_messages() -> None:
     assert len(show(["x" * 100] * 100)) == 60
     assert show_path("/a\nb/c") == "/a\\nb/c"
     assert show_path("/" + "a" * 500) == "..." + "a" * 97
+
+
+@pytest.mark.parametrize("deep", ["[" * 101, '{"a":' * 101, '["]"' + ",[" * 101])
+def test_nesting_is_refused_before_a_parser_recurses(
+    deep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("json.loads", lambda *_, **__: pytest.fail("it was parsed"))
+    with pytest.raises(ValueError, match="nested deeper than 100 levels"):
+        parse_json(deep)
+
+
+def test_files_of_a_model_may_be_nested_deeper_than_ours(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text("[" * 500 + "]" * 500)
+    check_nesting(file)
+    file.write_text('["[[", ' * 501 + "]" * 501)
+    with pytest.raises(ValueError, match="nested deeper than 500 levels"):
+        check_nesting(file)

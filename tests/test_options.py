@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import fields
 from pathlib import Path
@@ -24,9 +25,9 @@ def test_keyword_arguments_are_the_fields_but_the_model_with_their_types() -> No
 
 def test_every_option_has_a_default_and_a_sentence_on_its_meaning() -> None:
     RerankerOptions()
-    section = (RerankerOptions.__doc__ or "").partition("Attributes:")[2]
+    section = inspect.cleandoc(RerankerOptions.__doc__ or "").partition("Attributes:")[2]
     for field in fields(RerankerOptions):
-        assert f"        {field.name}: " in section
+        assert f"\n    {field.name}: " in section
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def isolated(device: torch.device) -> Iterator[None]:
         for kind in {device.type, "cpu"}:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type != "cpu":
+        # Early releases of PyTorch cannot tell the default device once it was set and unset.
+        if torch.empty(0).device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield

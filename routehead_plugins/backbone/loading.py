@@ -38,7 +38,7 @@ from routehead_plugins.errors import (
     missing_extra,
     short_repr,
 )
-from routehead_plugins.files import reason, show_path
+from routehead_plugins.files import check_nesting, reason, show_path
 
 EMBEDDED = "embedded"
 # Settings of a configuration that say how many modules are built, and the most that are.
@@ -209,6 +209,8 @@ def _truncated(kind: Any, count: int) -> Any:
             # Only the construction differs; the instance is one of the original class.
             self.__class__ = kind
 
+    # Some releases of transformers look into the source of a class for what it supports.
+    Truncated.__module__ = kind.__module__
     return Truncated
 
 
@@ -249,6 +251,8 @@ def _locate(name: str, local_files_only: bool = False) -> tuple[str, dict[str, A
                     f"directory {_shown(str(path))} has no config.json; "
                     "give a directory written by save_pretrained, or the .gguf file inside it."
                 )
+            for file in path.glob("*.json"):
+                check_nesting(file)
             return str(path), arguments
         return _cached_folder(name) if local_files_only else name, arguments
 

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,18 +14,18 @@ from typing import Any
 
 from routehead_plugins.data import Document
 from routehead_plugins.errors import InputError
-from routehead_plugins.files import JSON, StrPath, encode_json, show, show_path, unwritable
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from routehead_plugins.files import (
+    JSON,
+    StrPath,
+    encode_json,
+    open_locked,
+    show,
+    show_path,
+    unwritable,
+)
 
 _START = b'{"fingerprint": '
 _CHECK_DIGITS = 16
-# Never follow a link, never wait for the other end of a pipe.
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
-_FLAGS |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class Journal:
@@ -82,7 +81,7 @@ class Journal:
             InputError: The log is in use by another job, cannot be written, or is not a log.
         """
         try:
-            self._descriptor = _open_locked(self.path)
+            self._descriptor = open_locked(self.path)
             self._load(self._descriptor)
         except (OSError, ValueError) as error:  # of a path that is not one
             self._close()
@@ -187,51 +186,6 @@ def query_key(query_id: str, query: str, documents: Iterable[Document]) -> str:
 
 def _encode(value: JSON, name: str) -> bytes:
     return encode_json(value, name, sort_keys=True, allow_nan=False).encode("ascii")
-
-
-def _open_locked(path: Path) -> int:
-    """Open a log and lock it.
-
-    Raises:
-        BlockingIOError: It is locked.
-        OSError: It cannot be written, or is not a regular file.
-    """
-    while True:
-        if path.is_symlink():
-            raise OSError(errno.ELOOP, "it is a link, which is never followed")
-        descriptor = os.open(path, _FLAGS, 0o666)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "it is not a regular file")
-            _lock(descriptor)
-            if _is_current(descriptor, path):
-                return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # Another job removed it between the opening and the locking.
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    """Lock a file, if its file system can; raise BlockingIOError if another job did."""
-    try:
-        if sys.platform == "win32":
-            # Locks of Windows keep others from reading: lock a byte that does not exist.
-            os.lseek(descriptor, 2**30, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK):
-            raise BlockingIOError(error.errno, "another job uses it") from error
-
-
-def _is_current(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False
 
 
 def _read_lines(descriptor: int) -> list[bytes]:

@@ -10,6 +10,7 @@ import families
 import pytest
 import routers
 import torch
+from torch import _GLOBAL_DEVICE_CONTEXT
 
 from routehead_plugins import (
     Document,
@@ -45,7 +46,10 @@ def default_device(device: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # Unset as it was: early releases of PyTorch fail where it was set to None.
         torch.set_default_device(None)
+        if hasattr(_GLOBAL_DEVICE_CONTEXT, "device_context"):
+            del _GLOBAL_DEVICE_CONTEXT.device_context
 
 
 @contextmanager

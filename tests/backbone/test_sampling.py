@@ -7,6 +7,7 @@ from typing import Any
 
 import families
 import pytest
+import reference
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -202,7 +203,9 @@ def test_what_is_written_is_one_line_of_what_follows_the_prompt(family: str) -> 
     def line(ids: Ids) -> str:
         return llm.encoder.decode(ids).strip().partition("\n")[0].strip()
 
-    expected = [line(alone(model, newline + prefix + prompt, 12)) for prompt in encoded]
+    # Early releases of transformers ignore soft caps unless attention is eager.
+    twin = reference.eager_twin(model)
+    expected = [line(alone(twin, newline + prefix + prompt, 12)) for prompt in encoded]
     assert llm.write("seen: ", prompts, max_tokens=12, temperature=0, seed=0) == expected
     assert len(set(expected)) == 2
 

@@ -101,6 +101,8 @@ DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river, 
 @pytest.mark.parametrize("family", families.CONFIGS)
 def test_scores_equal_those_of_one_forward_per_document(family: str) -> None:
     model = families.tiny_model(family)
+    # Early releases of transformers ignore soft caps unless attention is eager.
+    twin = reference.eager_twin(model)
     tokenizer = families.tiny_tokenizer()
     expected = []
     (target,) = tokenizer([QUERY], add_special_tokens=False)["input_ids"]
@@ -109,7 +111,7 @@ def test_scores_equal_those_of_one_forward_per_document(family: str) -> None:
         text = f"Document:{document}\n\nQuery:"
         context = tokenizer(["\n" + text], add_special_tokens=False)["input_ids"][0]
         with torch.no_grad():
-            output: Any = model(torch.tensor([context + target]))
+            output: Any = twin(torch.tensor([context + target]))
         logs = output.logits[0, len(context) - 1 : -1].log_softmax(dim=-1)
         expected.append(float(logs[range(len(target)), target].mean()))
     scores = QueryLikelihood(FrozenLM(model, tokenizer)).score(QUERY, DOCUMENTS)

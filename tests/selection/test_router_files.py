@@ -306,7 +306,7 @@ def refused(folder: Path) -> str:
         (reshaped("bias", lambda t: t[:1]), "the router's bias has shape (1,)"),
         (reshaped("bias", lambda t: t[:, None]), "the router's bias has shape (5, 1)"),
         (reshaped("bias", lambda t: t.to(torch.int8)), "bias holds torch.int8, not floating-point"),
-        (reshaped("mean", lambda t: t.to(torch.complex64)), "mean holds torch.complex64, not"),
+        (reshaped("mean", lambda t: t.to(torch.bool)), "mean holds torch.bool, not floating-point"),
         (reshaped("basis", lambda t: t.double() * 0 + 1e300), "a number that is not finite"),
         (reshaped("bias", lambda t: t / 0), "a number that is not finite"),
         (reshaped("anchors", lambda t: t * torch.nan), "a number that is not finite"),
