@@ -8,6 +8,7 @@ from routehead_plugins.backbone.isolation import isolated
 from routehead_plugins.backbone.kv_cache import BytesCache, KeyValueCache, KeyValues, joined
 from routehead_plugins.backbone.loading import EMBEDDED, load, load_tokenizer
 from routehead_plugins.backbone.prompt import (
+    DocumentPiece,
     Pieces,
     PromptEncoder,
     TokenCache,
@@ -21,6 +22,7 @@ __all__ = [
     "EMBEDDED",
     "BytesCache",
     "DocumentKeys",
+    "DocumentPiece",
     "FrozenLM",
     "KeyColumns",
     "KeyValueCache",

@@ -10,15 +10,22 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from routehead_plugins.backbone.attention import Rows, Tap, decoder_of, readable_heads, run
+from routehead_plugins.backbone.attention import (
+    Rows,
+    Tap,
+    decoder_of,
+    layers_of,
+    readable_heads,
+    run,
+)
 from routehead_plugins.backbone.device import pick_device, pick_dtype
 from routehead_plugins.backbone.isolation import isolated
 from routehead_plugins.backbone.kv_cache import KeyValues, added, joined
 from routehead_plugins.backbone.loading import check_loaded, load
-from routehead_plugins.backbone.model_state import ModelState, Weights
+from routehead_plugins.backbone.model_state import ModelState, Weights, fingerprint
 from routehead_plugins.backbone.probe import check_is_decoder, check_reading, refusing
 from routehead_plugins.backbone.prompt import PromptEncoder
 from routehead_plugins.backbone.rotary import PromptLength, longest_prompt
@@ -168,6 +175,21 @@ class FrozenLM(TextTasks):
         with self._exclusive():
             return self._identity, self._weights.key()
 
+    def fingerprint(self, last_layer: int) -> str:
+        """Return a digest of the embeddings and the first layers, for records on disk.
+
+        It does not depend on the number format in which the weights were loaded, nor on how many
+        layers were. It is made from some values of every tensor.
+
+        Args:
+            last_layer: The deepest layer that counts.
+        """
+        with self._exclusive():
+            parts: list[nn.Module] = list(layers_of(self._view)[: last_layer + 1])
+            with suppress(NotImplementedError):  # some families have a table of another kind
+                parts.insert(0, self._view.get_input_embeddings())
+            return fingerprint(tensor for part in parts for tensor in part.parameters())
+
     @torch.inference_mode()
     def prefill(
         self,
@@ -283,7 +305,7 @@ class FrozenLM(TextTasks):
             ids = torch.tensor([tail], device=self.device)
             with self._length.set_to(length):
                 run(self._view, ids, positions[None], cache, tap)
-            return TailQueries(tap.queries)
+            return TailQueries(tap.queries, rows.weights)
 
     def key_columns(self, heads: HeadSet) -> KeyColumns:
         """Return the keys of documents that some heads are compared with.

@@ -8,7 +8,7 @@ attribute.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from operator import is_
 from typing import Any
 
@@ -27,6 +27,8 @@ _UNREAD = frozenset({"generation_config", "warnings_issued", "_output_capturing_
 _UNREAD_SETTINGS = frozenset({"_attn_implementation_internal", "_attn_implementation"})
 # Values of a tensor that are compared.
 _SAMPLES = 8
+# Values of a tensor that a fingerprint depends on.
+_FINGERPRINT_SAMPLES = 64
 
 
 def is_history(module: nn.Module, name: str) -> bool:
@@ -192,3 +194,25 @@ def _samples(tensors: list[Tensor]) -> list[list[Tensor]]:
             continue  # a format of its own, such as a sparse or a quantised one
         groups.setdefault((type(view), view.dtype, view.device), []).append(view)
     return list(groups.values())
+
+
+@torch.no_grad()
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Return a digest of values that are spread evenly over some tensors, for records on disk.
+
+    It is the same in every process and number format: the values are rounded to bfloat16.
+
+    Args:
+        tensors: Tensors in an order that does not vary; those without values are skipped.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        if tensor.is_meta or not tensor.numel():
+            continue
+        flat = tensor.detach().reshape(-1)
+        count = min(_FINGERPRINT_SAMPLES, len(flat))
+        indices = torch.arange(count, device=flat.device) * (len(flat) // count)
+        digest.update(str(tuple(tensor.shape)).encode())
+        sample = flat[indices].to(torch.bfloat16).view(torch.int16)
+        digest.update(sample.cpu().numpy().tobytes())
+    return digest.hexdigest()

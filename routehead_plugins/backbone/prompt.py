@@ -60,10 +60,12 @@ class DocumentPiece:
     Attributes:
         ids: Label, text and separator.
         text: Span of the text in ``ids``; labels and separators are not scored.
+        kept: Where only some tokens of the text are read, their indices among all of them.
     """
 
     ids: tuple[int, ...]
     text: Span
+    kept: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,21 @@ class PromptEncoder:
         Raises:
             InputError: The tokenizer drops all characters of the query.
         """
+        return Pieces(
+            prefix=self.prefix,
+            documents=tuple(
+                self.documents(texts, numbered=numbered, max_doc_tokens=max_doc_tokens)
+            ),
+            tail=self._tail(query, instruction),
+            null_tail=self._tail(NULL_QUERY, instruction),
+            bare_null_tail=self._tail(NULL_QUERY),
+            query=self._query_ids(query),
+        )
+
+    def documents(
+        self, texts: Sequence[str], *, numbered: bool = False, max_doc_tokens: int | None = None
+    ) -> list[DocumentPiece]:
+        """Build the pieces of documents, as ``pieces`` does."""
         encoded = self._documents([self._space + text for text in texts])
         numbers = range(1, len(texts) + 1)
         labels = self.encode([LABEL.format(number=n) if numbered else "" for n in numbers])
@@ -288,14 +305,7 @@ class PromptEncoder:
             text = ids[:max_doc_tokens]
             span = Span(len(label), len(label) + len(text))
             documents.append(DocumentPiece(label + text + self._separator, span))
-        return Pieces(
-            prefix=self.prefix,
-            documents=tuple(documents),
-            tail=self._tail(query, instruction),
-            null_tail=self._tail(NULL_QUERY, instruction),
-            bare_null_tail=self._tail(NULL_QUERY),
-            query=self._query_ids(query),
-        )
+        return documents
 
     def question(
         self, query: str, texts: Sequence[str], max_doc_tokens: int | None = None

@@ -9,15 +9,22 @@ any number, without running the LLM.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from routehead_plugins.backbone.kv_cache import KeyValues
 from routehead_plugins.heads import HeadSet
+
+_ALL = slice(None)
+# Tokens whose scores are computed at once.
+_PART = 8192
+# Tokens up to which all scores are kept until their sum is known; they take 100 MB or so.
+_BUFFERED = 200_000
+# Of tokens that no row sees; a score that is not infinite.
+_LEAST = -1e30
 
 
 @dataclass(frozen=True)
@@ -111,19 +118,33 @@ class DocumentKeys:
             torch.cat(scales) if scales else None,
         )
 
+    def to(self, device: torch.device) -> DocumentKeys:
+        """Move the tensors to a device."""
+        scales = None if self.scales is None else self.scales.to(device)
+        return DocumentKeys(self.columns, self.table.to(device), self.positions.to(device), scales)
+
     @property
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
         scales = 0 if self.scales is None else self.scales.nbytes
         return self.table.nbytes + self.positions.nbytes + scales
 
-    def of(self, layer: int, key_head: int) -> Tensor:
-        """Return the keys of one key head, float32, shape (tokens, width)."""
-        keys = self.table[:, self.columns.slices[layer, key_head]].float()
+    def of(self, layer: int, key_head: int, rows: slice = _ALL) -> tuple[Tensor, Tensor | None]:
+        """Return keys of one key head, and the factors they are to be multiplied by.
+
+        Args:
+            layer: The layer.
+            key_head: The key head.
+            rows: The tokens.
+
+        Returns:
+            Float32 of shape (rows, width), and of shape (rows,) or ``None`` for 1.
+        """
+        keys = self.table[rows, self.columns.slices[layer, key_head]].float()
         if self.scales is None:
-            return keys
+            return keys, None
         column = self.columns.heads.index((layer, key_head))
-        return keys.mul_(self.scales[:, column, None].float())
+        return keys, self.scales[rows, column].float()
 
 
 @dataclass(frozen=True)
@@ -148,13 +169,6 @@ class LayerQueries:
     softcap: float | None
     sees: Callable[[Tensor], Tensor] | None
 
-    def scores(self, index: int, keys: Tensor, seen: Tensor | None) -> Tensor:
-        """Compute the scores of a head: keys of shape (tokens, width) to (rows, tokens)."""
-        scores = self.queries[index] @ keys.T
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
-        return scores if seen is None else scores.masked_fill(~seen, -torch.inf)
-
     @property
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
@@ -163,13 +177,47 @@ class LayerQueries:
 
 @dataclass(frozen=True)
 class TailQueries:
-    """Queries of one tail at the heads of several layers.
+    """Queries of one tail, or of several, at the heads of several layers.
 
     Attributes:
         layers: Layer -> its queries.
+        weights: Share of each row in the mean over a tail's tokens, shape (tails, rows).
     """
 
     layers: Mapping[int, LayerQueries]
+    weights: Tensor
+
+    @classmethod
+    def join(cls, tails: Sequence[TailQueries], shared: int) -> TailQueries:
+        """Put several tails together, so that documents' keys are read once for all of them.
+
+        Args:
+            tails: One tail each, at the same heads.
+            shared: Number of first tokens that all of them have in common, whose rows are equal.
+        """
+        starts = [0, *(shared for _ in tails[1:])]
+        ends = [tail.weights.shape[1] for tail in tails]
+        own = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+        weights = tails[0].weights.new_zeros(len(tails), sum(s.stop - s.start for s in own))
+        at = 0
+        for index, (tail, rows) in enumerate(zip(tails, own, strict=True)):
+            weights[index, :shared] = tail.weights[0, :shared]
+            count = rows.stop - shared
+            at += rows.stop - rows.start
+            weights[index, at - count : at] = tail.weights[0, shared:]
+        layers = {}
+        for layer, first in tails[0].layers.items():
+            parts = [tail.layers[layer] for tail in tails]
+            cut = list(zip(parts, own, strict=True))
+            # What a row sees of documents depends on its position alone.
+            seers = [(part.sees, rows) for part, rows in cut]
+            layers[layer] = replace(
+                first,
+                queries=torch.cat([part.queries[:, rows] for part, rows in cut], dim=1),
+                rest=torch.cat([part.rest[:, rows] for part, rows in cut], dim=1),
+                sees=None if first.sees is None else partial(_seen_by_all, seers),
+            )
+        return cls(layers, weights)
 
     @property
     def nbytes(self) -> int:
@@ -188,19 +236,17 @@ class TailQueries:
                 them; ``None`` if these are all.
 
         Returns:
-            Mean over the tail's tokens, float32, shape (heads, tokens).
+            Mean over a tail's tokens, float32, shape (tails, heads, tokens).
         """
-        shape = len(heads), len(keys.table)
+        if log_sums is None and len(keys.table) > _BUFFERED:
+            log_sums = self.log_sums(keys, heads)
+        shape = len(self.weights), len(heads), len(keys.table)
         attention = torch.empty(shape, dtype=torch.float32, device=keys.table.device)
-        for index, scores, rest in self._scores(keys, heads):
+        for group in self._groups(heads):
             if log_sums is None:
-                peak = torch.maximum(scores.amax(dim=1), rest)
-                exponentials = scores.sub_(peak[:, None]).exp_()
-                totals = exponentials.sum(dim=1) + (rest - peak).exp()
-                attention[index] = (1 / (totals * len(totals))) @ exponentials
+                group.read(keys, attention)
             else:
-                totals = log_sums[index].logaddexp(rest)
-                attention[index] = scores.sub_(totals[:, None]).exp_().mean(dim=0)
+                group.read_in_parts(keys, attention, log_sums)
         return attention
 
     def log_sums(self, keys: DocumentKeys, heads: HeadSet) -> Tensor:
@@ -210,19 +256,98 @@ class TailQueries:
             Logarithms of the sums, shape (heads, rows); those of documents that are read in several
             parts are the ``logaddexp`` of the parts'.
         """
-        sums = {index: scores.logsumexp(dim=1) for index, scores, _ in self._scores(keys, heads)}
-        return torch.stack([sums[index] for index in range(len(heads))])
+        rows = next(iter(self.layers.values())).rest.shape[1]
+        sums = torch.empty(len(heads), rows, dtype=torch.float32, device=keys.table.device)
+        for group in self._groups(heads):
+            parts = [group.scores(keys, rows).logsumexp(dim=-1) for rows in _parts(keys)]
+            sums[group.indices] = torch.stack(parts).logsumexp(dim=0)
+        return sums
 
-    def _scores(self, keys: DocumentKeys, heads: HeadSet) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield index in ``heads``, scores (rows, tokens) and ``rest`` (rows,), head by head."""
-        indices = sorted(range(len(heads)), key=lambda index: heads[index])
-        for layer, group in groupby(indices, key=lambda index: heads[index].layer):
+    def _groups(self, heads: HeadSet) -> Iterator[_Group]:
+        """Yield the heads that share their keys together, layer by layer."""
+        grouped: dict[tuple[int, int], list[int]] = {}
+        for index, (layer, head) in enumerate(heads):
             queries = self.layers[layer]
-            seen = None if queries.sees is None else queries.sees(keys.positions)
-            held: tuple[int, Tensor] | None = None
-            for index in group:
-                row = queries.heads.index(heads[index].head)
-                key_head = queries.key_heads[row]
-                if held is None or held[0] != key_head:  # heads of a group share their keys
-                    held = key_head, keys.of(layer, key_head)
-                yield index, queries.scores(row, held[1], seen), queries.rest[row]
+            key_head = queries.key_heads[queries.heads.index(head)]
+            grouped.setdefault((layer, key_head), []).append(index)
+        for (layer, key_head), indices in sorted(grouped.items()):
+            queries = self.layers[layer]
+            rows = [queries.heads.index(heads[index].head) for index in indices]
+            yield _Group(
+                indices,
+                (layer, key_head),
+                queries.queries[rows],
+                queries.rest[rows],
+                self.weights,
+                queries.softcap,
+                queries.sees,
+            )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Queries of heads that are compared with the same keys; see ``LayerQueries``.
+
+    Scores of all rows at once are many times larger than the keys. They are computed for as many
+    tokens as a processor's cache holds, so that memory is not passed over for every operation.
+    """
+
+    indices: list[int]
+    key_head: tuple[int, int]
+    queries: Tensor
+    rest: Tensor
+    weights: Tensor
+    softcap: float | None
+    sees: Callable[[Tensor], Tensor] | None
+
+    def scores(self, keys: DocumentKeys, rows: slice) -> Tensor:
+        """Compute the scores of some tokens, shape (heads, rows, tokens)."""
+        exact, scales = keys.of(*self.key_head, rows)
+        scores = self.queries @ exact.T
+        if scales is not None:
+            scores.mul_(scales)
+        if self.softcap is not None:
+            scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.sees is not None:
+            scores.masked_fill_(~self.sees(keys.positions[rows]), -torch.inf)
+        return scores
+
+    def read(self, keys: DocumentKeys, attention: Tensor) -> None:
+        """Fill in the attention to all tokens, shape (tails, heads of all groups, tokens)."""
+        parts, peaks, sums = [], [], []
+        for rows in _parts(keys):
+            scores = self.scores(keys, rows)
+            peak = scores.amax(dim=-1).clamp(min=_LEAST)
+            sums.append(scores.sub_(peak[..., None]).exp_().sum(dim=-1))
+            parts.append(scores)
+            peaks.append(peak)
+        peak = torch.stack(peaks)
+        totals = (peak + torch.stack(sums).log()).logsumexp(dim=0).logaddexp(self.rest)
+        for rows, exponentials, share in zip(
+            _parts(keys), parts, (peak - totals).exp(), strict=True
+        ):
+            self._fill(attention, rows, share[:, None], exponentials)
+
+    def read_in_parts(self, keys: DocumentKeys, attention: Tensor, log_sums: Tensor) -> None:
+        """The same, given the sums over the tokens of all documents."""
+        totals = log_sums[self.indices].logaddexp(self.rest)
+        for rows in _parts(keys):
+            exponentials = self.scores(keys, rows).sub_(totals[..., None]).exp_()
+            self._fill(attention, rows, torch.ones_like(totals)[:, None], exponentials)
+
+    def _fill(self, attention: Tensor, rows: slice, share: Tensor, exponentials: Tensor) -> None:
+        """Average over each tail's tokens: (heads, 1, rows) and (heads, rows, tokens)."""
+        attention[:, self.indices, rows] = ((share * self.weights) @ exponentials).transpose(0, 1)
+
+
+def _seen_by_all(
+    seers: Sequence[tuple[Callable[[Tensor], Tensor] | None, slice]], positions: Tensor
+) -> Tensor:
+    """Tell which keys the rows of several tails see, shape (rows, keys)."""
+    return torch.cat([sees(positions)[rows] for sees, rows in seers if sees is not None])
+
+
+def _parts(keys: DocumentKeys) -> list[slice]:
+    """Divide the tokens into parts of ``_PART``."""
+    count = len(keys.table)
+    return [slice(start, min(start + _PART, count)) for start in range(0, count, _PART)]

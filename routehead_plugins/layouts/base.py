@@ -130,17 +130,24 @@ def token_attention(
     The tokens are those of the prefix and of the documents, one after the other; ``prefix`` is the
     number of the first of them, ``None`` for the whole prefix.
     """
-    null = attention[1] if options.calibrate else None
-    if null is not None and options.null_share < 1:
-        null = options.null_share * null + (1 - options.null_share) * attention[2]
+    query, null = query_and_null(attention, options)
     start, spans = len(pieces.prefix) if prefix is None else prefix, []
     for document in pieces.documents:
         spans.append(Span(start + document.text.start, start + document.text.end))
         start += len(document.ids)
     return TokenAttention(
-        query=attention[0],
+        query=query,
         null=null,
         spans=tuple(spans),
         query_ids=pieces.query,
         document_ids=tuple(piece.ids[slice(*piece.text)] for piece in pieces.documents),
+        kept=tuple(piece.kept for piece in pieces.documents),
     )
+
+
+def query_and_null(attention: Tensor, options: ReadOptions) -> tuple[Tensor, Tensor | None]:
+    """Split attention of ``tails_of``, (tails, heads, tokens), into query and calibration."""
+    null = attention[1] if options.calibrate else None
+    if null is not None and options.null_share < 1:
+        null = options.null_share * null + (1 - options.null_share) * attention[2]
+    return attention[0], null

@@ -5,15 +5,18 @@ Late interaction as in ColBERT (arXiv 2004.12832), with the queries and keys of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import cast
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import Protocol, cast
 
 import torch
+from torch import Tensor
 
 from routehead_plugins.backbone import (
     BytesCache,
     DocumentKeys,
+    DocumentPiece,
     FrozenLM,
     KeyColumns,
     KeyValueCache,
@@ -23,12 +26,14 @@ from routehead_plugins.backbone import (
     batches,
     isolated,
 )
+from routehead_plugins.data import Span
 from routehead_plugins.errors import PromptTooLongError
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.layouts.base import (
     ReadOptions,
     cached_prefill,
     prompt_key,
+    query_and_null,
     tails_of,
     token_attention,
 )
@@ -52,11 +57,11 @@ class LateFrame:
     start: int
     length: int
 
-    def check_fits(self, pieces: Pieces, llm: FrozenLM) -> None:
-        """Check that a tail fits behind the documents' room, and a document into the context.
+    def check_tail(self, pieces: Pieces, llm: FrozenLM) -> None:
+        """Check that the longest tail of a prompt fits behind the documents' room.
 
         Raises:
-            PromptTooLongError: One does not.
+            PromptTooLongError: It does not.
         """
         tail, limit = pieces.tail_size, self.length - self.start
         if tail > limit:
@@ -66,9 +71,16 @@ class LateFrame:
                 tokens=self.start + tail,
                 limit=self.length,
             )
-        if llm.max_tokens is None or not pieces.documents:
+
+    def check_documents(self, documents: Sequence[DocumentPiece], llm: FrozenLM) -> None:
+        """Check that the longest document fits into the context.
+
+        Raises:
+            PromptTooLongError: It does not.
+        """
+        if llm.max_tokens is None or not documents:
             return
-        longest = max(pieces.documents, key=lambda document: len(document.ids))
+        longest = max(documents, key=lambda document: len(document.ids))
         tokens = len(self.prefix) + len(longest.ids)
         if tokens > llm.max_tokens:
             cut = llm.max_tokens - (tokens - longest.text.size)
@@ -78,6 +90,59 @@ class LateFrame:
                 tokens=tokens,
                 limit=llm.max_tokens,
             )
+
+
+@dataclass(frozen=True)
+class LateDocument:
+    """A document as the late layout reads it.
+
+    Attributes:
+        piece: Its tokens.
+        keys: Its keys, one row per token.
+    """
+
+    piece: DocumentPiece
+    keys: DocumentKeys
+
+
+class DocumentStore(Protocol):
+    """Documents whose keys are kept outside of this process, such as on disk."""
+
+    @property
+    def columns(self) -> KeyColumns:
+        """The keys that are kept of each document."""
+
+    @property
+    def settings(self) -> Hashable:
+        """What ``reduce`` depends on."""
+
+    def check(
+        self, llm: FrozenLM, frame: LateFrame, heads: HeadSet, max_doc_tokens: int | None
+    ) -> None:
+        """Check that the documents were kept for such a reading.
+
+        Raises:
+            IndexMismatchError: They were not; the message names both sides.
+        """
+
+    def contains(self, texts: Sequence[str]) -> list[bool]:
+        """Tell which texts are kept."""
+
+    def look_up(self, texts: Sequence[str]) -> list[LateDocument | None]:
+        """Look up documents by their texts; ``None`` for those that are not kept.
+
+        Raises:
+            IndexDamagedError: A document was damaged.
+        """
+
+    def reduce(self, document: LateDocument, llm: FrozenLM, layout: LateLayout) -> LateDocument:
+        """Bring a document that is not kept into the form of those that are.
+
+        Args:
+            document: The document, as it was run.
+            llm: The frozen LLM.
+            layout: The layout that reads it.
+        """
 
 
 @dataclass(frozen=True)
@@ -92,12 +157,15 @@ class LateLayout:
 
     Attributes:
         cache: Keeps documents' keys for later queries; ``None`` keeps none.
+        documents: Documents that need not be run, such as a ``DocumentIndex``; ``None`` for none.
+            All others are read in the same form, so that no score depends on which are kept.
         document_room: Tokens between the prefix and the tail; half the context in LLMs that have
             less. Longer documents are read all the same.
         tail_room: Tokens that a tail may have, where the context has that many left.
     """
 
     cache: BytesCache[DocumentKeys] | None = field(default=None, compare=False, repr=False)
+    documents: DocumentStore | None = field(default=None, kw_only=True, compare=False, repr=False)
     document_room: int = field(default=512, kw_only=True)
     tail_room: int = field(default=2048, kw_only=True)
     name: str = field(default="late", init=False)
@@ -117,6 +185,15 @@ class LateLayout:
         start = len(prefix) + min(self.document_room, room // 2)
         return LateFrame(prefix, start, len(prefix) + room)
 
+    def has_tokens(self, llm: FrozenLM, texts: Sequence[str]) -> list[bool]:
+        """Tell which texts have tokens to read; those that are kept need no tokenizing."""
+        if self.documents is None:
+            return llm.encoder.has_tokens(texts)
+        kept = self.documents.contains(texts)
+        others = [text for text, is_kept in zip(texts, kept, strict=True) if not is_kept]
+        have = iter(llm.encoder.has_tokens(others))
+        return [is_kept or next(have) for is_kept in kept]
+
     def read(
         self,
         llm: FrozenLM,
@@ -126,24 +203,71 @@ class LateLayout:
         options: ReadOptions,
     ) -> TokenAttention:
         """Run the LLM and read the heads; see ``Layout.read``."""
-        pieces = llm.encoder.pieces(
-            query,
-            texts,
-            numbered=False,
-            max_doc_tokens=options.max_doc_tokens,
-            instruction=options.instruction,
-        )
-        frame = self.frame(llm)
-        frame.check_fits(pieces, llm)
         asked = heads if options.candidates is None else options.candidates
-        keys = self._keys(llm, frame, pieces, llm.key_columns(asked))
-        tails = [
-            self._queries(llm, frame, tail, asked, keep=tail != pieces.tail)
-            for tail in tails_of(pieces, options)
-        ]
+        tails = self.tails(llm, query, asked, options)
+        documents = self._documents(llm, texts, asked, options)
+        keys = DocumentKeys.join([document.keys for document in documents]).to(llm.device)
         with torch.inference_mode(), isolated(llm.device):
-            attention = torch.stack([queries.attention(keys, heads) for queries in tails])
-        return token_attention(attention, pieces, options, prefix=0)
+            attention = tails.queries.attention(keys, heads)
+        return tails.attention_to([document.piece for document in documents], attention)
+
+    def tails(self, llm: FrozenLM, query: str, heads: HeadSet, options: ReadOptions) -> LateTails:
+        """Run the tail of a query, and those that calibrate it.
+
+        Args:
+            llm: The frozen LLM.
+            query: The query.
+            heads: Heads whose queries to keep.
+            options: Instruction and calibration.
+
+        Raises:
+            PromptTooLongError: The tail is longer than its room.
+        """
+        pieces = llm.encoder.pieces(query, [], numbered=False, instruction=options.instruction)
+        frame = self.frame(llm)
+        frame.check_tail(pieces, llm)
+        tails = tails_of(pieces, options)
+        queries = [
+            self._queries(llm, frame, tail, heads, keep=tail != pieces.tail) for tail in tails
+        ]
+        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*tails, strict=False))
+        shared = sum(1 for _ in alike)
+        return LateTails(pieces, TailQueries.join(queries, shared), options)
+
+    def run_documents(
+        self, llm: FrozenLM, documents: Sequence[DocumentPiece], columns: KeyColumns
+    ) -> list[DocumentKeys]:
+        """Run documents and keep some of their keys; nothing is looked up.
+
+        Args:
+            llm: The frozen LLM.
+            documents: Tokens of each.
+            columns: The keys to keep.
+
+        Raises:
+            PromptTooLongError: A document does not fit into the context.
+        """
+        frame = self.frame(llm)
+        frame.check_documents(documents, llm)
+        prefix = self._prefix(llm, frame, columns.last_layer)
+        ids = [piece.ids for piece in documents]
+        return document_keys(llm, frame, ids, columns, prefix)
+
+    def null_attention(self, llm: FrozenLM, keys: DocumentKeys, heads: HeadSet) -> Tensor:
+        """Read what a query without content pays to each token of a document that stands alone.
+
+        Args:
+            llm: The frozen LLM.
+            keys: The document's keys.
+            heads: Heads whose mean is taken.
+
+        Returns:
+            Shape (tokens,).
+        """
+        tail = llm.encoder.pieces("", [], numbered=False).null_tail
+        queries = self._queries(llm, self.frame(llm), tail, heads, keep=True)
+        with torch.inference_mode(), isolated(llm.device):
+            return queries.attention(keys, heads)[0].mean(dim=0)
 
     def _queries(
         self, llm: FrozenLM, frame: LateFrame, tail: tuple[int, ...], heads: HeadSet, *, keep: bool
@@ -162,28 +286,85 @@ class LateLayout:
         key = prompt_key(llm, frame.length)
         return cached_prefill(llm, key, frame.prefix, last_layer, frame.length, self._prefixes)
 
-    def _keys(
-        self, llm: FrozenLM, frame: LateFrame, pieces: Pieces, columns: KeyColumns
-    ) -> DocumentKeys:
-        """Return the keys of all documents; run only those that are not cached."""
-        key = (prompt_key(llm, frame.length), columns)
-        documents: dict[tuple[int, ...], DocumentKeys] = {}
-        distinct = dict.fromkeys(piece.ids for piece in pieces.documents)
-        for ids in distinct if self.cache is not None else ():
-            held = cast(BytesCache[DocumentKeys], self.cache).look_up((key, ids))
+    def _documents(
+        self, llm: FrozenLM, texts: Sequence[str], heads: HeadSet, options: ReadOptions
+    ) -> list[LateDocument]:
+        """Return all documents; run only those that are neither kept nor cached."""
+        frame, store = self.frame(llm), self.documents
+        kept: list[LateDocument | None] = [None] * len(texts)
+        columns = llm.key_columns(heads)
+        if store is not None:
+            store.check(llm, frame, heads, options.max_doc_tokens)
+            kept, columns = store.look_up(texts), store.columns
+        others = [text for text, document in zip(texts, kept, strict=True) if document is None]
+        pieces = llm.encoder.documents(others, max_doc_tokens=options.max_doc_tokens)
+        frame.check_documents(pieces, llm)
+        run = iter(self._run(llm, frame, pieces, columns) if pieces else [])
+        return [next(run) if document is None else document for document in kept]
+
+    def _run(
+        self,
+        llm: FrozenLM,
+        frame: LateFrame,
+        pieces: Sequence[DocumentPiece],
+        columns: KeyColumns,
+    ) -> list[LateDocument]:
+        """Return the documents that are not kept; run only those that are not cached."""
+        store, cache = self.documents, self.cache
+        key = (prompt_key(llm, frame.length), columns, None if store is None else store.settings)
+        distinct = {piece.ids: piece for piece in pieces}
+        documents: dict[tuple[int, ...], LateDocument] = {}
+        for ids, piece in distinct.items() if cache is not None else ():
+            held = cast(BytesCache[DocumentKeys], cache).look_up((key, ids))
             if held is not None:
-                documents[ids] = held
+                documents[ids] = LateDocument(piece_of_rows(piece, held, frame), held)
         missing = [ids for ids in distinct if ids not in documents]
         if missing:
             prefix = self._prefix(llm, frame, columns.last_layer)
             # See the parallel layout on documents that run alone.
-            alone = self.cache is not None and llm.device.type == "cpu"
+            alone = cache is not None and llm.device.type == "cpu"
             ran = document_keys(llm, frame, missing, columns, prefix, alone=alone)
             for ids, keys in zip(missing, ran, strict=True):
-                documents[ids] = keys
-                if self.cache is not None:
-                    self.cache.put((key, ids), keys)
-        return DocumentKeys.join([documents[piece.ids] for piece in pieces.documents])
+                document = LateDocument(distinct[ids], keys)
+                documents[ids] = document if store is None else store.reduce(document, llm, self)
+                if cache is not None:
+                    cache.put((key, ids), documents[ids].keys)
+        return [documents[piece.ids] for piece in pieces]
+
+
+@dataclass(frozen=True)
+class LateTails:
+    """The tails of one query, ready to be compared with documents.
+
+    Attributes:
+        pieces: Prompt without documents.
+        queries: Of the query's tail, and of those that calibrate it.
+        options: Options of the reading.
+    """
+
+    pieces: Pieces
+    queries: TailQueries
+    options: ReadOptions
+
+    def attention_to(self, documents: Sequence[DocumentPiece], attention: Tensor) -> TokenAttention:
+        """Split attention of the tails to documents' rows, (tails, heads, tokens)."""
+        pieces = replace(self.pieces, documents=tuple(documents))
+        return token_attention(attention, pieces, self.options, prefix=0)
+
+    def attention_to_spans(self, spans: tuple[Span, ...], attention: Tensor) -> TokenAttention:
+        """The same for documents whose tokens are not known, only the rows of their texts."""
+        query, null = query_and_null(attention, self.options)
+        return TokenAttention(query, null, spans, self.pieces.query)
+
+
+def piece_of_rows(piece: DocumentPiece, keys: DocumentKeys, frame: LateFrame) -> DocumentPiece:
+    """Return the tokens of a document that some rows of keys belong to."""
+    if len(keys.positions) == len(piece.ids):
+        return piece
+    indices = (keys.positions - len(frame.prefix)).tolist()
+    kept = tuple(index for index in indices if index < piece.text.end)
+    ids = tuple(piece.ids[index] for index in indices)
+    return DocumentPiece(ids, Span(0, len(kept)), kept)
 
 
 def document_keys(

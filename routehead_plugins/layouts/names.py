@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from routehead_plugins.backbone import BytesCache, KeyValueCache
+from routehead_plugins.backbone import BytesCache, DocumentKeys, KeyValueCache
 from routehead_plugins.errors import InputError, short_repr
 from routehead_plugins.layouts.base import Layout
-from routehead_plugins.layouts.late import LateLayout
+from routehead_plugins.layouts.late import DocumentStore, LateLayout
 from routehead_plugins.layouts.parallel import ParallelLayout
 from routehead_plugins.layouts.sequential import PREFIX_BYTES, SequentialLayout, check_window
 from routehead_plugins.options import RerankerOptions
@@ -19,6 +19,7 @@ def get_layout(
     document_cache: int | str | None = None,
     window: int | None = None,
     stride: int | None = None,
+    documents: DocumentStore | None = None,
 ) -> Layout:
     """Make a layout by name; see ``RerankerOptions``.
 
@@ -27,6 +28,7 @@ def get_layout(
         document_cache: Memory for keys and values that later queries reuse.
         window: Documents read at once in the sequential layout; ``None`` for all.
         stride: Step between window starts, in documents; ``None`` for half a window.
+        documents: Documents that are kept, for the late layout.
 
     Raises:
         InputError: There is no layout of that name, or a setting does not fit it.
@@ -45,17 +47,25 @@ def get_layout(
             f"the {name} one takes any number of documents: leave it out."
         )
     if name == "late":
-        return LateLayout(None if document_cache is None else BytesCache(document_cache))
+        cache: BytesCache[DocumentKeys] | None = None
+        if document_cache is not None:
+            cache = BytesCache(document_cache)
+        return LateLayout(cache, documents=documents)
     return ParallelLayout(None if document_cache is None else KeyValueCache(document_cache))
 
 
-def make_layout(options: RerankerOptions, chosen_for: str | None = None) -> Layout:
+def make_layout(
+    options: RerankerOptions,
+    chosen_for: str | None = None,
+    documents: DocumentStore | None = None,
+) -> Layout:
     """Make the layout that the options name, or else the one that the heads were chosen for."""
     return get_layout(
         chosen_for if options.layout is None else options.layout,
         document_cache=options.document_cache,
         window=options.window,
         stride=options.stride,
+        documents=documents,
     )
 
 

@@ -3,7 +3,7 @@
 from routehead_plugins.scoring.aggregation import COMPARABLE, aggregate, features
 from routehead_plugins.scoring.copies import Excerpt, excerpt_documents, without_copies
 from routehead_plugins.scoring.evidence import evidence_spans
-from routehead_plugins.scoring.readout import Readout
+from routehead_plugins.scoring.readout import DocumentSums, Readout
 from routehead_plugins.scoring.reattn import Reweighting
 from routehead_plugins.scoring.token_scores import (
     TokenAttention,
@@ -15,6 +15,7 @@ from routehead_plugins.scoring.token_scores import (
 
 __all__ = [
     "COMPARABLE",
+    "DocumentSums",
     "Excerpt",
     "Readout",
     "Reweighting",

@@ -27,6 +27,20 @@ _LARGEST_WEIGHT = 1e30
 
 
 @dataclass(frozen=True)
+class DocumentSums:
+    """Attention to each document, summed over its tokens.
+
+    Attributes:
+        calibrated: Minus that of the null query, shape (heads, documents); one row for the mean of
+            all heads where no weights or aggregation ask for more.
+        mass: Before calibration, shape (heads, documents); ``None`` where it is not asked for.
+    """
+
+    calibrated: Tensor
+    mass: Tensor | None
+
+
+@dataclass(frozen=True)
 class Readout:
     """Options for turning attention into scores.
 
@@ -67,17 +81,36 @@ class Readout:
         Returns:
             Shape (documents,), on the CPU.
         """
+        return self.combined([self.sums(attention, recipe)], recipe, first_stage)
+
+    def sums(self, attention: TokenAttention, recipe: Recipe) -> DocumentSums:
+        """Sum what the heads pay to each document; documents may be read in several parts.
+
+        Args:
+            attention: Attention of the heads to the tokens of all documents, or of some.
+            recipe: How to combine the heads' signals.
+        """
         if recipe.aggregation is None and recipe.weights is None:
             # ICR averages first: a token is dropped only if it is an outlier of the average head.
             query = attention.query.mean(dim=0)[None]
             null = None if attention.null is None else attention.null.mean(dim=0)[None]
             average = _on_cpu(replace(attention, query=query, null=null))
-            scores = self._summed(average, drop_outliers=self.drop_outliers)[0]
-        else:
-            attention = _on_cpu(attention)
-            calibrated = self._summed(attention, drop_outliers=self.drop_outliers)
-            mass = self._summed(replace(attention, null=None), drop_outliers=False)
-            scores = aggregate(recipe.aggregation or "mean", calibrated, mass, recipe.weights)
+            return DocumentSums(self._summed(average, drop_outliers=self.drop_outliers), None)
+        attention = _on_cpu(attention)
+        calibrated = self._summed(attention, drop_outliers=self.drop_outliers)
+        mass = self._summed(replace(attention, null=None), drop_outliers=False)
+        return DocumentSums(calibrated, mass)
+
+    def combined(
+        self, sums: Sequence[DocumentSums], recipe: Recipe, first_stage: Sequence[float | None]
+    ) -> Tensor:
+        """Combine the sums of all parts into one score per document; see ``scores``."""
+        calibrated = torch.cat([part.calibrated for part in sums], dim=1)
+        masses = [part.mass for part in sums if part.mass is not None]
+        if not masses:
+            return self._fused(calibrated[0], recipe, first_stage)
+        mass = torch.cat(masses, dim=1)
+        scores = aggregate(recipe.aggregation or "mean", calibrated, mass, recipe.weights)
         return self._fused(scores, recipe, first_stage)
 
     def signals(self, attention: TokenAttention) -> Tensor:

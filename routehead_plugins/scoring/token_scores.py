@@ -29,6 +29,8 @@ class TokenAttention:
         spans: Tokens of each document's text, in the caller's order.
         query_ids: Token ids of the query itself.
         document_ids: Token ids of each document's text, in the caller's order.
+        kept: Where only some tokens of a document's text are read, their indices among all of
+            them; ``None`` for a document that is read whole. Empty if all are.
     """
 
     query: Tensor
@@ -36,6 +38,7 @@ class TokenAttention:
     spans: tuple[Span, ...]
     query_ids: tuple[int, ...] = ()
     document_ids: tuple[tuple[int, ...], ...] = ()
+    kept: tuple[tuple[int, ...] | None, ...] = ()
 
 
 def document_signals(

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet
-from routehead_plugins.backbone import BytesCache, DocumentKeys, KeyValues, attention
+from routehead_plugins.backbone import BytesCache, DocumentKeys, KeyValues, TailQueries, attention
 from routehead_plugins.backbone import frozen_lm as backbone
 from routehead_plugins.errors import PromptTooLongError
 from routehead_plugins.layouts import LateLayout
@@ -159,20 +159,54 @@ def test_threads_share_the_caches() -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_documents_read_in_parts_are_read_as_together(llama: HeadRoutedAttentionReranker) -> None:
-    llm, frame = llama.llm, LateLayout().frame(llama.llm)
-    columns, heads = llm.key_columns(llm.heads), llm.heads
+FAMILIES = ["llama", "gemma2", "gpt-oss", "mistral"]  # plain, soft caps, sinks, windows
+
+
+def tail_queries(llm: FrozenLM, tail: tuple[int, ...], room: int = 512) -> TailQueries:
+    frame = LateLayout(document_room=room).frame(llm)
+    return llm.tail_queries(prefix_of(llm), tail, llm.heads, start=frame.start, length=frame.length)
+
+
+@pytest.mark.parametrize("part", [1, 7, 4096])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documents_read_in_parts_are_read_as_together(
+    family: str, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = late(family).llm
+    frame = LateLayout(document_room=4).frame(llm)
     pieces = llm.encoder.pieces(QUERY, DOCUMENTS, numbered=False)
     ids = [piece.ids for piece in pieces.documents]
-    documents = document_keys(llm, frame, ids, columns, prefix_of(llm))
-    queries = llm.tail_queries(
-        prefix_of(llm), pieces.tail, heads, start=frame.start, length=frame.length
-    )
-    whole = queries.attention(DocumentKeys.join(documents), heads)
-    parts = [DocumentKeys.join(documents[:1]), DocumentKeys.join(documents[1:])]
-    sums = torch.logaddexp(*(queries.log_sums(part, heads) for part in parts))
-    read = torch.cat([queries.attention(part, heads, sums) for part in parts], dim=1)
+    documents = document_keys(llm, frame, ids, llm.key_columns(llm.heads), prefix_of(llm))
+    queries = tail_queries(llm, pieces.tail, room=4)
+    whole = queries.attention(DocumentKeys.join(documents), llm.heads)
+    monkeypatch.setattr("routehead_plugins.backbone.tail_queries._PART", part)
+    halves = [DocumentKeys.join(documents[:1]), DocumentKeys.join(documents[1:])]
+    sums = torch.logaddexp(*(queries.log_sums(half, llm.heads) for half in halves))
+    read = torch.cat([queries.attention(half, llm.heads, sums) for half in halves], dim=2)
     torch.testing.assert_close(read, whole, atol=1e-6, rtol=0)
+    in_small_parts = queries.attention(DocumentKeys.join(documents), llm.heads)
+    torch.testing.assert_close(in_small_parts, whole, atol=1e-6, rtol=0)
+    # More tokens than are kept at once are read twice.
+    monkeypatch.setattr("routehead_plugins.backbone.tail_queries._BUFFERED", 3)
+    twice = queries.attention(DocumentKeys.join(documents), llm.heads)
+    torch.testing.assert_close(twice, whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shared", [0, 5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tails_read_together_are_read_as_alone(family: str, shared: int) -> None:
+    llm = late(family).llm
+    frame = LateLayout(document_room=4).frame(llm)
+    ids = [piece.ids for piece in llm.encoder.documents(DOCUMENTS)]
+    documents = document_keys(llm, frame, ids, llm.key_columns(llm.heads), prefix_of(llm))
+    keys = DocumentKeys.join(documents)
+    same = tuple(range(30, 30 + shared))
+    tails = [(*same, 60, 61, 62, 63), (*same, 99, 98), (*same, 150, 33, 201)]
+    alone = [tail_queries(llm, tail, room=4) for tail in tails]
+    expected = torch.cat([queries.attention(keys, llm.heads) for queries in alone])
+    together = TailQueries.join(alone, shared)
+    assert together.weights.shape == (3, shared + 4 + 2 + 3)
+    torch.testing.assert_close(together.attention(keys, llm.heads), expected, atol=1e-6, rtol=0)
 
 
 def prefix_of(llm: FrozenLM) -> KeyValues:
