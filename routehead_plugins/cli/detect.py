@@ -54,7 +54,14 @@ class DetectArguments:
         "(Selective-ICR), **discriminability** (after HeadRank), or **weights**: signed weights "
         "over all heads and the first stage.",
     ] = "ndcg"
-    count: Annotated[int | None, typer.Option(help="Number of heads.  [default: 8]", min=1)] = None
+    count: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of heads; for weights, the number of the best ones by ndcg, of which some "
+            "may get no weight.  [default: 8; for weights, all]",
+            min=1,
+        ),
+    ] = None
     queries: Annotated[
         int | None, "Maximum queries per collection, drawn by --seed.  [default: all]"
     ] = None
@@ -63,6 +70,10 @@ class DetectArguments:
         float | None, "Temperature of core.  [default: chosen on a part of the queries]"
     ] = None
     aggregation: Annotated[str, "For weights: standardised, log or mean."] = "standardised"
+    first_stage: Annotated[
+        bool,
+        "Choose a weight for the first stage's scores as well; **weights** always has one.",
+    ] = False
     shuffle: Annotated[
         int | None, "Seed that shuffles the candidates.  [default: the first stage's order]"
     ] = None
@@ -86,6 +97,9 @@ def detect(arguments: DetectArguments, options: RerankerOptions) -> None:
     _check(arguments, options, (*training.METHODS, WEIGHTS))
     signals = _signals(arguments, options)
     if arguments.method == WEIGHTS:
+        if arguments.count is not None:
+            best = training.detect(signals, "ndcg", arguments.count, seed=arguments.seed)
+            signals = signals.restricted(best)
         heads = training.fit_weights(
             signals, aggregation=arguments.aggregation, seed=arguments.seed
         )
@@ -97,6 +111,8 @@ def detect(arguments: DetectArguments, options: RerankerOptions) -> None:
             temperature=arguments.temperature,
             seed=arguments.seed,
         )
+        if arguments.first_stage:
+            heads = training.with_first_stage(signals, heads)
     make_folder(arguments.output.parent, "head sets")
     heads.save(arguments.output)
     typer.echo(f"{arguments.output}: {len(heads)} heads by {heads.method}: {heads}")
@@ -110,11 +126,6 @@ def _check(arguments: DetectArguments, options: RerankerOptions, methods: Sequen
         )
     for name in ("queries", "hits", "positions"):
         check_minimum(f"--{name}", getattr(arguments, name))
-    if arguments.method == WEIGHTS and arguments.count is not None:
-        raise InputError(
-            f"--count={arguments.count} does not apply to --method=weights, which finds the "
-            "number of heads itself; leave it out."
-        )
     temperature = arguments.temperature
     if temperature is not None and arguments.method != "core":
         raise InputError(f"--temperature={temperature} is for --method=core; leave it out.")

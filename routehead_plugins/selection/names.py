@@ -28,7 +28,7 @@ from routehead_plugins.errors import HeadError, InputError
 from routehead_plugins.files import show_path
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.options import HeadsLike, RerankerOptions
-from routehead_plugins.selection.published import looks_published, published_heads
+from routehead_plugins.selection.published import looks_published, published_heads, published_names
 from routehead_plugins.selection.router import Router
 from routehead_plugins.selection.selectors import (
     AllHeads,
@@ -56,7 +56,8 @@ def choose_selector(options: RerankerOptions) -> Selector:
 
     Args:
         options: Options of the re-ranker. Without heads and router, the library's router is the
-            default, but only in the layout that it was trained for.
+            default, but only in the layout that it was trained for; in the late layout, the heads
+            that come with the library for the embedded LLM are.
 
     Raises:
         InputError: Both heads and a router are given, or the library has no router for the LLM.
@@ -84,7 +85,11 @@ def choose_selector(options: RerankerOptions) -> Selector:
     folder = shipped_router(options.model)
     selector = AllHeads() if folder is None else Router.from_pretrained(folder)
     layout = options.layout if options.window is None else "sequential"
-    return selector if layout in (None, selector.layout) else AllHeads()
+    if layout in (None, selector.layout):
+        return selector
+    # All heads would do in the late layout as well, but their keys are many times as large.
+    own = None if folder is None or layout != "late" else f"ndcg:{EMBEDDED}/late"
+    return FixedHeads(published_heads(own)) if own in published_names() else AllHeads()
 
 
 def as_selector(heads: HeadsLike | None) -> Selector:

@@ -111,6 +111,19 @@ class SignalSet:
         """Return a set with the given queries and the same heads, LLM, layout and data."""
         return replace(self, queries=tuple(queries))
 
+    def restricted(self, heads: HeadSet) -> SignalSet:
+        """Return the signals of some heads alone, in the order of these.
+
+        Raises:
+            HeadError: There are no signals of a head.
+        """
+        indices = self.heads.indices_of(list(heads))
+        queries = [
+            replace(query, mass=query.mass[indices], calibrated=query.calibrated[indices])
+            for query in self.queries
+        ]
+        return replace(self, heads=HeadSet(list(heads)), queries=tuple(queries))
+
     def __add__(self, other: SignalSet) -> SignalSet:
         """Concatenate the queries of two sets.
 

@@ -17,7 +17,12 @@ from routehead_plugins.training.fit import (
 from routehead_plugins.training.head_search import LabelOptions
 from routehead_plugins.training.inspection import Inspection, Use, sampled
 from routehead_plugins.training.model_card import router_card
-from routehead_plugins.training.offline import each_ndcg, offline_scores, routed_scores
+from routehead_plugins.training.offline import (
+    each_ndcg,
+    offline_scores,
+    routed_scores,
+    with_first_stage,
+)
 from routehead_plugins.training.pseudo_labels import (
     choose_labels,
     label_choices,
@@ -55,4 +60,5 @@ __all__ = [
     "static_base",
     "static_l1",
     "usable",
+    "with_first_stage",
 ]

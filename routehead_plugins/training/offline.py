@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from routehead_plugins.errors import HeadError
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.scoring import aggregate, fuse, standardise
 from routehead_plugins.selection import Router
-from routehead_plugins.signals import QuerySignals, ndcg
+from routehead_plugins.signals import QuerySignals, SignalSet, ndcg
+
+FIRST_STAGE_WEIGHTS = (0.25, 0.5, 1.0, 2.0)
+"""Weights of the first stage to choose from, both sides standardised."""
 
 
 def offline_scores(query: QuerySignals, heads: HeadSet, available: HeadSet) -> Tensor:
@@ -73,3 +77,29 @@ def each_ndcg(scores: Sequence[Tensor], queries: Sequence[QuerySignals]) -> Tens
         for row, query in zip(scores, queries, strict=True)
     ]
     return torch.cat(values) if values else torch.empty(0, dtype=torch.float64)
+
+
+def with_first_stage(signals: SignalSet, heads: HeadSet) -> HeadSet:
+    """Add a weight of the first stage's scores to heads that have no weights of their own.
+
+    Args:
+        signals: Signals of judged queries, such as those the heads were chosen on.
+        heads: Heads with an aggregation, from `detect`.
+
+    Returns:
+        The heads with the one of ``FIRST_STAGE_WEIGHTS`` that gives the best nDCG@10.
+
+    Raises:
+        InputError: No query has both relevant and other candidates.
+        HeadError: The heads have no aggregation, or there are no signals of one.
+    """
+    queries = signals.with_contrast
+    scores = [offline_scores(query, heads, signals.heads) for query in queries]
+
+    def measure(weight: float) -> float:
+        pairs = zip(scores, queries, strict=True)
+        fused = [fuse(own, query.first_stage, weight) for own, query in pairs]
+        return float(each_ndcg(fused, queries).mean())
+
+    recipe = replace(heads.recipe, first_stage_weight=max(FIRST_STAGE_WEIGHTS, key=measure))
+    return replace(heads, recipe=recipe)

@@ -57,6 +57,16 @@ def invoke(model: str, collection: Path, tmp_path: Path) -> Invoke:
     return call
 
 
+def test_weights_may_be_those_of_the_best_few_heads(invoke: Invoke, tmp_path: Path) -> None:
+    assert invoke("--method", "ndcg", "--count", 3, "--layout", "late").exit_code == 0
+    best = set(HeadSet.load(tmp_path / "heads.json"))
+    result = invoke("--method", "weights", "--count", 3, "--layout", "late")
+    assert result.exit_code == 0, result.output
+    heads = HeadSet.load(tmp_path / "heads.json")
+    assert set(heads) <= best
+    assert (heads.layout, heads.method) == ("late", "weights")
+
+
 @pytest.mark.parametrize("layout", ["sequential", "parallel"])
 @pytest.mark.parametrize("method", [*METHODS, "weights"])
 def test_every_method_writes_heads_that_rerank(
@@ -128,11 +138,6 @@ def test_signals_go_to_the_users_cache_by_default(
         ),
         (("--queries", 0), "--queries=0 must be 1 or more."),
         (("--hits", 0), "--hits=0 must be 1 or more."),
-        (
-            ("--method", "weights", "--count", 3),
-            "--count=3 does not apply to --method=weights, which finds the number of heads "
-            "itself; leave it out.",
-        ),
         (
             ("--hits", 1),
             "none of the 6 queries of words0 has both relevant and other candidates; "

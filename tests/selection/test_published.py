@@ -200,10 +200,11 @@ def test_a_model_is_not_taken_for_its_instruct_variant_where_both_have_a_set(
     assert published_heads("own:x-1b-instruct") == HeadSet([(1, 1)])
 
 
-def test_the_embedded_llm_has_a_set_by_every_method_in_both_layouts() -> None:
+def test_the_embedded_llm_has_a_set_by_every_method_in_both_older_layouts() -> None:
     methods = ("core", "discriminability", "ndcg", "qr", "weights")
     layouts = ("parallel", "sequential")
-    assert [f"{method}:embedded/{layout}" for method in methods for layout in layouts] == OWN
+    names = [f"{method}:embedded/{layout}" for method in methods for layout in layouts]
+    assert sorted([*names, "ndcg:embedded/late"]) == OWN
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -216,7 +217,7 @@ def test_every_set_of_our_own_says_how_it_was_made(name: str) -> None:
     heads.check_within(HeadSet([(layer, head) for layer in range(30) for head in range(9)]), name)
     assert heads.source is not None
     assert heads.source.startswith("routehead detect --collection dl21")
-    assert f"--layout {layout} --method {method}," in heads.source
+    assert f"--layout {layout} --method {method}" in heads.source
     if method == "weights":
         assert heads.recipe.weights is not None
         assert heads.recipe.first_stage_weight is not None
@@ -224,7 +225,7 @@ def test_every_set_of_our_own_says_how_it_was_made(name: str) -> None:
         assert len(heads) == 8
 
 
-@pytest.mark.parametrize("layout", ["parallel", "sequential"])
+@pytest.mark.parametrize("layout", ["parallel", "sequential", "late"])
 def test_a_set_of_our_own_is_read_by_the_embedded_llm(embedded: FrozenLM, layout: str) -> None:
     reranker = HeadRoutedAttentionReranker(embedded, as_selector(f"ndcg:embedded/{layout}"))
     assert reranker.layout.name == layout

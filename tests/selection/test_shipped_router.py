@@ -10,6 +10,7 @@ import pytest
 
 from routehead_plugins import Document, FrozenLM, HeadRoutedAttentionReranker
 from routehead_plugins.options import RerankerOptions
+from routehead_plugins.selection import AllHeads, FixedHeads, published_heads
 from routehead_plugins.selection.names import SHIPPED, choose_selector, shipped_router
 from routehead_plugins.selection.router import HeadRouter, Router
 
@@ -42,6 +43,15 @@ def test_the_embedded_llm_has_one_and_takes_it_by_default(embedded: FrozenLM) ->
     # The LLM that is loaded whole reads the same.
     whole = HeadRoutedAttentionReranker(embedded, router)
     assert whole.rerank("Who painted the Mona Lisa?", DOCUMENTS).heads == ranking.heads
+
+
+def test_the_late_layout_has_heads_of_its_own(embedded: FrozenLM) -> None:
+    selector = choose_selector(RerankerOptions("embedded", layout="late"))
+    assert selector == FixedHeads(published_heads("ndcg:embedded/late"))
+    reranker = HeadRoutedAttentionReranker(embedded, selector)
+    ranking = reranker.rerank("Who painted the Mona Lisa?", DOCUMENTS)
+    assert (ranking.layout, [hit.index for hit in ranking]) == ("late", [1, 0])
+    assert isinstance(choose_selector(RerankerOptions("no/other", layout="late")), AllHeads)
 
 
 def test_it_counts_the_first_stage_where_there_is_one(embedded: FrozenLM) -> None:

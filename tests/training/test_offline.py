@@ -9,7 +9,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from tables import signal_set
+from tables import query_signals, signal_set, table
 from torch import Tensor
 
 from routehead_plugins import Document, FrozenLM, HeadRoutedAttentionReranker, HeadSet, Recipe
@@ -18,7 +18,12 @@ from routehead_plugins.io import Collection
 from routehead_plugins.layouts import get_layout
 from routehead_plugins.selection import FixedHeads, HeadRouter, QuerySpace, Selector
 from routehead_plugins.signals import CollectOptions, QuerySignals, SignalSet, collect_signals, ndcg
-from routehead_plugins.training.offline import each_ndcg, offline_scores, routed_scores
+from routehead_plugins.training.offline import (
+    each_ndcg,
+    offline_scores,
+    routed_scores,
+    with_first_stage,
+)
 
 LAYOUTS = ("sequential", "parallel")
 HEADS = HeadSet.parse("2-1,0-3,1-0,2-0")
@@ -183,3 +188,17 @@ def test_figures_are_those_of_each_query_alone() -> None:
     assert len(set(expected)) == 4
     assert values.dtype == torch.float64
     assert each_ndcg([], []).shape == (0,)
+
+
+@pytest.mark.parametrize(("signal", "weight"), [([0.4, 0.3, 0.2, 0.1], 2.0), ([1, 2, 3, 4], 0.25)])
+def test_the_weight_of_the_first_stage_is_the_first_that_ranks_best(
+    signal: list[float], weight: float
+) -> None:
+    # The first stage is right. Where the head is wrong, more of it is better.
+    query = query_signals([signal], [0, 0, 0, 1])
+    query = replace(query, first_stage=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    signals = table([query, replace(query, query_id="other")])
+    heads = HeadSet(list(signals.heads), layout="late", recipe=Recipe(aggregation="mean"))
+    fused = with_first_stage(signals, heads)
+    assert fused.recipe == Recipe(aggregation="mean", first_stage_weight=weight)
+    assert (fused.heads, fused.layout) == (heads.heads, "late")
