@@ -33,7 +33,7 @@ from routehead_plugins.io import (
 )
 
 from . import _jvm
-from ._texts import NO_CONTENTS
+from ._texts import NO_CONTENTS, stored_document
 
 _BATCH = 10_000
 
@@ -93,6 +93,32 @@ def build_index(
 def is_index(folder: Path) -> bool:
     """Tell whether a folder holds a complete Lucene index."""
     return any(folder.glob("segments_*"))
+
+
+def stored_documents(index_dir: str | Path) -> tuple[int, Iterator[Document]]:
+    """Read the documents of a Lucene index one after the other.
+
+    Args:
+        index_dir: Folder of an index that stores texts.
+
+    Returns:
+        Their number, and the documents.
+
+    Raises:
+        CollectionError: The folder holds no Lucene index.
+        JavaError: No JDK that Lucene can run on was found.
+        MissingExtraError: Pyserini is not installed.
+    """
+    folder = as_path("index_dir", index_dir)
+    if not is_index(folder):
+        raise CollectionError(
+            f"index_dir={str(folder)!r} holds no Lucene index; expected a folder made by "
+            "build_index or Pyserini; check the path, or build it."
+        )
+    searcher = _jvm.load("pyserini.search.lucene").LuceneSearcher(str(folder))
+    stored = (searcher.doc(number) for number in range(searcher.num_docs))
+    documents = (stored_document(str(doc.docid()), doc, None) for doc in stored if doc is not None)
+    return int(searcher.num_docs), documents
 
 
 def bm25_run(searcher: Any, topics: Mapping[Any, str], hits: int = 100, threads: int = 1) -> Run:

@@ -55,7 +55,7 @@ class TextSource:
         return [
             replace(self._given(docid), id=docid, score=score)
             if docid in self._corpus
-            else _to_document(docid, _raw_text(docid, stored.get(docid)), score, self._text_fields)
+            else stored_document(docid, stored.get(docid), score, self._text_fields)
             for docid, score in scored
         ]
 
@@ -101,8 +101,11 @@ def _raw_text(docid: str, stored: Any) -> str:
     return raw
 
 
-def _to_document(docid: str, raw: str, score: float, text_fields: Sequence[str]) -> Document:
-    """Read a stored document: JSON with one of the text fields, or else plain text."""
+def stored_document(
+    docid: str, stored: Any, score: float | None, text_fields: Sequence[str] = TEXT_FIELDS
+) -> Document:
+    """Read a document of Lucene: JSON with one of the text fields, or else plain text."""
+    raw = _raw_text(docid, stored)
     try:
         record = json.loads(raw)
     except (ValueError, RecursionError):

@@ -43,6 +43,7 @@ from ._lucene import (
     load_topics,
     scored_ids,
     search,
+    stored_documents,
     texts_by_id,
 )
 from ._texts import TextSource
@@ -56,6 +57,7 @@ __all__ = [
     "bm25_run",
     "build_index",
     "load_topics",
+    "stored_documents",
 ]
 
 

@@ -8,6 +8,7 @@ from routehead_plugins.heads import Head, HeadSet, Recipe
 
 if TYPE_CHECKING:
     from routehead_plugins.backbone import FrozenLM
+    from routehead_plugins.index import DocumentIndex
     from routehead_plugins.reranker import HeadRoutedAttentionReranker
     from routehead_plugins.selection import HeadRouter
 
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that `routehead --help` and the adapters' modules load no torch.
 _LAZY = {
+    "DocumentIndex": "index",
     "FrozenLM": "backbone",
     "HeadRouter": "selection",
     "HeadRoutedAttentionReranker": "reranker",
@@ -22,6 +24,7 @@ _LAZY = {
 
 __all__ = [
     "Document",
+    "DocumentIndex",
     "FrozenLM",
     "Head",
     "HeadRoutedAttentionReranker",

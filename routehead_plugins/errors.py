@@ -34,6 +34,14 @@ class RouterMismatchError(InputError):
     """A router was trained for another LLM or layout; the message names both."""
 
 
+class IndexMismatchError(InputError):
+    """A document index was made for another LLM, other heads or another prompt."""
+
+
+class IndexDamagedError(RouteHeadError):
+    """A file of a document index is shorter than it should be, or has changed."""
+
+
 class PromptTooLongError(RouteHeadError):
     """The query and its candidates do not fit the LLM's context.
 

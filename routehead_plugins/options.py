@@ -39,6 +39,7 @@ class OptionValues(TypedDict, total=False):
     max_doc_tokens: int | None
     first_stage_weight: float | None
     drop_query_copies: bool
+    documents: str | Path | None
     local_files_only: bool
 
 
@@ -75,6 +76,9 @@ class RerankerOptions:
             that has one is replaced by the mean of the others. A document that is such a passage
             and nothing else ranks last like a blank one, so leave it off where questions are to be
             found by their own words.
+        documents: Folder of a document index, for the late layout: its documents need not be run.
+            Without heads and router, the heads that it was made for are read, and without
+            ``max_doc_tokens``, documents are cut where its were.
         local_files_only: Whether to use only the local cache of the Hub, never the network.
 
     Raises:
@@ -93,12 +97,13 @@ class RerankerOptions:
     max_doc_tokens: int | None = None
     first_stage_weight: float | None = None
     drop_query_copies: bool = False
+    documents: str | Path | None = None
     local_files_only: bool = False
 
     def __post_init__(self) -> None:
         given: Any = self  # callers need not check types
-        if isinstance(given.model, os.PathLike):
-            self._set("model", os.fspath(given.model))
+        self._set("model", _as_text(given.model))
+        self._set("documents", _as_text(given.documents))
         check_text("model", given.model)
         if given.dtype is None:
             self._set("dtype", "auto")
@@ -106,6 +111,7 @@ class RerankerOptions:
         if type(given.device) is not int:  # torch takes the number of an accelerator
             _check_kind("device", given.device, 'a name such as "cuda", or a torch device')
         _check_kind("layout", given.layout, "a name")
+        _check_kind("documents", given.documents, "the folder of an index")
         for name in ("window", "stride", "max_doc_tokens"):
             if getattr(given, name) is not None:
                 self._set(name, check_count(name, getattr(given, name)))
@@ -117,6 +123,11 @@ class RerankerOptions:
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+
+def _as_text(value: object) -> object:
+    """Convert a path to text."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _check_kind(name: str, value: object, expected: str) -> None:

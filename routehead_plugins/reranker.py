@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence, Set
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -20,6 +22,7 @@ from routehead_plugins.data import (
     TextSpan,
     as_documents,
     as_list,
+    check_count,
     check_flag,
     check_text,
     check_top_n,
@@ -27,7 +30,17 @@ from routehead_plugins.data import (
 )
 from routehead_plugins.errors import InputError, class_name
 from routehead_plugins.heads import HeadSet
+from routehead_plugins.index import (
+    DocumentIndex,
+    IndexBuilder,
+    IndexConfig,
+    IndexReport,
+    SearchHit,
+    open_documents,
+    read_all,
+)
 from routehead_plugins.layouts import (
+    LateLayout,
     Layout,
     ReadOptions,
     check_layout,
@@ -123,8 +136,8 @@ class HeadRoutedAttentionReranker:
             model: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
             **options: ``heads``, ``router``, ``device``, ``dtype``, ``layout``,
                 ``document_cache``, ``window``, ``stride``, ``max_doc_tokens``,
-                ``first_stage_weight``, ``drop_query_copies`` and ``local_files_only``; see
-                ``RerankerOptions``.
+                ``first_stage_weight``, ``drop_query_copies``, ``documents`` and
+                ``local_files_only``; see ``RerankerOptions``.
 
         Raises:
             InputError: An argument cannot be used.
@@ -149,13 +162,14 @@ class HeadRoutedAttentionReranker:
             llm: The LLM of these options, if it is already loaded.
             selector: The selector of these options, where it is chosen already.
         """
+        options, documents = open_documents(options)
         selector = choose_selector(options) if selector is None else selector
-        layout = make_layout(options, selector.layout)
+        layout = make_layout(options, selector.layout, documents)
         check_layout(layout, selector.layout)
         if llm is None:
-            llm = FrozenLM.from_options(options, selector.layers)
+            llm = FrozenLM.from_options(options, partial(_layers, selector, documents))
         selector.check(llm)
-        return cls(
+        reranker = cls(
             llm,
             selector,
             layout=layout,
@@ -163,6 +177,26 @@ class HeadRoutedAttentionReranker:
             max_doc_tokens=options.max_doc_tokens,
             drop_query_copies=options.drop_query_copies,
         )
+        if documents is not None:
+            reranker.check_documents()
+        return reranker
+
+    @property
+    def documents(self) -> DocumentIndex | None:
+        """The document index that is read; ``None`` if there is none."""
+        store = getattr(self.layout, "documents", None)
+        return store if isinstance(store, DocumentIndex) else None
+
+    def check_documents(self) -> None:
+        """Check before the first query that the document index, if any, can be read.
+
+        Raises:
+            IndexMismatchError: It was made for something else; the message names both sides.
+        """
+        layout, index = self.layout, self.documents
+        if index is not None and isinstance(layout, LateLayout):
+            heads = self._all_candidates()
+            index.check(self.llm, layout.frame(self.llm), heads, self.max_doc_tokens)
 
     def rerank(
         self,
@@ -312,6 +346,108 @@ class HeadRoutedAttentionReranker:
         check_finite(signals, self.llm.name, self.llm.dtype)
         return signals
 
+    def index(
+        self,
+        documents: Iterable[Document],
+        folder: str | os.PathLike[str],
+        *,
+        dtype: str = "int8",
+        budget: float = 1.0,
+        show_progress: bool = False,
+    ) -> IndexReport:
+        """Run documents once and keep their keys on disk, for ``documents`` of later re-rankers.
+
+        Documents that the index has are left as they are, and those of a known id and another text
+        are replaced. A run that was stopped goes on where it was.
+
+        Args:
+            documents: Documents, with or without ids; any number, a batch at a time is in memory.
+            folder: Folder of the index; made if it is missing.
+            dtype: Number format of the keys: ``"int8"`` or ``"float16"``.
+            budget: Share of each document's tokens to keep.
+            show_progress: Whether to draw a progress bar on standard error.
+
+        Returns:
+            What became of the documents.
+
+        Raises:
+            InputError: The layout is another one, an id occurs twice, an argument cannot be used,
+                the folder cannot be written, or another builder uses it.
+            IndexMismatchError: The index was made for something else; the message names both.
+            IndexDamagedError: The index is damaged.
+            PromptTooLongError: A document does not fit the LLM's context.
+        """
+        with self.index_builder(folder, dtype=dtype, budget=budget) as builder:
+            disable = not check_flag("show_progress", show_progress)
+            with tqdm(desc="Indexing", unit="document", disable=disable) as bar:
+                for count in builder.add(documents):
+                    bar.update(count)
+        return builder.report
+
+    def index_builder(
+        self, folder: str | os.PathLike[str], *, dtype: str = "int8", budget: float = 1.0
+    ) -> IndexBuilder:
+        """Prepare an index builder for this LLM, these heads and this prompt; see ``index``."""
+        if not isinstance(self.layout, LateLayout):
+            raise InputError(
+                f"layout={self.layout.name!r} keeps no documents on disk; give layout='late'."
+            )
+        config = IndexConfig.of(
+            self.llm,
+            self.layout.frame(self.llm),
+            self._all_candidates(),
+            max_doc_tokens=self.max_doc_tokens,
+            dtype=dtype,
+            budget=budget,
+            routed=bool(getattr(self.selector, "routes", False)),
+        )
+        return IndexBuilder(folder, self.llm, self.layout, config)
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        instruction: str | None = None,
+        first_stage: Mapping[str, float] | None = None,
+    ) -> list[SearchHit]:
+        """Rank all documents of the index, without a first stage.
+
+        The scores are those that ``rerank`` would give if all of them were its candidates. Takes
+        time in proportion to the number of documents, and is meant for small corpora.
+
+        Args:
+            query: The query.
+            k: Number of documents to return.
+            instruction: See ``rerank``.
+            first_stage: Retrieval scores by document id, such as BM25's, to be fused as in
+                ``rerank``; documents that it lacks get its lowest score. ``None`` for no fusion.
+
+        Raises:
+            InputError: There is no index, or an argument cannot be used.
+            IndexMismatchError: The index was made for something else.
+            IndexDamagedError: A document was damaged.
+            PromptTooLongError: The query is longer than the layout has room for.
+        """
+        count, layout, index = check_count("k", k), self.layout, self.documents
+        if index is None or not isinstance(layout, LateLayout):
+            raise InputError("there is no index to search; load the re-ranker with documents=.")
+        if self.readout.reweighting is not None:
+            raise InputError("reweighting compares the tokens of candidates; leave it out.")
+        heads = self._select(query, instruction)
+        options = self._read_options(heads, instruction)
+        numbers, sums = read_all(index, self.llm, layout, query, heads, options, self.readout)
+        if not numbers:
+            return []
+        lowest = min(first_stage.values(), default=None) if first_stage else None
+        names = [index.id_of(number) for number in numbers] if first_stage else []
+        retrieval = [(first_stage or {}).get(name or "", lowest) for name in names]
+        scores = self.readout.combined(sums, heads.recipe, retrieval or [None] * len(numbers))
+        check_finite(scores, self.llm.name, self.llm.dtype)
+        # Stable, so that ties keep the order of the index.
+        best = scores.argsort(descending=True, stable=True)[:count].tolist()
+        return [SearchHit(index.id_of(numbers[i]), float(scores[i]), numbers[i]) for i in best]
+
     def _select(self, query: str, instruction: str | None = None) -> HeadSet:
         """Choose the heads, once the texts that the LLM reads for it are checked."""
         check_text("query", query)
@@ -322,7 +458,12 @@ class HeadRoutedAttentionReranker:
     def _readable(self, documents: Sequence[Document]) -> list[int]:
         """Return the indices of the documents that have tokens to read."""
         indices = non_blank_indices(documents)
-        has_tokens = self.llm.encoder.has_tokens([documents[index].text for index in indices])
+        texts = [documents[index].text for index in indices]
+        layout = self.layout
+        if isinstance(layout, LateLayout):
+            has_tokens = layout.has_tokens(self.llm, texts)
+        else:
+            has_tokens = self.llm.encoder.has_tokens(texts)
         return [index for index, has in zip(indices, has_tokens, strict=True) if has]
 
     def _read(
@@ -332,15 +473,24 @@ class HeadRoutedAttentionReranker:
         heads: HeadSet,
         instruction: str | None = None,
     ) -> TokenAttention:
-        options = ReadOptions(
+        texts = [document.text for document in documents]
+        options = self._read_options(heads, instruction)
+        return self.layout.read(self.llm, query, texts, heads, options)
+
+    def _read_options(self, heads: HeadSet, instruction: str | None) -> ReadOptions:
+        return ReadOptions(
             calibrate=self.calibrate,
             instruction=instruction,
             null_share=1.0 if instruction is None else self.null_share,
             max_doc_tokens=self.max_doc_tokens,
             candidates=self._candidates(heads),
         )
-        texts = [document.text for document in documents]
-        return self.layout.read(self.llm, query, texts, heads, options)
+
+    def _all_candidates(self) -> HeadSet:
+        """Return every head that a query may read, with the recipe if it is always the same."""
+        find = getattr(self.selector, "candidates", None)  # a caller's selector may lack it
+        heads: HeadSet = self.selector.select("", self.llm) if find is None else find(self.llm)
+        return heads
 
     def _candidates(self, heads: HeadSet) -> HeadSet | None:
         """Return every head that a query may read, if these heads are among them."""
@@ -384,9 +534,11 @@ class HeadRoutedAttentionReranker:
         tokens = residuals(read.attention.query, read.attention.null).tolist()
         evidence = {}
         documents = zip(read.indices, read.excerpts, read.attention.spans, strict=True)
-        for index, excerpt, span in documents:
+        for number, (index, excerpt, span) in enumerate(documents):
             if index in wanted:
-                offsets = self.llm.encoder.offsets(excerpt.text)[: span.size]
+                offsets = self.llm.encoder.offsets(excerpt.text)
+                kept = read.attention.kept[number] if read.attention.kept else None
+                offsets = offsets[: span.size] if kept is None else [offsets[i] for i in kept]
                 passages = evidence_spans(excerpt.text, offsets, tokens[span.start : span.end])
                 evidence[index] = tuple(
                     TextSpan(*excerpt.original(passage.start, passage.end), passage.score)
@@ -402,6 +554,12 @@ class _Reading:
     indices: list[int]
     excerpts: list[Excerpt]
     attention: TokenAttention
+
+
+def _layers(selector: Selector, documents: DocumentIndex | None, num_layers: int) -> int:
+    """Return how many layers to load: those of the heads, and of all keys in the index."""
+    layers = selector.layers(num_layers)
+    return layers if documents is None else max(layers, documents.columns.last_layer + 1)
 
 
 def _check_parts(backbone: object, selector: object, layout: object, reweighting: object) -> None:

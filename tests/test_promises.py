@@ -42,8 +42,9 @@ ARROWS: dict[str, set[str]] = {
     "selection": {"backbone", "files", "io", "options"} | BELOW,
     "signals": {"layouts", "scoring", "backbone", "io"} | BELOW,
     "training": {"signals", "scoring", "selection", "io"} | BELOW,  # never runs the LLM
-    "reranker": {"layouts", "scoring", "selection", "backbone", "options"} | BELOW,
-    "__init__": {"reranker", "selection", "backbone"} | BELOW,
+    "index": {"layouts", "scoring", "backbone", "files", "options"} | BELOW,
+    "reranker": {"index", "layouts", "scoring", "selection", "backbone", "options"} | BELOW,
+    "__init__": {"reranker", "index", "selection", "backbone"} | BELOW,
 }
 ROOMS = {path.parent.name for path in CORE if path.parent != ROOT / PACKAGE}
 # These see everything, and nobody imports them.

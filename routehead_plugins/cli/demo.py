@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -24,6 +26,10 @@ from routehead_plugins.cli.runtime import (
 from routehead_plugins.evaluation import ResultTable, evaluate
 from routehead_plugins.io import BUNDLED, Collection, Topics, load_collection
 from routehead_plugins.options import RerankerOptions
+
+if TYPE_CHECKING:
+    from routehead_plugins.reranker import HeadRoutedAttentionReranker
+    from routehead_plugins.selection import Selector
 
 # Relevance grade of passages that answer the query in full.
 _FULL_ANSWER = 3
@@ -45,11 +51,13 @@ def demo(arguments: DemoArguments, options: RerankerOptions) -> None:
     """Show the main use: BM25 retrieves candidates, the LLM's attention re-ranks them.
 
     Indexes the bundled collection with Lucene, re-ranks, and prints every query before and after,
-    then nDCG@10 of both. Needs no network.
+    then nDCG@10 of both. The embedded LLM reads the documents once, into a document index, unless
+    heads or a router are given. Needs no network.
     """
     collection = load_collection(BUNDLED)
     topics = _spread(collection.topics, arguments.queries)
-    rankings = _rankings(topics, arguments.hits, options)
+    options = _with_layout(options)
+    rankings = _rankings(collection, topics, arguments.hits, options)
     qrels = {query_id: collection.qrels[query_id] for query_id in topics}
     evaluations = {method: evaluate(ranking, qrels) for method, ranking in rankings.items()}
     console = Console()
@@ -64,30 +72,63 @@ def demo(arguments: DemoArguments, options: RerankerOptions) -> None:
     )
 
 
-def _rankings(topics: Topics, hits: int, options: RerankerOptions) -> _Rankings:
+def _with_layout(options: RerankerOptions) -> RerankerOptions:
+    """Choose the late layout where heads for it come with the library and none are given."""
+    from routehead_plugins.selection import FixedHeads, choose_selector
+
+    late = replace(options, layout="late")
+    given = options.heads is not None or options.router is not None
+    return late if not given and isinstance(choose_selector(late), FixedHeads) else options
+
+
+@contextmanager
+def _reading(
+    collection: Collection, options: RerankerOptions, selector: Selector
+) -> Iterator[HeadRoutedAttentionReranker]:
+    """Load the re-ranker; in the late layout, index the collection for it."""
+    reranker = load_reranker(options, selector)
+    err.print(
+        f"{options.model}: {reranker.llm.num_layers} layers, {reranker.llm.dtype}, "
+        f"{reranker.llm.device}"
+    )
+    if options.layout != "late":
+        yield reranker
+        return
+    with tempfile.TemporaryDirectory(prefix="routehead-") as folder:
+        builder = reranker.index_builder(folder)
+        with builder, progress("Indexing", len(collection.corpus)) as advance:
+            for count in builder.add(collection.corpus.values()):
+                advance(count)
+        indexed = replace(options, documents=folder)
+        yield type(reranker).from_options(indexed, reranker.llm, selector)
+
+
+def _rankings(
+    collection: Collection, topics: Topics, hits: int, options: RerankerOptions
+) -> _Rankings:
     """Rank the candidates of every query by every method; the first method is BM25."""
     from routehead_plugins.selection import ALL, FIRST_STAGE, FUSED, ROUTED, Router, choose_selector
 
     selector = choose_selector(options)
-    name = options.heads or (ROUTED if isinstance(selector, Router) else ALL)
+    name = options.heads or (ROUTED if isinstance(selector, Router) else options.layout or ALL)
     weights = {str(name): 0.0}
     if not fitted_weight(selector):  # otherwise the scores include the first stage already
         weights[f"{name}{FUSED}"] = 1.0
     rankings: dict[str, dict[str, list[tuple[str, float]]]] = {
         method: {} for method in (FIRST_STAGE, *weights)
     }
-    with bm25_stage(BUNDLED, hits) as bm25:
-        reranker = load_reranker(options, selector)
-        llm = reranker.llm
-        err.print(f"{options.model}: {llm.num_layers} layers, {llm.dtype}, {llm.device}")
-        with progress("Re-ranking", len(topics)) as advance:
-            for query_id, query in topics.items():
-                documents = bm25.retrieve(query)
-                scores = reranker.score(query, documents)
-                rankings[FIRST_STAGE][query_id] = [(d.id or "", d.score or 0.0) for d in documents]
-                for method, weight in weights.items():
-                    rankings[method][query_id] = ranked(documents, scores, weight)
-                advance()
+    with (
+        bm25_stage(BUNDLED, hits) as bm25,
+        _reading(collection, options, selector) as reranker,
+        progress("Re-ranking", len(topics)) as advance,
+    ):
+        for query_id, query in topics.items():
+            documents = bm25.retrieve(query)
+            scores = reranker.score(query, documents)
+            rankings[FIRST_STAGE][query_id] = [(d.id or "", d.score or 0.0) for d in documents]
+            for method, weight in weights.items():
+                rankings[method][query_id] = ranked(documents, scores, weight)
+            advance()
     return rankings
 
 

@@ -16,6 +16,7 @@ from routehead_plugins.cli.demo import demo
 from routehead_plugins.cli.detect import detect
 from routehead_plugins.cli.evaluate import evaluate
 from routehead_plugins.cli.exits import EXIT_STATUSES, StoppedError, exit_status, prepare_streams
+from routehead_plugins.cli.index import index
 from routehead_plugins.cli.inspect import inspect
 from routehead_plugins.cli.rerank import rerank
 from routehead_plugins.cli.train import train
@@ -61,7 +62,7 @@ def _root(
     pass
 
 
-for _command in (demo, rerank, evaluate, detect, train, inspect):
+for _command in (demo, rerank, index, evaluate, detect, train, inspect):
     app.command()(_command)
 
 

@@ -69,6 +69,10 @@ SINGLE: Mapping[str, Any] = {
             "one fitted with the heads, or 0]",
         ),
     ],
+    "documents": Annotated[
+        str | None,
+        "Folder of a document index from `routehead index`: its documents need not be run.",
+    ],
     "drop_query_copies": Annotated[
         bool, "Leave out passages of documents that repeat the query before they are read."
     ],

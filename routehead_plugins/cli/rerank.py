@@ -65,7 +65,13 @@ class RerankArguments:
     remove_query: Annotated[bool, "Drop the candidate whose id is the query's (ArguAna)."] = False
 
 
-@with_options(*HEADS, "first_stage_weight", *LLM, *PROMPT, "document_cache", "drop_query_copies")
+@with_options(
+    *HEADS,
+    "first_stage_weight",
+    *LLM,
+    *PROMPT,
+    *("document_cache", "documents", "drop_query_copies"),
+)
 def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
     """Re-rank a run, or the candidates of BM25, and write a run.
 
@@ -75,12 +81,16 @@ def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
     Example: routehead rerank --corpus corpus.jsonl --topics queries.jsonl --run bm25.trec
     --hits 20 --output reranked.trec
     """
+    from routehead_plugins.index import open_documents
     from routehead_plugins.selection import choose_selector
 
     _check(arguments, options)
+    options, index = open_documents(options)
     selector = choose_selector(options)
     check_reading(options, selector)
     state = _settings(arguments, options, selector)
+    if index is not None:
+        state["keys"], state["budget"] = index.config.dtype, index.config.budget
     with _inputs(arguments) as inputs, resumable() as keep:
         keys = _keys(arguments, inputs)
         with Journal(arguments.output, state) as journal:

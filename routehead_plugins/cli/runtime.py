@@ -287,7 +287,7 @@ def ranked(
 @contextmanager
 def progress(
     description: str, total: int, keep: Callable[[], None] = lambda: None
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[Callable[..., None]]:
     """Draw a progress bar on standard error.
 
     Args:
@@ -296,15 +296,15 @@ def progress(
         keep: Called after every step; see ``resumable``.
 
     Yields:
-        A function that advances the bar by one step.
+        A function that advances the bar, by one step or by the number of steps it is given.
     """
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err) as bar:
         task = bar.add_task(description, total=total)
 
-        def advance() -> None:
+        def advance(steps: int = 1) -> None:
             keep()
-            bar.advance(task)
+            bar.advance(task, steps)
 
         yield advance

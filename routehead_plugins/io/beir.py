@@ -165,15 +165,46 @@ def read_corpus(path: StrPath) -> dict[str, Document]:
         CollectionError: The file is missing or malformed, or an id occurs twice.
     """
     corpus: dict[str, Document] = {}
+    for location, document in _documents(path):
+        reject_repeated(str(document.id), corpus, "document", location)
+        corpus[str(document.id)] = document
+    return corpus
+
+
+def read_documents(path: StrPath) -> Iterator[Document]:
+    """Read the documents of a corpus one after the other; see ``read_corpus``.
+
+    Raises:
+        CollectionError: The file is missing or malformed. Ids that occur twice are no error here.
+    """
+    return (document for _, document in _documents(path))
+
+
+def check_corpus(path: StrPath) -> int:
+    """Check a corpus as ``read_corpus`` does, with nothing but its ids in memory.
+
+    Returns:
+        The number of documents.
+
+    Raises:
+        CollectionError: See ``read_corpus``.
+    """
+    ids: dict[str, None] = {}
+    for location, document in _documents(path):
+        reject_repeated(str(document.id), ids, "document", location)
+        ids[str(document.id)] = None
+    return len(ids)
+
+
+def _documents(path: StrPath) -> Iterator[tuple[str, Document]]:
+    """Yield the location and the content of each line of a corpus."""
     expected = "one JSON object per line with '_id', 'text' and maybe 'title'"
     for location, record in json_records(path, expected):
         doc_id = json_id(record, _ID_KEYS, location)
         text = json_text(record, _TEXT_KEYS, location, blank=True)
-        reject_repeated(doc_id, corpus, "document", location)
         metadata = {key: value for key, value in record.items() if (key, value) != ("title", "")}
         del metadata[first_key(record, _ID_KEYS)], metadata[first_key(record, _TEXT_KEYS)]
-        corpus[doc_id] = Document(titled_text(record.get("title"), text), doc_id, metadata)
-    return corpus
+        yield location, Document(titled_text(record.get("title"), text), doc_id, metadata)
 
 
 def read_topics(path: StrPath) -> Topics:

@@ -73,6 +73,7 @@ FIELDS: dict[str, Any] = {
     "max_doc_tokens": 100,
     "first_stage_weight": 0.5,
     "drop_query_copies": True,
+    "documents": "some/index",
     "local_files_only": True,
     "keep_retrieval_score": True,
     "metadata_mode": MetadataMode.LLM,

@@ -61,6 +61,7 @@ def test_the_demo_shows_ranks_before_and_after(
     assert result.exit_code == 0, result.output
     assert "Rank of the first full answer" in result.output
     assert "3 of 80 bundled queries" in result.output
+    assert "late" in result.output
     assert "nDCG@10" in result.output
 
 

@@ -24,11 +24,13 @@ def test_help_comes_at_once_and_loads_no_torch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip().endswith("[]")
-    for name in ("demo", "rerank", "evaluate", "detect", "train", "inspect"):
+    for name in ("demo", "rerank", "index", "evaluate", "detect", "train", "inspect"):
         assert name in done.stdout
 
 
-@pytest.mark.parametrize("name", ["demo", "rerank", "evaluate", "detect", "train", "inspect"])
+@pytest.mark.parametrize(
+    "name", ["demo", "rerank", "index", "evaluate", "detect", "train", "inspect"]
+)
 def test_every_command_explains_itself(name: str) -> None:
     result = CliRunner().invoke(app, [name, "--help"], terminal_width=200, color=False)
     assert result.exit_code == 0

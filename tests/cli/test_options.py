@@ -18,6 +18,7 @@ from routehead_plugins.options import RerankerOptions
 LOADING = {"model", "device", "dtype"}
 READING = {"max_doc_tokens", "layout", "window", "stride"}
 SCORING = {"first_stage_weight", "document_cache", "drop_query_copies"}
+KEPT = {"documents"}
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ def test_every_option_of_the_table_is_a_field_of_the_core() -> None:
         ("demo", LOADING | {"heads", "router"}),
         (
             "rerank",
-            LOADING | READING | SCORING | {"heads", "router"},
+            LOADING | READING | SCORING | KEPT | {"heads", "router"},
         ),
+        ("index", LOADING | {"heads", "router", "max_doc_tokens"}),
         ("detect", LOADING | READING),
         ("train", LOADING | READING | {"document_cache"}),
         ("evaluate", LOADING | READING | SCORING),
