@@ -34,6 +34,7 @@ RESULTS = ROOT / "docs" / "results.md"
 SPEED = ROOT / "docs" / "speed.md"
 GUIDE = ROOT / "docs" / "guide.md"
 TRAINING = ROOT / "docs" / "training.md"
+INDEX = ROOT / "docs" / "document-index.md"
 
 by_page = pytest.mark.parametrize(
     "page", PAGES, ids=lambda path: str(path.relative_to(ROOT).with_suffix(""))
@@ -308,3 +309,75 @@ def test_what_is_said_of_speed_is_in_its_files() -> None:
     high = max(ratios["ours / floor"]["max"] for ratios in other)
     assert f"`ours / floor` is {floor} (rounds from {low:.2f} to {high:.2f})" in text
     assert f"`parallel-cold / ours` {cold}." in text
+
+
+def test_every_figure_of_the_layouts_is_in_their_file() -> None:
+    mean, text = results("layouts")["collections"]["mean"], in_one_line(RESULTS)
+    means, differences = mean["means"], mean["differences"]
+    rows = table(RESULTS, "recipe | parallel | late | late - parallel [95 % CI]")
+    assert len(rows) == 13
+    for recipe, *cells in rows:
+        if recipe == "bm25":
+            assert cells == [f"{means['bm25']:.4f}"] * 2 + [""]
+            continue
+        figures = [f"{means[f'{layout}/{recipe}']:.4f}" for layout in ("parallel", "late")]
+        one = differences[f"late/{recipe}"]
+        assert cells == [*figures, "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**one)]
+    for row, said in (
+        ("late/weights+bm25", "over all heads it is {difference:+.3f} [{low:+.3f}, {high:+.3f}]"),
+        ("cascade-10", "best ten of the late ones, is {difference:+.3f} [{low:+.3f}, {high:+.3f}]"),
+    ):
+        assert said.format(**differences[row]) in text
+    unseen = results("router-parallel")["unseen"]["macro-average"]["means"]
+    best = max(mean for row, mean in means.items())
+    assert unseen["weights"] > best  # "better than any row here"
+
+
+def test_every_figure_of_the_size_of_an_index_is_in_its_file() -> None:
+    measured = results("index-size")["rows"]
+    header = "heads | form | KB per document | nDCG@10 | difference to whole, float16 [95 % CI]"
+    rows = table(INDEX, header)
+    assert len(rows) >= 20
+    for heads, form, *cells in rows:
+        figures = measured[f"{heads}: {form}"]
+        expected = [f"{figures['bytes'] / 1000:.1f}", f"{figures['mean']:.4f}", ""]
+        if "difference" in figures:
+            said = "{difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+            expected[2] = said.format(**figures["difference"])
+        assert cells == expected, (heads, form)
+    eight, sixteen = (measured[f"ndcg-{size}: int8, 1.0"] for size in (8, 16))
+    assert eight["bytes"] < sixteen["bytes"]
+    assert eight["mean"] > sixteen["mean"]
+
+
+def test_every_figure_of_documents_that_are_run_beforehand_is_in_its_files() -> None:
+    names = [
+        "late-index / tail",
+        "late-warm / tail",
+        "parallel-warm / late-index",
+        "late-cold / parallel-cold",
+        "likelihood / late-index",
+    ]
+    sizes = {
+        size: figures
+        for name in ("latency-late-embedded-cpu", "latency-late-1000-embedded-cpu")
+        for size, figures in results(name)["sizes"].items()
+    }
+    rows = table(SPEED, "documents | " + " | ".join(f"`{name}`" for name in names))
+    assert [row[0] for row in rows] == list(sizes)
+    for size, *cells in rows:
+        ratios = sizes[size]["ratios"]
+        for name, cell in zip(names, cells, strict=True):
+            assert cell == (f"{ratios[name]['median']:.2f}" if name in ratios else "-"), name
+    index, text = sizes["1000"]["notes"]["late-index"]["index"], in_one_line(SPEED)
+    assert f"indexed at {index['share_of_bare_forward']:.2f} times" in text
+    assert f"take {index['bytes_per_document'] / 1000:.1f} KB each" in text
+    warm = sizes["100"]["ratios"]["late-index / tail"]["median"]
+    said = f"{index['bytes_per_document'] / 1000:.0f} KB for 120 tokens: a query over 100 of them"
+    assert f"{said} takes {warm:.1f} times as long" in in_one_line(README)
+    scale = results("index-scale")
+    opening, search = scale["opening"], scale["search"]
+    said = f"open in {opening['seconds to open']:.2f} s with {opening['megabytes of memory']:,.0f}"
+    assert f"{said} MB of memory" in text
+    assert f"looked up in {opening['seconds to look up a thousand']:.3f} s" in text
+    assert f"of 120 tokens takes {search['seconds of a search']:.0f} s" in text

@@ -46,7 +46,7 @@ VARIANTS: dict[str, tuple[str, int | None]] = {
 }
 LAYOUTS = ("sequential", "parallel")  # also variants, with candidates in BM25's order
 # Queries of a collection share documents, but hardly ever a whole list of documents.
-DOCUMENT_CACHE = {"sequential": None, "parallel": "4GB"}
+DOCUMENT_CACHE = {"sequential": None, "parallel": "4GB", "late": "4GB"}
 LIKELIHOOD = "likelihood"
 PARTS = (*VARIANTS, LIKELIHOOD)
 
@@ -147,8 +147,8 @@ class Collector:
             self.signals(collection, part)
 
     def signals(self, collection: Collection, variant: str) -> SignalSet:
-        """Return the signals of all heads for the candidates."""
-        layout, shuffle = VARIANTS[variant]
+        """Return the signals of all heads for the candidates, in a variant or another layout."""
+        layout, shuffle = VARIANTS.get(variant, (variant, None))
         options = CollectOptions(self.options.hits, self.options.max_doc_tokens, shuffle)
         with progress(f"{collection.name}: {variant}", len(collection.topics)) as advance:
             return collect_signals(

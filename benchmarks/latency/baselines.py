@@ -23,6 +23,7 @@ from benchmarks.latency.subject import (
     UnavailableError,
     timed,
 )
+from routehead_plugins.backbone import batches
 from routehead_plugins.scoring import document_signals
 
 # Window and stride of RankGPT (arXiv 2304.09542).
@@ -289,6 +290,32 @@ def floor(subject: Subject, documents: Sequence[str]) -> Method:
             decoder(input_ids=ids, use_cache=False)
 
     return Method(forward, prepare)
+
+
+def tail_alone(subject: Subject, documents: Sequence[str]) -> Method:  # noqa: ARG001
+    """A bare forward over the query's tail, the minimum where documents are run beforehand."""
+    decoder = truncated_decoder(subject)
+    inputs: list[Tensor] = []
+
+    def prepare(query: str) -> None:
+        pieces = subject.pieces(query, [])
+        inputs[:] = [torch.tensor([pieces.tail], device=subject.device)]
+
+    @torch.inference_mode()
+    def forward(_: str) -> None:
+        decoder(input_ids=inputs[0], use_cache=False)
+
+    return Method(forward, prepare)
+
+
+@torch.inference_mode()
+def bare_forwards(subject: Subject, documents: Sequence[tuple[int, ...]]) -> None:
+    """Run documents through the layers down to the deepest head, in batches of 4,096 tokens."""
+    decoder = truncated_decoder(subject)
+    for indices in batches([len(ids) for ids in documents], 4096):
+        longest = max(len(documents[index]) for index in indices)
+        rows = [documents[index] + (0,) * (longest - len(documents[index])) for index in indices]
+        decoder(input_ids=torch.tensor(rows, device=subject.device), use_cache=False)
 
 
 def truncated_decoder(subject: Subject) -> PreTrainedModel:

@@ -1,8 +1,11 @@
-"""Measure the time per query and the peak memory of every way to use an LLM as a re-ranker.
+r"""Measure the time per query and the peak memory of every way to use an LLM as a re-ranker.
 
     python -m benchmarks.latency.compare                                     # the embedded LLM
     python -m benchmarks.latency.compare --shape qwen3-4b --device cuda      # random weights
     python -m benchmarks.latency.compare --sizes 2,4 --repeats 1 --no-memory # try it out
+    python -m benchmarks.latency.compare --no-memory --sizes 10,100,1000 --doc-tokens 120 \
+        --methods parallel-cold,parallel-warm,late-cold,late-warm,late-index,likelihood,tail \
+        --output benchmarks/results/latency-late-embedded-cpu.json
 
 Methods, all over the same documents of 150 tokens:
 
@@ -14,6 +17,10 @@ Methods, all over the same documents of 150 tokens:
     likelihood      query likelihood of the same LLM, best of several batch sizes
     listwise        RankGPT: the LLM writes a permutation, windows of 20 that move by 10
     floor           a bare forward over the prompt of `ours`, of as many layers
+    late-cold       late layout, the same heads, nothing cached
+    late-warm       the same, documents in the cache in memory
+    late-index      the same, documents in an index on disk, int8
+    tail            a bare forward over the query's tail, of as many layers
 
 After a warm-up all methods run in every round, so that noise affects them equally; ratios are
 formed within rounds. Results are written after every size: an interrupted run resumes when it is

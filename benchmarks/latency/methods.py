@@ -6,15 +6,34 @@ The first four functions, and ``Subject.forget_tokens``, depend on the inside of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from shutil import rmtree
+from tempfile import mkdtemp
+from weakref import finalize
 
 import torch
 from torch import Tensor
 
-from benchmarks.latency.baselines import floor, handwritten, likelihood, listwise
+from benchmarks.latency.baselines import (
+    bare_forwards,
+    floor,
+    handwritten,
+    likelihood,
+    listwise,
+    tail_alone,
+)
 from benchmarks.latency.subject import Method, Prompt, Subject, UnavailableError, timed
-from routehead_plugins import HeadRoutedAttentionReranker, HeadSet
-from routehead_plugins.backbone import KeyValueCache, KeyValues, Rows, Tap, joined, run, token_tree
-from routehead_plugins.layouts import Layout, ParallelLayout, SequentialLayout
+from routehead_plugins import Document, DocumentIndex, HeadRoutedAttentionReranker, HeadSet
+from routehead_plugins.backbone import (
+    BytesCache,
+    KeyValueCache,
+    KeyValues,
+    Rows,
+    Tap,
+    joined,
+    run,
+    token_tree,
+)
+from routehead_plugins.layouts import LateLayout, Layout, ParallelLayout, SequentialLayout
 from routehead_plugins.scoring import document_signals
 from routehead_plugins.selection import AllHeads, FixedHeads, Selector
 
@@ -126,6 +145,63 @@ def _tails(subject: Subject, documents: Sequence[str], *, tap: bool) -> Method:
     return Method(both, prepare)
 
 
+def late_layout(subject: Subject, documents: Sequence[str]) -> Layout:  # noqa: ARG001
+    """Make a late layout with an empty cache that is large enough for all documents."""
+    return LateLayout(BytesCache("8GB"))
+
+
+def _late_cold(subject: Subject, documents: Sequence[str]) -> Method:
+    return _cold(subject, FixedHeads(subject.heads), late_layout, documents)
+
+
+def _late_warm(subject: Subject, documents: Sequence[str]) -> Method:
+    reranker = _reranker(subject, FixedHeads(subject.heads), late_layout(subject, documents))
+
+    def trial(query: str) -> float:
+        reranker.score(f"{query} before", documents)
+        return timed(lambda: reranker.score(query, documents), subject.device)
+
+    return Method(lambda query: reranker.score(query, documents), trial=trial, remembers=True)
+
+
+def _late_index(subject: Subject, documents: Sequence[str]) -> Method:
+    """A re-ranker that reads an index on disk, which is in the system's cache of files."""
+    folder = mkdtemp(prefix="routehead-")
+    selector = FixedHeads(subject.heads)
+    notes = {"index": indexing(subject, selector, documents, folder)}
+    layout = LateLayout(documents=DocumentIndex(folder))
+    reranker = _reranker(subject, selector, layout)
+
+    def run(query: str) -> list[float]:
+        return reranker.score(query, documents)
+
+    def trial(query: str) -> float:
+        run(f"{query} before")  # compares checksums
+        return timed(lambda: run(query), subject.device)
+
+    method = Method(run, trial=trial, notes=notes)
+    finalize(method, rmtree, folder, ignore_errors=True)
+    return method
+
+
+def indexing(
+    subject: Subject, selector: Selector, documents: Sequence[str], folder: str
+) -> dict[str, float]:
+    """Index documents, and compare the time with a bare forward over the same tokens."""
+    indexer = _reranker(subject, selector, LateLayout())
+    items = [Document(text) for text in documents]
+    seconds = timed(lambda: indexer.index(items, folder), subject.device)
+    pieces = subject.llm.encoder.documents(documents, max_doc_tokens=subject.doc_tokens)
+    tokens = sum(len(piece.ids) for piece in pieces)
+    bare = timed(lambda: bare_forwards(subject, [piece.ids for piece in pieces]), subject.device)
+    return {
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "share_of_bare_forward": bare / seconds,
+        "bytes_per_document": DocumentIndex(folder).nbytes / len(documents),
+    }
+
+
 METHODS: dict[str, Callable[[Subject, Sequence[str]], Method]] = {
     "handwritten": handwritten,
     "icr": _icr,
@@ -135,6 +211,10 @@ METHODS: dict[str, Callable[[Subject, Sequence[str]], Method]] = {
     "likelihood": likelihood,
     "listwise": listwise,
     "floor": floor,
+    "late-cold": _late_cold,
+    "late-warm": _late_warm,
+    "late-index": _late_index,
+    "tail": tail_alone,
     # Parts of `ours`, for the share of tap and scoring.
     "tails": lambda subject, documents: _tails(subject, documents, tap=True),
     "tails-untapped": lambda subject, documents: _tails(subject, documents, tap=False),

@@ -25,6 +25,11 @@ RATIOS = {
         ("likelihood", "parallel-cold"),
         ("likelihood", "parallel-warm"),
         ("listwise", "ours"),
+        ("late-index", "tail"),
+        ("late-warm", "tail"),
+        ("late-cold", "parallel-cold"),
+        ("parallel-warm", "late-index"),
+        ("likelihood", "late-index"),
     )
 }
 _MEMORY = "memory: "
@@ -58,6 +63,11 @@ TARGETS = (
     Target("handwritten / ours", ">=", 4.0, (50,)),
     Target("parallel-cold / ours", "<=", 1.0, (20,)),
     Target("parallel-cold / ours", "<", 1.0, (50, 100)),
+    Target("late-index / tail", "<=", 1.5, (100,)),
+    Target("late-index / tail", "<=", 3.0, (1000,)),
+    Target("parallel-warm / late-index", ">=", 2.0, (100,)),
+    Target("parallel-warm / late-index", ">=", 6.0, (1000,)),
+    Target("likelihood / late-index", ">=", 50.0, (100,)),
     Target("likelihood / parallel-cold", ">=", 1.4, (10, 20, 50, 100)),
     Target("ours / parallel-warm", ">=", 8.0, (100,)),
     Target("likelihood / parallel-warm", ">=", 10.0, (100,)),

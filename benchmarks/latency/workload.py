@@ -25,8 +25,12 @@ def make_documents(encoder: PromptEncoder, count: int, tokens: int) -> list[str]
     start = lap = 0
     while len(documents) < count:
         ends = range(start + 1, min(start + tokens, len(words)) + 1)
+        # From the second lap on, documents begin with its number, so that none comes twice.
+        first = [f"{lap} "] if lap else []
         # Every word is at least one token, and more words are more tokens.
-        index = bisect_left(ends, tokens, key=lambda end: len(_tokens(encoder, words[start:end])))
+        index = bisect_left(
+            ends, tokens, key=lambda end: len(_tokens(encoder, [*first, *words[start:end]]))
+        )
         if index == len(ends):  # start again with an offset, so that all documents differ
             lap += 1
             start = 17 * lap
@@ -35,7 +39,7 @@ def make_documents(encoder: PromptEncoder, count: int, tokens: int) -> list[str]
                     f"--doc-tokens={tokens} is more than the collection has; give fewer."
                 )
             continue
-        documents.append("".join(words[start : ends[index]]).strip())
+        documents.append("".join([*first, *words[start : ends[index]]]).strip())
         start = ends[index]
     cut = {_tokens(encoder, [document])[:tokens] for document in documents}
     if len(cut) < count:

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from benchmarks.trust.forks import Ended, run_command
 from benchmarks.trust.report import Outcome, Sizes
 from benchmarks.trust.subject import CANDIDATES, save_llm, write_collection
-from routehead_plugins import HeadRoutedAttentionReranker
+from routehead_plugins import DocumentIndex, HeadRoutedAttentionReranker
 
-KILLED = ("rerank", "detect", "train")
+KILLED = ("rerank", "detect", "train", "index")
 FILLED = ("rerank", "detect", "evaluate", "train")
 
 # Statuses of an output that cannot be written, and of a machine that failed.
@@ -32,9 +32,10 @@ _OUTPUTS = {
     "detect": "heads.json",
     "evaluate": "table.json",
     "train": "router",
+    "index": "documents",
 }
-# A folder without this file is no router.
-_ROUTER = "config.json"
+# A folder without this file is neither a router nor an index.
+_CONFIG = "config.json"
 _CARD = "README.md"
 _PAGE = 4096
 _DISK_PAGES = 1024
@@ -63,6 +64,8 @@ class Job:
             for option, name in files.items():
                 output += [f"--{option}", str(self.collection / name)]
             return ["rerank", *output, *shared]
+        if self.name == "index":
+            return ["index", *output, "--corpus", str(self.collection / "corpus.jsonl"), *shared]
         output += ["--collection", str(self.collection), "--hits", str(CANDIDATES)]
         if self.name == "evaluate":
             return ["evaluate", *output, "--methods", "bm25,all,all+bm25", *shared]
@@ -75,8 +78,10 @@ class Job:
     def content(self, folder: Path) -> Mapping[str, Any] | None:
         """Return what a run has put out, file by file; ``None`` for nothing that looks complete."""
         output = self.output(folder)
+        if self.name == "index":
+            return _indexed(output, self.collection)
         if self.name == "train":
-            if not (output / _ROUTER).exists():
+            if not (output / _CONFIG).exists():
                 return None
             return {path.name: path.read_bytes() for path in output.iterdir()}
         if not output.exists():
@@ -203,8 +208,20 @@ def _kill(reference: Reference, rng: random.Random, count: int) -> dict[str, Any
     return {"kills": killed, **figures, "left work behind": behind, "files left over": left}
 
 
+def _indexed(output: Path, collection: Path) -> Mapping[str, Any] | None:
+    """Return the files of an index; ``None`` as long as it lacks documents, which it may."""
+    if not (output / _CONFIG).exists():
+        return None
+    index = DocumentIndex(output)
+    if index.verify() < len((collection / "corpus.jsonl").read_text().splitlines()):
+        return None
+    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.bin")}
+
+
 def _surplus(job: Job, folder: Path) -> list[Path]:
     """List files beside the output that no later run uses, such as half of a file."""
+    if job.name == "index":
+        return []  # a later run cuts off what was not finished
     output = job.output(folder)
     inside = set(output.iterdir()) if output.is_dir() else {output}
     expected = {output, *(path for path in inside if not path.name.startswith("."))}

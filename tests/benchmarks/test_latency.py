@@ -11,7 +11,17 @@ import pytest
 import torch
 from families import tiny_model, tiny_tokenizer
 
-from benchmarks.latency import baselines, compare, memory, methods, peak, report, rounds, workload
+from benchmarks.latency import (
+    baselines,
+    compare,
+    index_scale,
+    memory,
+    methods,
+    peak,
+    report,
+    rounds,
+    workload,
+)
 from benchmarks.latency import subject as subjects
 from benchmarks.latency.options import DEFAULT_METHODS, Options
 from benchmarks.latency.shapes import SHAPES
@@ -71,6 +81,44 @@ def test_the_handwritten_scores_are_those_of_icr(subject: Subject) -> None:
     scores = icr.run("What grows on trees?")
     expected = [score * len(subject.llm.heads) for score in scores]
     assert by_hand == pytest.approx(expected, abs=1e-5)
+
+
+def test_documents_in_an_index_are_read_as_those_that_are_run(subject: Subject) -> None:
+    texts = workload.make_documents(subject.llm.encoder, 4, subject.doc_tokens)
+    scores = {}
+    for name in ("late-cold", "late-warm", "late-index"):
+        method = methods.make_method(name, subject, texts)
+        if method.trial is not None:
+            warm_up(method)
+        method.prepare("What grows on trees?")
+        scores[name] = method.run("What grows on trees?")
+    assert scores["late-warm"] == pytest.approx(scores["late-cold"], abs=1e-6)
+    assert scores["late-index"] == pytest.approx(scores["late-cold"], abs=2e-2)
+    assert method.notes["index"]["bytes_per_document"] > 0
+
+
+def test_the_least_for_a_query_is_a_forward_of_its_tail(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = methods.make_method("tail", subject, ["moss"])
+    decoder = baselines.truncated_decoder(subject)
+    shapes = []
+    monkeypatch.setattr(
+        type(decoder), "forward", lambda _, input_ids, **__: shapes.append(input_ids.shape)
+    )
+    method.prepare("What grows on trees?")
+    method.run("What grows on trees?")
+    (tail,) = {subject.pieces("What grows on trees?", []).tail}
+    assert shapes == [(1, len(tail))]
+
+
+def test_a_large_index_is_opened_and_searched(tmp_path: Path) -> None:
+    index_scale.main(documents=1500, tokens=2, searched=30, searched_tokens=5, output=tmp_path)
+    content = json.loads((tmp_path / "index-scale.json").read_text())
+    assert content["settings"]["documents"] == 1500
+    figures = content["opening"] | content["search"]
+    assert len(figures) == 10
+    assert all(isinstance(figure, float) for figure in figures.values())
 
 
 def test_what_does_not_fit_is_read_in_the_windows_that_the_floor_counts(subject: Subject) -> None:
