@@ -24,7 +24,7 @@ from routehead_plugins.layouts import LateDocument, LateLayout
 
 _LOCK_FILE = "lock"
 # Documents that are tokenized, run and committed together.
-_BATCH = 256
+_BATCH = 64
 _SHARD_BYTES = 2**30
 
 
