@@ -71,7 +71,7 @@ def test_a_command_has_defaults_of_its_own() -> None:
 
 def test_wrong_options_are_refused_by_typer() -> None:
     assert "Missing option '--name'" in call()[0]
-    assert "greater than or equal to 1" in call("--name", "x", "--count", "0")[0]
+    assert "Invalid value for '--count'" in call("--name", "x", "--count", "0")[0]
     assert "No such option" in call("--name", "x", "--device", "cpu")[0]
 
 
