@@ -95,6 +95,29 @@ def is_index(folder: Path) -> bool:
     return any(folder.glob("segments_*"))
 
 
+def open_index(index_dir: str | Path) -> Any:
+    """Open a Lucene index on disk.
+
+    Args:
+        index_dir: Folder of the index.
+
+    Returns:
+        A ``LuceneSearcher``.
+
+    Raises:
+        CollectionError: The folder holds no Lucene index.
+        JavaError: No JDK that Lucene can run on was found.
+        MissingExtraError: Pyserini is not installed.
+    """
+    folder = as_path("index_dir", index_dir)
+    if not is_index(folder):
+        raise CollectionError(
+            f"index_dir={str(folder)!r} holds no Lucene index; expected a folder made by "
+            "build_index or Pyserini; check the path, or build it."
+        )
+    return _jvm.load("pyserini.search.lucene").LuceneSearcher(str(folder))
+
+
 def stored_documents(index_dir: str | Path) -> tuple[int, Iterator[Document]]:
     """Read the documents of a Lucene index one after the other.
 
@@ -109,13 +132,7 @@ def stored_documents(index_dir: str | Path) -> tuple[int, Iterator[Document]]:
         JavaError: No JDK that Lucene can run on was found.
         MissingExtraError: Pyserini is not installed.
     """
-    folder = as_path("index_dir", index_dir)
-    if not is_index(folder):
-        raise CollectionError(
-            f"index_dir={str(folder)!r} holds no Lucene index; expected a folder made by "
-            "build_index or Pyserini; check the path, or build it."
-        )
-    searcher = _jvm.load("pyserini.search.lucene").LuceneSearcher(str(folder))
+    searcher = open_index(index_dir)
     stored = (searcher.doc(number) for number in range(searcher.num_docs))
     documents = (stored_document(str(doc.docid()), doc, None) for doc in stored if doc is not None)
     return int(searcher.num_docs), documents

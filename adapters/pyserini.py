@@ -35,12 +35,11 @@ from . import _jvm
 from ._hits import Hit, hits_of
 from ._lazy import LazyReranker, Reranker, check_options, check_reranker
 from ._lucene import (
-    as_path,
     as_score,
     bm25_run,
     build_index,
-    is_index,
     load_topics,
+    open_index,
     scored_ids,
     search,
     stored_documents,
@@ -130,13 +129,7 @@ class HeadRoutedStage:
             MissingExtraError: Pyserini is not installed.
         """
         bm25 = _check_bm25(k1, b)
-        folder = as_path("index_dir", index_dir)
-        if not is_index(folder):
-            raise CollectionError(
-                f"index_dir={str(folder)!r} holds no Lucene index; expected a folder made by "
-                "build_index or Pyserini; check the path, or build it."
-            )
-        searcher = _jvm.load("pyserini.search.lucene").LuceneSearcher(str(folder))
+        searcher = open_index(index_dir)
         searcher.set_bm25(*bm25)
         return cls(searcher, reranker, **arguments)
 

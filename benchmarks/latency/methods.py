@@ -116,7 +116,16 @@ def _parallel_cold(subject: Subject, documents: Sequence[str]) -> Method:
 
 
 def _parallel_warm(subject: Subject, documents: Sequence[str]) -> Method:
-    reranker = _reranker(subject, FixedHeads(subject.heads), parallel_layout(subject, documents))
+    return _warm(subject, parallel_layout, documents)
+
+
+def _warm(
+    subject: Subject,
+    layout: Callable[[Subject, Sequence[str]], Layout],
+    documents: Sequence[str],
+) -> Method:
+    """A re-ranker whose cache holds all documents."""
+    reranker = _reranker(subject, FixedHeads(subject.heads), layout(subject, documents))
 
     def trial(query: str) -> float:
         # The last word makes it another query, so that only documents are in the cache.
@@ -155,13 +164,7 @@ def _late_cold(subject: Subject, documents: Sequence[str]) -> Method:
 
 
 def _late_warm(subject: Subject, documents: Sequence[str]) -> Method:
-    reranker = _reranker(subject, FixedHeads(subject.heads), late_layout(subject, documents))
-
-    def trial(query: str) -> float:
-        reranker.score(f"{query} before", documents)
-        return timed(lambda: reranker.score(query, documents), subject.device)
-
-    return Method(lambda query: reranker.score(query, documents), trial=trial, remembers=True)
+    return _warm(subject, late_layout, documents)
 
 
 def _late_index(subject: Subject, documents: Sequence[str]) -> Method:
