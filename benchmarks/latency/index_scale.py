@@ -57,16 +57,16 @@ def main(
         opened = _open(folder / "many", documents)
         shutil.rmtree(folder / "many")
         _make(folder / "long", llm, searched, searched_tokens)
-        found = _search(folder / "long", llm)
+        search = _search(folder / "long", llm)
     finally:
         shutil.rmtree(folder)
     text = results_json(
         command_line("benchmarks.latency.index_scale", [], given),
         {**given, "threads": torch.get_num_threads()},
-        {"opening": opened, "search": found},
+        {"opening": opened, "search": search},
     )
     atomic_write_text(output / "index-scale.json", text)
-    for name, value in (opened | found).items():
+    for name, value in (opened | search).items():
         typer.echo(f"{name}: {value:,.3f}")
 
 

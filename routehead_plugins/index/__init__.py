@@ -8,7 +8,7 @@ from routehead_plugins.index.document_index import (
     id_hash,
     text_hash,
 )
-from routehead_plugins.index.opening import open_documents
+from routehead_plugins.index.options import open_documents
 from routehead_plugins.index.reduction import kept_rows, quantised, rows_of
 from routehead_plugins.index.search import SearchHit, read_all
 from routehead_plugins.index.shards import RECORD, Rows, ShardWriter

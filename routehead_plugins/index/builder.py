@@ -128,7 +128,7 @@ class IndexBuilder:
             documents: Documents with or without ids. Any number: a batch at a time is in memory.
 
         Yields:
-            The number of documents that were dealt with, after every batch that is on the disk.
+            The number of documents that are done with, after every batch that is on the disk.
 
         Raises:
             InputError: An id occurs twice, the disk is full, or the builder is not open.

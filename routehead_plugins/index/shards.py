@@ -269,7 +269,7 @@ class ShardWriter:
         """Write documents and commit them.
 
         Args:
-            documents: Record, arrays and id of each; the record's places and checksum are filled
+            documents: Record, arrays and id of each; the record's offsets and checksum are filled
                 in here.
 
         Raises:
