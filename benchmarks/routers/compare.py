@@ -49,6 +49,7 @@ from routehead_plugins.cli.runtime import check_minimum, progress
 from routehead_plugins.errors import InputError
 from routehead_plugins.io import atomic_write_text
 
+_LAYOUTS = (*LAYOUTS, "late")
 _Rows = Callable[[Trainer, Task, int, int, Callable[[], None]], dict[str, RowScores]]
 
 
@@ -63,7 +64,7 @@ class Options(ComparisonOptions):
     synthesize: Annotated[
         int | None, typer.Option(help="Queries to synthesize from each collection.")
     ] = None
-    layout: Annotated[str, typer.Option(help=f"One of {', '.join(LAYOUTS)}.")] = "parallel"
+    layout: Annotated[str, typer.Option(help=f"One of {', '.join(_LAYOUTS)}.")] = "parallel"
     seeds: Annotated[int, typer.Option(help="Seeds of each router's training.")] = 5
     skip_ablations: Annotated[
         bool, typer.Option("--skip-ablations", help="Train with the defaults alone.")
@@ -74,9 +75,9 @@ class Options(ComparisonOptions):
         super().__post_init__()
         check_minimum("--synthesize", self.synthesize)
         check_minimum("--seeds", self.seeds)
-        if self.layout not in LAYOUTS:
+        if self.layout not in _LAYOUTS:
             raise InputError(
-                f"--layout={self.layout} does not exist; give one of {', '.join(LAYOUTS)}."
+                f"--layout={self.layout} does not exist; give one of {', '.join(_LAYOUTS)}."
             )
         if len(self.paths) < 2 and self.synthesize is None:
             raise InputError(
