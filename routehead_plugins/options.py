@@ -40,6 +40,7 @@ class OptionValues(TypedDict, total=False):
     first_stage_weight: float | None
     drop_query_copies: bool
     documents: str | Path | None
+    refine: int | None
     local_files_only: bool
 
 
@@ -79,6 +80,9 @@ class RerankerOptions:
         documents: Folder of a document index, for the late layout: its documents need not be run.
             Without heads and router, the heads that it was made for are read, and without
             ``max_doc_tokens``, documents are cut where its were.
+        refine: Late layout: how many of the best documents are read once more in the parallel
+            layout, with the heads that come with the library for it, and put in that order;
+            ``None`` for none.
         local_files_only: Whether to use only the local cache of the Hub, never the network.
 
     Raises:
@@ -98,6 +102,7 @@ class RerankerOptions:
     first_stage_weight: float | None = None
     drop_query_copies: bool = False
     documents: str | Path | None = None
+    refine: int | None = None
     local_files_only: bool = False
 
     def __post_init__(self) -> None:
@@ -112,7 +117,7 @@ class RerankerOptions:
             _check_kind("device", given.device, 'a name such as "cuda", or a torch device')
         _check_kind("layout", given.layout, "a name")
         _check_kind("documents", given.documents, "the folder of an index")
-        for name in ("window", "stride", "max_doc_tokens"):
+        for name in ("window", "stride", "max_doc_tokens", "refine"):
             if getattr(given, name) is not None:
                 self._set(name, check_count(name, getattr(given, name)))
         weight = given.first_stage_weight

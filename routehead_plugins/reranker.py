@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -41,6 +41,7 @@ from routehead_plugins.index import (
 )
 from routehead_plugins.layouts import (
     LateLayout,
+    LateTails,
     Layout,
     ReadOptions,
     check_layout,
@@ -52,6 +53,7 @@ from routehead_plugins.options import OptionValues, RerankerOptions
 from routehead_plugins.scoring import (
     Excerpt,
     Readout,
+    Refinement,
     Reweighting,
     TokenAttention,
     evidence_spans,
@@ -59,7 +61,7 @@ from routehead_plugins.scoring import (
     residuals,
     without_copies,
 )
-from routehead_plugins.selection import AllHeads, Selector, choose_selector
+from routehead_plugins.selection import AllHeads, Router, Selector, choose_selector
 
 # Calibrated attention mass lies between -1 and 1: no document that was read scores lower.
 BLANK_SCORE = -1.0
@@ -75,6 +77,7 @@ class HeadRoutedAttentionReranker:
         selector: Choice of the heads for each query.
         layout: Arrangement of documents and query.
         readout: Options for turning attention into scores.
+        refinement: Second reading of the best documents; ``None`` for none.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class HeadRoutedAttentionReranker:
         first_stage_weight: float | None = None,
         max_doc_tokens: int | None = None,
         drop_query_copies: bool = False,
+        refinement: Refinement | None = None,
     ) -> None:
         """Compose a re-ranker from objects.
 
@@ -108,12 +112,18 @@ class HeadRoutedAttentionReranker:
             max_doc_tokens: Longer documents are cut here, the query never is.
             drop_query_copies: Whether passages of documents that repeat the query are left out
                 before the LLM reads them; see ``RerankerOptions``.
+            refinement: Re-ranks the best documents once more; none by default.
 
         Raises:
             InputError: A setting is out of range or of another type, or the heads were chosen for
                 another layout.
         """
         _check_parts(backbone, selector, layout, reweighting)
+        if refinement is not None and not isinstance(refinement, Refinement):
+            raise InputError(
+                f"refinement is a {class_name(refinement)}; give a Refinement, or None for none."
+            )
+        self.refinement = refinement
         self.calibrate = check_flag("calibrate", calibrate)
         self.null_share = check_null_share(null_share)
         self.max_doc_tokens = check_max_doc_tokens(max_doc_tokens)
@@ -136,8 +146,8 @@ class HeadRoutedAttentionReranker:
             model: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
             **options: ``heads``, ``router``, ``device``, ``dtype``, ``layout``,
                 ``document_cache``, ``window``, ``stride``, ``max_doc_tokens``,
-                ``first_stage_weight``, ``drop_query_copies``, ``documents`` and
-                ``local_files_only``; see ``RerankerOptions``.
+                ``first_stage_weight``, ``drop_query_copies``, ``documents``, ``refine``
+                and ``local_files_only``; see ``RerankerOptions``.
 
         Raises:
             InputError: An argument cannot be used.
@@ -166,9 +176,15 @@ class HeadRoutedAttentionReranker:
         selector = choose_selector(options) if selector is None else selector
         layout = make_layout(options, selector.layout, documents)
         check_layout(layout, selector.layout)
+        second = _second_options(options, layout)
+        again = None if second is None else choose_selector(second)
         if llm is None:
-            llm = FrozenLM.from_options(options, partial(_layers, selector, documents))
+            selectors = [selector] if again is None else [selector, again]
+            llm = FrozenLM.from_options(options, partial(_layers, selectors, documents))
         selector.check(llm)
+        refinement = None
+        if second is not None and again is not None and options.refine is not None:
+            refinement = Refinement(cls.from_options(second, llm, again), options.refine)
         reranker = cls(
             llm,
             selector,
@@ -176,6 +192,7 @@ class HeadRoutedAttentionReranker:
             first_stage_weight=options.first_stage_weight,
             max_doc_tokens=options.max_doc_tokens,
             drop_query_copies=options.drop_query_copies,
+            refinement=refinement,
         )
         if documents is not None:
             reranker.check_documents()
@@ -231,8 +248,10 @@ class HeadRoutedAttentionReranker:
         candidates = as_documents(documents)
         if check_flag("spans", spans):
             self.llm.encoder.check_offsets()
-        heads = self._select(query, instruction)
-        scores, read = self._scores(query, candidates, heads, instruction)
+        asked = self._ask(query, instruction)
+        scores, read = self._scores(asked, candidates)
+        if self.refinement is not None:
+            scores = self.refinement.refined(scores, query, candidates, instruction)
         # sorted() is stable, so that ties keep the order of the candidates.
         order = sorted(range(len(candidates)), key=lambda index: -scores[index])[:top_n]
         evidence = self._spans(read, set(order)) if spans and read else {}
@@ -240,7 +259,7 @@ class HeadRoutedAttentionReranker:
             ScoredDocument(index, scores[index], candidates[index], evidence.get(index, ()))
             for index in order
         ]
-        return Ranking(query, tuple(hits), heads, self.layout.name)
+        return Ranking(query, tuple(hits), asked.heads, self.layout.name)
 
     def score(
         self,
@@ -251,8 +270,10 @@ class HeadRoutedAttentionReranker:
     ) -> list[float]:
         """Score documents, in the order given; see ``rerank`` for the errors."""
         candidates = as_documents(documents)
-        heads = self._select(query, instruction)
-        return self._scores(query, candidates, heads, instruction)[0]
+        scores, _ = self._scores(self._ask(query, instruction), candidates)
+        if self.refinement is None:
+            return scores
+        return self.refinement.refined(scores, query, candidates, instruction)
 
     def rerank_batch(
         self,
@@ -338,11 +359,11 @@ class HeadRoutedAttentionReranker:
                 f"documents[{min(missing)}] has no tokens, since the tokenizer drops its "
                 "characters, and so no signals; leave it out."
             )
-        chosen = self._select(query) if heads is None else heads
-        chosen.check_within(self.llm.heads, self.llm.name)
+        asked = self._ask(query) if heads is None else self._asked(query, heads)
+        asked.heads.check_within(self.llm.heads, self.llm.name)
         if not candidates:
-            return torch.empty(len(chosen), 0, dtype=torch.float32, device="cpu")
-        signals = self.readout.signals(self._read(query, candidates, chosen))
+            return torch.empty(len(asked.heads), 0, dtype=torch.float32, device="cpu")
+        signals = self.readout.signals(self._read(asked, candidates))
         check_finite(signals, self.llm.name, self.llm.dtype)
         return signals
 
@@ -434,9 +455,11 @@ class HeadRoutedAttentionReranker:
             raise InputError("there is no index to search; load the re-ranker with documents=.")
         if self.readout.reweighting is not None:
             raise InputError("reweighting compares the tokens of candidates; leave it out.")
-        heads = self._select(query, instruction)
-        options = self._read_options(heads, instruction)
-        numbers, sums = read_all(index, self.llm, layout, query, heads, options, self.readout)
+        asked = self._ask(query, instruction)
+        heads, tails = asked.heads, asked.tails
+        if tails is None:
+            tails = layout.tails(self.llm, query, heads, asked.options)
+        numbers, sums = read_all(index, self.llm, layout, tails, heads, self.readout)
         if not numbers:
             return []
         lowest = min(first_stage.values(), default=None) if first_stage else None
@@ -448,12 +471,23 @@ class HeadRoutedAttentionReranker:
         best = scores.argsort(descending=True, stable=True)[:count].tolist()
         return [SearchHit(index.id_of(numbers[i]), float(scores[i]), numbers[i]) for i in best]
 
-    def _select(self, query: str, instruction: str | None = None) -> HeadSet:
+    def _ask(self, query: str, instruction: str | None = None) -> _Asked:
         """Choose the heads, once the texts that the LLM reads for it are checked."""
         check_text("query", query)
         if instruction is not None:
             check_text("instruction", instruction)
-        return self.selector.select(query, self.llm)
+        selector, layout = self.selector, self.layout
+        if isinstance(selector, Router) and isinstance(layout, LateLayout):
+            layer = selector.tail_layer
+            if layer is not None:  # the pass that reads the query also embeds it
+                asked = self._asked(query, selector.heads, instruction)
+                tails = layout.tails(self.llm, query, asked.heads, asked.options, layer)
+                heads = selector.select_by(tails.embedding(selector.space.pooling), self.llm)
+                return replace(asked, heads=heads, tails=tails)
+        return self._asked(query, selector.select(query, self.llm), instruction)
+
+    def _asked(self, query: str, heads: HeadSet, instruction: str | None = None) -> _Asked:
+        return _Asked(query, heads, self._read_options(heads, instruction))
 
     def _readable(self, documents: Sequence[Document]) -> list[int]:
         """Return the indices of the documents that have tokens to read."""
@@ -466,16 +500,12 @@ class HeadRoutedAttentionReranker:
             has_tokens = self.llm.encoder.has_tokens(texts)
         return [index for index, has in zip(indices, has_tokens, strict=True) if has]
 
-    def _read(
-        self,
-        query: str,
-        documents: Sequence[Document],
-        heads: HeadSet,
-        instruction: str | None = None,
-    ) -> TokenAttention:
+    def _read(self, asked: _Asked, documents: Sequence[Document]) -> TokenAttention:
         texts = [document.text for document in documents]
-        options = self._read_options(heads, instruction)
-        return self.layout.read(self.llm, query, texts, heads, options)
+        layout, heads, options = self.layout, asked.heads, asked.options
+        if asked.tails is not None and isinstance(layout, LateLayout):
+            return layout.read_behind(asked.tails, self.llm, texts, heads, options)
+        return layout.read(self.llm, asked.query, texts, heads, options)
 
     def _read_options(self, heads: HeadSet, instruction: str | None) -> ReadOptions:
         return ReadOptions(
@@ -501,24 +531,20 @@ class HeadRoutedAttentionReranker:
         return None
 
     def _scores(
-        self,
-        query: str,
-        documents: Sequence[Document],
-        heads: HeadSet,
-        instruction: str | None,
+        self, asked: _Asked, documents: Sequence[Document]
     ) -> tuple[list[float], _Reading | None]:
         """Score every document in the order given; also return what was read, if anything was."""
         excerpts = [Excerpt(document.text) for document in documents]
         if self.drop_query_copies:
-            excerpts = [without_copies(query, document.text) for document in documents]
+            excerpts = [without_copies(asked.query, document.text) for document in documents]
             documents = excerpt_documents(documents, excerpts)
         indices = self._readable(documents)
         if not indices:
             return [BLANK_SCORE] * len(documents), None
         candidates = [documents[index] for index in indices]
-        attention = self._read(query, candidates, heads, instruction)
+        attention = self._read(asked, candidates)
         first_stage = [document.score for document in candidates]
-        read_scores = self.readout.scores(attention, heads.recipe, first_stage)
+        read_scores = self.readout.scores(attention, asked.heads.recipe, first_stage)
         check_finite(read_scores, self.llm.name, self.llm.dtype)
         # Fused scores have no fixed floor: blank documents then go below the lowest, which may be
         # so large that one less is the same number.
@@ -548,6 +574,16 @@ class HeadRoutedAttentionReranker:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """A query, the heads to read for it, and its tails if they were run to choose the heads."""
+
+    query: str
+    heads: HeadSet
+    options: ReadOptions
+    tails: LateTails | None = None
+
+
+@dataclass(frozen=True)
 class _Reading:
     """What was read: indices of the documents that have tokens, their texts, and the attention."""
 
@@ -556,9 +592,33 @@ class _Reading:
     attention: TokenAttention
 
 
-def _layers(selector: Selector, documents: DocumentIndex | None, num_layers: int) -> int:
+def _second_options(options: RerankerOptions, layout: Layout) -> RerankerOptions | None:
+    """Return the options of a second reading of the best documents, if one is wanted.
+
+    Raises:
+        InputError: The first reading is not in the late layout.
+    """
+    if options.refine is None:
+        return None
+    if layout.name != "late":
+        raise InputError(
+            f"refine={options.refine} is for the late layout, but layout={layout.name!r}; leave "
+            "one of them out."
+        )
+    return replace(
+        options,
+        heads=None,
+        router=None,
+        layout="parallel",
+        documents=None,
+        first_stage_weight=None,
+        refine=None,
+    )
+
+
+def _layers(selectors: Sequence[Selector], documents: DocumentIndex | None, num_layers: int) -> int:
     """Return how many layers to load: those of the heads, and of all keys in the index."""
-    layers = selector.layers(num_layers)
+    layers = max(selector.layers(num_layers) for selector in selectors)
     return layers if documents is None else max(layers, documents.columns.last_layer + 1)
 
 

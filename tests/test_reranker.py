@@ -28,6 +28,7 @@ from routehead_plugins.errors import (
     RouterMismatchError,
 )
 from routehead_plugins.layouts import ParallelLayout, SequentialLayout
+from routehead_plugins.options import RerankerOptions
 from routehead_plugins.reranker import BLANK_SCORE
 from routehead_plugins.scoring import Reweighting
 from routehead_plugins.selection import AllHeads, FixedHeads, HeadRouter, QuerySpace, as_selector
@@ -716,3 +717,44 @@ def test_spans_lie_in_the_whole_text_where_a_copy_was_left_out(llm: FrozenLM) ->
     for span, expected in zip(hit.spans, other.spans, strict=True):
         words = text[span.start : span.end].replace(COPIED, "")
         assert (words, span.score) == (left[expected.start : expected.end], expected.score)
+
+
+def test_the_best_documents_are_read_once_more_in_the_parallel_layout(
+    llm: FrozenLM,
+) -> None:
+    texts = [f"{what} wolf ran {where}" for what in ("a", "no", "every") for where in ("by", "off")]
+    late = HeadRoutedAttentionReranker(llm, layout="late", max_doc_tokens=5)
+    options = RerankerOptions(llm.name, layout="late", heads="all", refine=3, max_doc_tokens=5)
+    refined = HeadRoutedAttentionReranker.from_options(options, llm)
+    assert refined.refinement is not None
+    second = refined.refinement.scorer
+    assert isinstance(second, HeadRoutedAttentionReranker)
+    assert (second.layout.name, second.max_doc_tokens) == ("parallel", 5)
+    scores = refined.score("which wolf?", texts)
+    best = [hit.index for hit in late.rerank("which wolf?", texts)][:3]
+    again = second.score("which wolf?", [texts[index] for index in best])
+    assert [hit.index for hit in refined.rerank("which wolf?", texts)][:3] == [
+        best[index] for index in sorted(range(3), key=lambda index: -again[index])
+    ]
+    rest = [index for index in range(6) if index not in best]
+    expected = late.score("which wolf?", texts)
+    assert [scores[i] for i in rest] == pytest.approx([expected[i] for i in rest], abs=1e-6)
+    assert min(scores[i] for i in best) > max(scores[i] for i in rest)
+
+
+@pytest.mark.parametrize("layout", [None, "parallel", "sequential"])
+def test_only_the_late_layout_is_refined(llm: FrozenLM, layout: str | None) -> None:
+    options = RerankerOptions(llm.name, layout=layout, heads="all", refine=3)
+    with pytest.raises(InputError) as error:
+        HeadRoutedAttentionReranker.from_options(options, llm)
+    assert str(error.value) == (
+        f"refine=3 is for the late layout, but layout={layout or 'sequential'!r}; leave one of "
+        "them out."
+    )
+
+
+def test_a_refinement_of_another_kind_is_refused(llm: FrozenLM) -> None:
+    given: Any = 20
+    with pytest.raises(InputError) as error:
+        HeadRoutedAttentionReranker(llm, refinement=given)
+    assert str(error.value) == "refinement is a int; give a Refinement, or None for none."

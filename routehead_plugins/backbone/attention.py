@@ -98,7 +98,8 @@ class Tap:
         last_layer: The forward stops in this layer, as soon as its keys are in the cache.
         heads: Heads to read; empty to read none.
         rows: Tokens whose attention is read; ``None`` where nothing is read.
-        states_before: The forward stops before this layer and keeps the states that reach it.
+        states_before: The states that reach this layer are kept, and a forward that reads no heads
+            stops there; ``None`` keeps none.
         keeps_queries: Whether to keep the rows' queries instead of reading attention.
         states: The states that were kept, shape (batch, tokens, width).
         read: Layer -> attention read there, shape (averages, heads of the layer, past keys).

@@ -273,15 +273,18 @@ class FrozenLM(TextTasks):
         *,
         start: int,
         length: int,
+        states_before: int | None = None,
     ) -> TailQueries:
         """Run a tail behind a prefix alone, and keep what it asks of documents at some heads.
 
         Args:
-            prefix: Keys and values of the prefix, as deep as the heads.
+            prefix: Keys and values of the prefix, as deep as the heads and ``states_before``.
             tail: Token ids.
             heads: Heads whose queries to keep.
             start: Position of the tail's first token, beyond the documents that may stand between.
             length: Number of tokens of the prompt, for rotary factors that depend on it.
+            states_before: Layer before which the tail's hidden states are kept as well; ``None``
+                keeps none.
 
         Raises:
             HeadError: The LLM does not have these heads.
@@ -298,14 +301,16 @@ class FrozenLM(TextTasks):
                 past=past,
                 claimed=start,
             )
-            tap = Tap(heads.last_layer, heads, rows, keeps_queries=True)
+            last_layer = max(heads.last_layer, states_before or 0)
+            tap = Tap(last_layer, heads, rows, states_before, keeps_queries=True)
             # As if documents stood in between: a layer with a window says so only if they may be
             # beyond it.
             cache = joined([prefix], last_layer=tap.last_layer, past=start)
             ids = torch.tensor([tail], device=self.device)
             with self._length.set_to(length):
                 run(self._view, ids, positions[None], cache, tap)
-            return TailQueries(tap.queries, rows.weights)
+            states = None if tap.states is None else tap.states[0].float()
+            return TailQueries(tap.queries, rows.weights, states)
 
     def key_columns(self, heads: HeadSet) -> KeyColumns:
         """Return the keys of documents that some heads are compared with.

@@ -182,10 +182,13 @@ class TailQueries:
     Attributes:
         layers: Layer -> its queries.
         weights: Share of each row in the mean over a tail's tokens, shape (tails, rows).
+        states: Hidden states of the first tail's tokens before some layer, shape (rows, width);
+            ``None`` if none are kept.
     """
 
     layers: Mapping[int, LayerQueries]
     weights: Tensor
+    states: Tensor | None = None
 
     @classmethod
     def join(cls, tails: Sequence[TailQueries], shared: int) -> TailQueries:
@@ -217,12 +220,13 @@ class TailQueries:
                 rest=torch.cat([part.rest[:, rows] for part, rows in cut], dim=1),
                 sees=None if first.sees is None else partial(_seen_by_all, seers),
             )
-        return cls(layers, weights)
+        return cls(layers, weights, tails[0].states)
 
     @property
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
-        return sum(layer.nbytes for layer in self.layers.values())
+        states = 0 if self.states is None else self.states.nbytes
+        return sum(layer.nbytes for layer in self.layers.values()) + states
 
     def attention(
         self, keys: DocumentKeys, heads: HeadSet, log_sums: Tensor | None = None

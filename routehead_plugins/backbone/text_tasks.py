@@ -75,15 +75,19 @@ class TextTasks(ABC):
         """Number of layers after which texts are embedded by default: four fifths of them."""
         return round(_EMBEDDING_DEPTH * self.num_layers)
 
-    def check_embedding_layer(self, layer: int) -> None:
+    def check_embedding_layer(self, layer: int, *, last: bool = True) -> None:
         """Check that the states after ``layer`` layers can be computed.
+
+        Args:
+            layer: Number of layers.
+            last: Whether the states after the LLM's last layer can be, too.
 
         Raises:
             InputError: The LLM has fewer layers, or was loaded with fewer.
         """
         loaded = self.heads.last_layer + 1
         # States after the last layer loaded are normalised, those after other layers are not.
-        deepest = loaded if loaded == self.num_layers else loaded - 1
+        deepest = loaded if last and loaded == self.num_layers else loaded - 1
         if not 0 <= layer <= deepest:
             raise InputError(f"layer={layer} is not a layer of {self.name!r}; give 0 to {deepest}.")
 

@@ -82,14 +82,15 @@ def _number_layers(layers: nn.ModuleList) -> None:
 
 
 def _watch_layers(layers: nn.ModuleList) -> None:
-    """Add hooks that end a forward before the layer a tap names, and keep that layer's input."""
+    """Add hooks that keep the input of the layer a tap names, where a forward may end."""
 
     def watch(number: int) -> Callable[..., None]:
         def stop(_: nn.Module, states: tuple[Tensor, ...], options: dict[str, Any]) -> None:
             tap = options.get("routehead_tap")
             if tap is not None and tap.states_before == number:
                 tap.states = states[0] if states else options["hidden_states"]
-                raise StopForward
+                if not tap.heads:
+                    raise StopForward
 
         return stop
 

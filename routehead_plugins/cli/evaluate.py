@@ -61,7 +61,7 @@ class EvaluateArguments:
     ] = 1.0
 
 
-@with_options(*LLM, *PROMPT, "document_cache", "drop_query_copies")
+@with_options(*LLM, *PROMPT, "document_cache", "refine", "drop_query_copies")
 def evaluate(arguments: EvaluateArguments, options: RerankerOptions) -> None:
     """Measure methods on judged collections, and test whether they differ.
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
+    from routehead_plugins.backbone import FrozenLM
     from routehead_plugins.heads import HeadSet
     from routehead_plugins.selection import Router
     from routehead_plugins.training import Inspection, Use
@@ -139,8 +140,17 @@ def _uses(
     uses = []
     for name, texts in queries.items():
         with err.status(f"{name}: embedding {len(texts)} queries ..."):
-            uses.append(Use.of(name, router, router.embed(texts, llm)))
+            uses.append(Use.of(name, router, _embeddings(router, texts, llm)))
     return uses
+
+
+def _embeddings(router: Router, texts: Sequence[str], llm: FrozenLM) -> Tensor:
+    from routehead_plugins.layouts import LateLayout
+
+    if router.tail_layer is None:
+        return router.embed(texts, llm)
+    router.check(llm)
+    return LateLayout().embed(llm, texts, layer=router.tail_layer, pooling=router.space.pooling)
 
 
 def render(inspection: Inspection) -> Group:
@@ -185,7 +195,8 @@ def _facts(inspection: Inspection) -> Table:
         "documents cut at": f"{facts['max_doc_tokens']} tokens" if router.max_doc_tokens else "-",
         "signals": facts["aggregation"] or "mean, outliers dropped",
         "first-stage weight": "-" if weight is None else f"{weight:g}",
-        "queries embedded": f"after layer {router.space.layer}, {router.space.pooling}; "
+        "queries embedded": f"after layer {router.space.layer}, {router.space.pooling}"
+        f"{' of the tail' if router.space.source == 'tail' else ''}; "
         f"{facts['anchors']} anchors",
         "heads at most, P": router.max_heads or "all",
         "threshold": f"{router.threshold:g}",

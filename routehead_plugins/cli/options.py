@@ -73,6 +73,11 @@ SINGLE: Mapping[str, Any] = {
         str | None,
         "Folder of a document index from `routehead index`: its documents need not be run.",
     ],
+    "refine": Annotated[
+        int | None,
+        "Read this many of the best documents once more in the parallel layout (late layout).  "
+        "[default: none]",
+    ],
     "drop_query_copies": Annotated[
         bool, "Leave out passages of documents that repeat the query before they are read."
     ],

@@ -70,7 +70,7 @@ class RerankArguments:
     "first_stage_weight",
     *LLM,
     *PROMPT,
-    *("document_cache", "documents", "drop_query_copies"),
+    *("document_cache", "documents", "refine", "drop_query_copies"),
 )
 def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
     """Re-rank a run, or the candidates of BM25, and write a run.

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,8 +127,10 @@ def train_router(arguments: TrainArguments, options: RerankerOptions) -> Router:
     layer = llm.embedding_layer if arguments.layer is None else arguments.layer
     if arguments.max_layer is not None:
         layer = min(layer, arguments.max_layer)  # no deeper than any head to be chosen
-    llm.check_embedding_layer(layer)
-    fit_options = replace(fit_options, layer=layer)
+    # In the late layout, the pass that reads a query embeds it as well.
+    late = layout.name == "late"
+    llm.check_embedding_layer(layer, last=not late)
+    fit_options = replace(fit_options, layer=layer, source="tail" if late else "query")
     _check_data(judged, llm, layout, fit_options, arguments)
     parts: list[dict[str, Any]] = []
     signal_sets = []
@@ -141,7 +143,8 @@ def train_router(arguments: TrainArguments, options: RerankerOptions) -> Router:
                 parts.append({"name": collection.name, "kind": kind, "queries": count})
                 err.print(f"{collection.name}: {count} {kind} queries")
         reliable = arguments.utility is None and arguments.shrinkage is None
-        router = _fit(reduce(add, signal_sets), llm, fit_options, choose_labels=reliable)
+        signals = reduce(add, signal_sets)
+        router = _fit(signals, llm, layout, fit_options, choose_labels=reliable)
         router = replace(
             router,
             max_doc_tokens=options.max_doc_tokens,
@@ -325,13 +328,17 @@ def _signals(
     return mix_teacher(signals, likelihoods, arguments.teacher)
 
 
-def _fit(signals: SignalSet, llm: FrozenLM, options: FitOptions, *, choose_labels: bool) -> Router:
+def _fit(
+    signals: SignalSet, llm: FrozenLM, layout: Layout, options: FitOptions, *, choose_labels: bool
+) -> Router:
     """Embed the queries, fit the router, and record the choice of labels, if there is one."""
     from routehead_plugins import training
+    from routehead_plugins.layouts import LateLayout
 
     with err.status("Embedding the queries ..."):
         texts = [query.query for query in signals.queries]
-        embeddings = llm.embed(texts, layer=options.layer, pooling=options.pooling)
+        embed = partial(layout.embed, llm) if isinstance(layout, LateLayout) else llm.embed
+        embeddings = embed(texts, layer=options.layer, pooling=options.pooling)
     description: dict[str, Any] = {}
     if options.objective != "listwise":
         choices = training.label_choices(options.labels) if choose_labels else [options.labels]

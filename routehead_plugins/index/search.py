@@ -9,7 +9,7 @@ import torch
 from routehead_plugins.backbone import FrozenLM, isolated
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.index.document_index import DocumentIndex
-from routehead_plugins.layouts import LateLayout, ReadOptions
+from routehead_plugins.layouts import LateLayout, LateTails
 from routehead_plugins.scoring import DocumentSums, Readout
 
 
@@ -31,9 +31,8 @@ def read_all(
     index: DocumentIndex,
     llm: FrozenLM,
     layout: LateLayout,
-    query: str,
+    tails: LateTails,
     heads: HeadSet,
-    options: ReadOptions,
     readout: Readout,
 ) -> tuple[list[int], list[DocumentSums]]:
     """Read some heads on every document of an index, as if all stood in one list of candidates.
@@ -41,10 +40,9 @@ def read_all(
     Args:
         index: The documents.
         llm: The frozen LLM.
-        layout: The layout that runs the tails.
-        query: The query.
+        layout: The layout that ran the tails.
+        tails: The tails of the query.
         heads: The heads to read.
-        options: Instruction and calibration.
         readout: Sums attention over the tokens of each document.
 
     Returns:
@@ -53,11 +51,9 @@ def read_all(
     Raises:
         IndexMismatchError: The index was made for something else.
         IndexDamagedError: A document was damaged.
-        PromptTooLongError: The query is longer than the layout has room for.
     """
     index = index.snapshot()
-    index.check(llm, layout.frame(llm), heads, options.max_doc_tokens)
-    tails = layout.tails(llm, query, heads, options)
+    index.check(llm, layout.frame(llm), heads, tails.options.max_doc_tokens)
     numbers: list[int] = []
     sums: list[DocumentSums] = []
     with torch.inference_mode(), isolated(llm.device):

@@ -24,6 +24,7 @@ from routehead_plugins.backbone import (
     Pieces,
     TailQueries,
     batches,
+    check_pooling,
     isolated,
 )
 from routehead_plugins.data import Span
@@ -205,13 +206,43 @@ class LateLayout:
         """Run the LLM and read the heads; see ``Layout.read``."""
         asked = heads if options.candidates is None else options.candidates
         tails = self.tails(llm, query, asked, options)
+        return self.read_behind(tails, llm, texts, heads, options)
+
+    def read_behind(
+        self,
+        tails: LateTails,
+        llm: FrozenLM,
+        texts: Sequence[str],
+        heads: HeadSet,
+        options: ReadOptions,
+    ) -> TokenAttention:
+        """Read heads of a query whose tails have been run.
+
+        Args:
+            tails: The tails, at all of ``options.candidates`` if there are any.
+            llm: The frozen LLM.
+            texts: The documents, best candidate first, none of them blank.
+            heads: The heads to read.
+            options: Those with which the tails were run.
+
+        Raises:
+            PromptTooLongError: A document does not fit the LLM's context.
+        """
+        asked = heads if options.candidates is None else options.candidates
         documents = self._documents(llm, texts, asked, options)
         keys = DocumentKeys.join([document.keys for document in documents]).to(llm.device)
         with torch.inference_mode(), isolated(llm.device):
             attention = tails.queries.attention(keys, heads)
         return tails.attention_to([document.piece for document in documents], attention)
 
-    def tails(self, llm: FrozenLM, query: str, heads: HeadSet, options: ReadOptions) -> LateTails:
+    def tails(
+        self,
+        llm: FrozenLM,
+        query: str,
+        heads: HeadSet,
+        options: ReadOptions,
+        states_before: int | None = None,
+    ) -> LateTails:
         """Run the tail of a query, and those that calibrate it.
 
         Args:
@@ -219,6 +250,8 @@ class LateLayout:
             query: The query.
             heads: Heads whose queries to keep.
             options: Instruction and calibration.
+            states_before: Layer before which the hidden states of the query's tail are kept as
+                well; ``None`` keeps none.
 
         Raises:
             PromptTooLongError: The tail is longer than its room.
@@ -227,9 +260,8 @@ class LateLayout:
         frame = self.frame(llm)
         frame.check_tail(pieces, llm)
         tails = tails_of(pieces, options)
-        queries = [
-            self._queries(llm, frame, tail, heads, keep=tail != pieces.tail) for tail in tails
-        ]
+        queries = [self._queries(llm, frame, tails[0], heads, keep=False, states=states_before)]
+        queries += [self._queries(llm, frame, tail, heads, keep=True) for tail in tails[1:]]
         alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*tails, strict=False))
         shared = sum(1 for _ in alike)
         return LateTails(pieces, TailQueries.join(queries, shared), options)
@@ -269,15 +301,57 @@ class LateLayout:
         with torch.inference_mode(), isolated(llm.device):
             return queries.attention(keys, heads)[0].mean(dim=0)
 
+    def embed(
+        self,
+        llm: FrozenLM,
+        queries: Sequence[str],
+        *,
+        layer: int,
+        pooling: str = "mean",
+        instruction: str | None = None,
+    ) -> Tensor:
+        """Embed queries by their tails, as the pass that reads a query does on the way.
+
+        Args:
+            llm: The frozen LLM.
+            queries: The queries, none of them blank.
+            layer: Number of layers that the states come after.
+            pooling: ``"mean"`` of the tail's tokens, or ``"last"`` for the last one.
+            instruction: Text right before the query that says which documents are relevant.
+
+        Returns:
+            Shape (queries, width), float32, on the CPU, not normalised.
+
+        Raises:
+            InputError: There is no such layer or pooling.
+            PromptTooLongError: A tail is longer than its room.
+        """
+        check_pooling(pooling)
+        llm.check_embedding_layer(layer, last=False)
+        options = ReadOptions(calibrate=False, instruction=instruction)
+        first = HeadSet(llm.heads.heads[:1])
+        tails = [self.tails(llm, query, first, options, layer) for query in queries]
+        embeddings = [tail.embedding(pooling) for tail in tails]
+        return torch.stack(embeddings) if embeddings else torch.empty(0, llm.width)
+
     def _queries(
-        self, llm: FrozenLM, frame: LateFrame, tail: tuple[int, ...], heads: HeadSet, *, keep: bool
+        self,
+        llm: FrozenLM,
+        frame: LateFrame,
+        tail: tuple[int, ...],
+        heads: HeadSet,
+        *,
+        keep: bool,
+        states: int | None = None,
     ) -> TailQueries:
         """Run a tail; keep the null query's, which is the same for all queries."""
         key = (prompt_key(llm, frame.length), frame, heads.heads, tail)
         queries = self._null_queries.look_up(key) if keep else None
         if queries is None:
-            prefix = self._prefix(llm, frame, heads.last_layer)
-            queries = llm.tail_queries(prefix, tail, heads, start=frame.start, length=frame.length)
+            prefix = self._prefix(llm, frame, max(heads.last_layer, states or 0))
+            queries = llm.tail_queries(
+                prefix, tail, heads, start=frame.start, length=frame.length, states_before=states
+            )
             if keep:
                 self._null_queries.put(key, queries)
         return queries
@@ -345,6 +419,15 @@ class LateTails:
     pieces: Pieces
     queries: TailQueries
     options: ReadOptions
+
+    def embedding(self, pooling: str) -> Tensor:
+        """Pool the hidden states that were kept, shape (width,), on the CPU.
+
+        Args:
+            pooling: ``"mean"`` of the tail's tokens, or ``"last"`` for the last one.
+        """
+        states = cast(Tensor, self.queries.states)
+        return (states[-1] if pooling == "last" else states.mean(dim=0)).cpu()
 
     def attention_to(self, documents: Sequence[DocumentPiece], attention: Tensor) -> TokenAttention:
         """Split attention of the tails to documents' rows, (tails, heads, tokens)."""

@@ -5,6 +5,7 @@ from routehead_plugins.scoring.copies import Excerpt, excerpt_documents, without
 from routehead_plugins.scoring.evidence import evidence_spans
 from routehead_plugins.scoring.readout import DocumentSums, Readout
 from routehead_plugins.scoring.reattn import Reweighting
+from routehead_plugins.scoring.refinement import Refinement
 from routehead_plugins.scoring.token_scores import (
     TokenAttention,
     document_signals,
@@ -18,6 +19,7 @@ __all__ = [
     "DocumentSums",
     "Excerpt",
     "Readout",
+    "Refinement",
     "Reweighting",
     "TokenAttention",
     "aggregate",

@@ -13,7 +13,7 @@ from routehead_plugins.selection.names import (
 )
 from routehead_plugins.selection.neighbours import NeighbourRouter
 from routehead_plugins.selection.published import published_heads, published_names
-from routehead_plugins.selection.query_space import QuerySpace
+from routehead_plugins.selection.query_space import QuerySpace, check_source
 from routehead_plugins.selection.router import HeadRouter, Router
 from routehead_plugins.selection.router_files import router_size
 from routehead_plugins.selection.selectors import (
@@ -38,6 +38,7 @@ __all__ = [
     "Selector",
     "as_selector",
     "check_pooling",
+    "check_source",
     "choose_selector",
     "published_heads",
     "published_names",

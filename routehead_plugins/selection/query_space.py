@@ -14,6 +14,9 @@ from torch import Tensor
 from routehead_plugins.backbone import check_pooling, isolated
 from routehead_plugins.errors import InputError, short_repr
 
+SOURCES = ("query", "tail")
+"""What queries are embedded by: their text alone, or the tail of their prompt (late layout)."""
+
 _NEAREST = 5
 _QUANTILES = (0.5, 0.95)  # of the anchors' distances to one another, for `familiar`
 _STEP = 1e-3  # least difference of the two, where those distances are all equal
@@ -37,10 +40,12 @@ class QuerySpace:
         familiar: Two mean distances to the nearest anchors: up to the first, a query is fully
             familiar; from the second on, it is wholly unfamiliar.
         pooling: Pooling method of the embeddings; see ``FrozenLM.embed``.
+        source: One of ``SOURCES``: embeddings are those of ``FrozenLM.embed``, or those of
+            ``LateLayout.embed``, which the pass that reads the query makes on the way.
 
     Raises:
-        InputError: A deviation is not positive, or the layer, the distances or the pooling are
-            invalid.
+        InputError: A deviation is not positive, or the layer, the distances, the pooling or the
+            source are invalid.
     """
 
     layer: int
@@ -50,6 +55,7 @@ class QuerySpace:
     anchors: Tensor
     familiar: tuple[float, float]
     pooling: str = "mean"
+    source: str = "query"
 
     tensors: ClassVar[Mapping[str, str]] = {
         "mean": "width",
@@ -65,6 +71,7 @@ class QuerySpace:
                 f"layer={short_repr(layer)} must be a whole number from 0 to {_MAX_LAYER:,}."
             )
         check_pooling(self.pooling)
+        check_source(self.source)
         near, far = self.familiar
         if not 0 <= near < far < math.inf:
             raise InputError(
@@ -83,6 +90,7 @@ class QuerySpace:
         layer: int,
         *,
         pooling: str = "mean",
+        source: str = "query",
         coordinates: int = 64,
         anchors: int = 512,
     ) -> QuerySpace:
@@ -92,9 +100,10 @@ class QuerySpace:
         text, so all coordinates are z-scored before the principal components are computed.
 
         Args:
-            embeddings: From ``FrozenLM.embed``, shape (queries, width).
+            embeddings: From ``FrozenLM.embed`` or ``LateLayout.embed``, shape (queries, width).
             layer: Layer after which they were computed.
             pooling: Pooling method with which they were computed.
+            source: What they were computed from, one of ``SOURCES``.
             coordinates: Maximum number of principal components.
             anchors: Maximum number of queries to keep, 2 or more, evenly spaced in their order.
 
@@ -119,7 +128,7 @@ class QuerySpace:
         distances = _distances_to_others(standard[indices], rounded)
         near, far = distances.quantile(torch.tensor(_QUANTILES)).tolist()
         familiar = (near, max(far, near + _STEP))
-        return cls(layer, mean, deviation, basis, rounded, familiar, pooling)
+        return cls(layer, mean, deviation, basis, rounded, familiar, pooling, source)
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Project embeddings into the space: (queries, width) to (queries, coordinates)."""
@@ -153,6 +162,18 @@ class QuerySpace:
     @isolated(torch.device("cpu"))
     def _projected(self, z_scores: Tensor) -> Tensor:
         return torch.nn.functional.normalize(z_scores @ self.basis, dim=-1)
+
+
+def check_source(source: object) -> None:
+    """Check what queries are embedded by.
+
+    Raises:
+        InputError: It is not one of ``SOURCES``.
+    """
+    if source not in SOURCES:
+        raise InputError(
+            f"source={short_repr(source)} is not one of {', '.join(SOURCES)}; give one of them."
+        )
 
 
 def mean_nearest(distances: Tensor, count: int = _NEAREST) -> Tensor:

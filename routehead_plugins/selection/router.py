@@ -32,7 +32,7 @@ from routehead_plugins.data import check_count, check_number
 from routehead_plugins.errors import InputError, ModelLoadError, RouterMismatchError, short_repr
 from routehead_plugins.files import reason
 from routehead_plugins.heads import HeadSet, Recipe
-from routehead_plugins.selection.query_space import QuerySpace
+from routehead_plugins.selection.query_space import SOURCES, QuerySpace
 from routehead_plugins.selection.router_files import (
     RouterFiles,
     check_shapes,
@@ -115,6 +115,14 @@ class Router(Selector):
         # One more than for embedding, as the states after the last loaded layer are normalised.
         return max(self.heads.last_layer, self.space.layer if self.routes else 0) + 1
 
+    @property
+    def tail_layer(self) -> int | None:
+        """Layer before which the query's own pass in the late layout embeds it.
+
+        ``None`` if queries are embedded alone, in a pass of their own, or not at all.
+        """
+        return self.space.layer if self.routes and self.space.source == "tail" else None
+
     @abstractmethod
     def correction(self, queries: Tensor) -> Tensor:
         """Compute the correction that was learned from similar queries.
@@ -172,10 +180,30 @@ class Router(Selector):
         """Choose the heads for a query in one pass over it; a blank query gets those of the bias.
 
         Raises:
+            InputError: The pass that reads the query embeds it; see ``select_by``.
             RouterMismatchError: The router was trained for another LLM.
             HeadError: The LLM does not have the router's heads.
         """
+        if self.tail_layer is not None and not query.strip():
+            self._check(llm)
+            return self.choose(self.bias)
         return self.select_all([query], llm)[0]
+
+    def select_by(self, embedding: Tensor, llm: FrozenLM) -> HeadSet:
+        """Choose the heads for a query that is embedded already.
+
+        Args:
+            embedding: Shape (width,), from the pass that ``space.source`` names.
+            llm: The LLM that made it.
+
+        Raises:
+            RouterMismatchError: The router was trained for another LLM.
+            HeadError: The LLM does not have the router's heads.
+        """
+        self._check(llm)
+        if len(embedding) != len(self.space.mean):
+            raise self._mismatch(llm)
+        return self.choose(self.logits(embedding[None])[0])
 
     def select_all(self, queries: Sequence[str], llm: FrozenLM) -> list[HeadSet]:
         """Choose the heads for several queries in one pass; see ``select``."""
@@ -200,11 +228,17 @@ class Router(Selector):
             Shape (queries, width), on the CPU.
 
         Raises:
+            InputError: The pass that reads a query embeds it.
             RouterMismatchError: The router was trained for another LLM.
             HeadError: The LLM does not have the router's heads.
         """
         self._check(llm)
         space = self.space
+        if space.source == "tail":
+            raise InputError(
+                "the router embeds queries in the pass that reads them; use it with "
+                "HeadRoutedAttentionReranker, or embed them by LateLayout().embed."
+            )
         embeddings = llm.embed(queries, layer=space.layer, pooling=space.pooling)
         # Names alone do not identify an LLM, since a folder may hold any.
         if embeddings.shape[1] != len(space.mean):
@@ -237,6 +271,7 @@ class Router(Selector):
             **{name: getattr(self, name) for name in (*_SETTINGS, *self.settings)},
             "embedding_layer": space.layer,
             "embedding_pooling": space.pooling,
+            "embedding_source": space.source,
             "familiar": list(space.familiar),
             "heads": [str(head) for head in heads],
         }
@@ -383,6 +418,7 @@ def _router(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
         **{name: floats.pop(name) for name in QuerySpace.tensors},
         familiar=(near, far),
         pooling=config["embedding_pooling"],
+        source=config.get("embedding_source", SOURCES[0]),  # older routers know no other
     )
     given = {name: config[name] for name in (*_SETTINGS, *kind.settings)}
     return kind(heads=heads, space=space, **given, **cast(dict[str, Any], floats))

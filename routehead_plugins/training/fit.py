@@ -40,6 +40,7 @@ from routehead_plugins.selection import (
     QuerySpace,
     Router,
     check_pooling,
+    check_source,
 )
 from routehead_plugins.signals import SignalSet
 from routehead_plugins.training.checks import (
@@ -80,6 +81,7 @@ class FitOptions:
     Attributes:
         layer: Layer after which the queries were embedded.
         pooling: Pooling method with which they were embedded.
+        source: What they were embedded by; see ``QuerySpace``.
         objective: One of ``OBJECTIVES``.
         rank: d, length of a head's embedding.
         coordinates: Maximum number of dimensions of the space in which queries are compared.
@@ -97,6 +99,7 @@ class FitOptions:
 
     layer: int
     pooling: str = "mean"
+    source: str = "query"
     objective: str = "listwise"
     rank: int = 8
     coordinates: int = 32
@@ -109,6 +112,7 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
+        check_source(self.source)
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("aggregation", self.aggregation, COMPARABLE)
         check_count("rank", self.rank)
@@ -341,6 +345,7 @@ def corrected(base: Base, strength: float | None, options: FitOptions) -> Router
         base.embeddings,
         options.layer,
         pooling=options.pooling,
+        source=options.source,
         coordinates=options.coordinates,
         **({"anchors": len(base.embeddings)} if votes else {}),
     )

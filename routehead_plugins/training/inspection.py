@@ -116,6 +116,7 @@ class Inspection:
             "max_doc_tokens": router.max_doc_tokens,
             "embedding_layer": router.space.layer,
             "embedding_pooling": router.space.pooling,
+            "embedding_source": router.space.source,
             "anchors": len(router.space.anchors),
             "bytes": self.size,
             "candidate_heads": len(heads),

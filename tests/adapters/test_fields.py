@@ -121,6 +121,7 @@ def test_options_given_are_the_options_loaded_with(
         "first_stage_weight": 0.5,
         "drop_query_copies": True,
         "documents": "index",
+        "refine": 5,
         "local_files_only": True,
     }
     assert adapter(**options)._load_reranker() is not None

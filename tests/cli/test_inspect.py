@@ -503,6 +503,7 @@ KNOWN_FACTS = {
     "max_doc_tokens": None,
     "embedding_layer": 1,
     "embedding_pooling": "mean",
+    "embedding_source": "query",
     "anchors": 1,
     "bytes": 1234,
     "candidate_heads": 4,

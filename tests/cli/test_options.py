@@ -17,7 +17,7 @@ from routehead_plugins.options import RerankerOptions
 
 LOADING = {"model", "device", "dtype"}
 READING = {"max_doc_tokens", "layout", "window", "stride"}
-SCORING = {"first_stage_weight", "document_cache", "drop_query_copies"}
+SCORING = {"first_stage_weight", "document_cache", "refine", "drop_query_copies"}
 KEPT = {"documents"}
 
 

@@ -251,6 +251,16 @@ def test_queries_are_embedded_after_the_layer_that_is_asked_for(train: Train, wo
     assert train(words, layer=4, max_layer=3).space.layer == 3
 
 
+def test_in_the_late_layout_the_pass_that_reads_a_query_embeds_it(
+    train: Train, words: Path, model: str
+) -> None:
+    router = train(words, llm={"layout": "late"})
+    assert (router.layout, router.space.source) == ("late", "tail")
+    llm = FrozenLM.from_pretrained(model, dtype="float32")
+    ranking = HeadRoutedAttentionReranker(llm, router).rerank("which wolf?", ["a wolf", "an owl"])
+    assert len(ranking) == 2
+
+
 def test_queries_are_embedded_as_is_asked_for(
     train: Train, words: Path, tmp_path: Path, model: str
 ) -> None:

@@ -6,21 +6,25 @@ import copy
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import families
 import pytest
 import reference
+import routers
 import torch
 from transformers import AutoModelForCausalLM
 
-from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet
+from routehead_plugins import Document, FrozenLM, HeadRoutedAttentionReranker, HeadSet
 from routehead_plugins.backbone import BytesCache, DocumentKeys, KeyValues, TailQueries, attention
 from routehead_plugins.backbone import frozen_lm as backbone
-from routehead_plugins.errors import PromptTooLongError
+from routehead_plugins.errors import InputError, PromptTooLongError
 from routehead_plugins.layouts import LateLayout
 from routehead_plugins.layouts.late import document_keys
-from routehead_plugins.selection import FixedHeads
+from routehead_plugins.options import RerankerOptions
+from routehead_plugins.selection import FixedHeads, QuerySpace, Router
 
 QUERY = "which wolf ran?"
 DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river, one of them wet"]
@@ -230,3 +234,98 @@ def test_a_tail_longer_than_its_room_is_refused_and_so_is_a_document_over_the_co
     assert str(error.value).endswith("with 'tiny'; shorten the query.")
     with pytest.raises(PromptTooLongError, match=r"set max_doc_tokens=369 or less\.$"):
         reranker.score(QUERY, ["x" * 370])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "granite"])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_queries_are_embedded_by_the_states_of_their_tails(
+    family: str, pooling: str, layer: int
+) -> None:
+    reranker = late(family)
+    llm, layout = reranker.llm, cast(LateLayout, reranker.layout)
+    pieces, frame = llm.encoder.pieces(QUERY, [], numbered=False), layout.frame(llm)
+    prefix, tail = pieces.prefix, pieces.tail
+    ids = torch.tensor([[*prefix, *tail]])
+    positions = torch.arange(len(prefix)), frame.start + torch.arange(len(tail))
+    with torch.no_grad():
+        states = families.tiny_model(family)(
+            ids, position_ids=torch.cat(positions)[None], output_hidden_states=True
+        ).hidden_states[layer][0, len(prefix) :]
+    expected = states[-1] if pooling == "last" else states.mean(dim=0)
+    embeddings = layout.embed(llm, ["rain", QUERY], layer=layer, pooling=pooling)
+    torch.testing.assert_close(embeddings[1], expected, atol=3e-6, rtol=0)
+    assert embeddings.shape == (2, llm.width)
+    # All tails end with the same token.
+    alike = torch.allclose(embeddings[0], embeddings[1])
+    assert alike == (layer == 0 and pooling == "last")
+
+
+def test_no_queries_have_no_embeddings(llama: HeadRoutedAttentionReranker) -> None:
+    layout = cast(LateLayout, llama.layout)
+    assert layout.embed(llama.llm, [], layer=1).shape == (0, llama.llm.width)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": 1, "pooling": "max"}, "pooling='max' does not exist; choose one of mean, last."),
+        ({"layer": 4}, "layer=4 is not a layer of 'llama'; give 0 to 3."),
+        ({"layer": -1}, "layer=-1 is not a layer of 'llama'; give 0 to 3."),
+    ],
+)
+def test_an_embedding_that_no_tail_has_is_refused(
+    llama: HeadRoutedAttentionReranker, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        cast(LateLayout, llama.layout).embed(llama.llm, [QUERY], **options)
+    assert str(error.value) == message
+
+
+@pytest.fixture
+def routed(llama: HeadRoutedAttentionReranker) -> HeadRoutedAttentionReranker:
+    """A re-ranker whose router embeds queries by their tails, at the depth of its heads."""
+    layout = cast(LateLayout, llama.layout)
+    queries = [QUERY, *routers.QUERIES]
+    embeddings = layout.embed(llama.llm, queries, layer=routers.LAYER)
+    space = QuerySpace.fit(embeddings, routers.LAYER, source="tail", coordinates=6)
+    heads = replace(routers.HEADS, model="llama", layout="late")
+    return HeadRoutedAttentionReranker(
+        llama.llm, routers.make("heads", space, heads=heads, max_heads=2)
+    )
+
+
+def test_routing_takes_no_pass_of_its_own(
+    routed: HeadRoutedAttentionReranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, router = cast(LateLayout, routed.layout), cast(Router, routed.selector)
+    expected = {}
+    for query in (QUERY, "why b?"):
+        (embedding,) = layout.embed(routed.llm, [query], layer=routers.LAYER)
+        chosen = router.choose(router.logits(embedding[None])[0])
+        fixed = HeadRoutedAttentionReranker(routed.llm, FixedHeads(chosen))
+        expected[query] = chosen.heads, fixed.score(query, DOCUMENTS)
+    assert len({heads for heads, _ in expected.values()}) == 2
+    routed.score("rain", DOCUMENTS)  # prefix and null tail are kept from here on
+    for query, (heads, scores) in expected.items():
+        passes = passes_of(monkeypatch)
+        ranking = routed.rerank(query, DOCUMENTS)
+        assert ranking.heads.heads == heads
+        found = {hit.index: hit.score for hit in ranking}
+        assert [found[index] for index in range(3)] == pytest.approx(scores, abs=1e-6)
+        tails = [shape for shape in passes if shape[0] == 1]
+        documents = [shape for shape in passes if shape[0] > 1]
+        assert (len(tails), len(documents)) == (1, 1)
+
+
+def test_a_search_routes_by_the_tail_as_well(
+    routed: HeadRoutedAttentionReranker, tmp_path: Path
+) -> None:
+    routed.index((Document(text, id=text) for text in DOCUMENTS), tmp_path / "index")
+    options = RerankerOptions("llama", router=routed.selector, documents=tmp_path / "index")
+    reranker = HeadRoutedAttentionReranker.from_options(options, routed.llm)
+    hits = {hit.id: hit.score for hit in reranker.search(QUERY)}
+    assert [hits[text] for text in DOCUMENTS] == pytest.approx(
+        reranker.score(QUERY, DOCUMENTS), abs=1e-6
+    )
+    assert reranker.rerank(QUERY, DOCUMENTS).heads == routed.rerank(QUERY, DOCUMENTS).heads

@@ -409,3 +409,26 @@ def test_a_class_without_a_kind_of_its_own_replaces_no_other() -> None:
     assert folder is not None
     assert type(Router.from_pretrained(folder)) is HeadRouter
     assert Shared.kind == "heads"
+
+
+def test_a_router_of_the_late_layouts_pass_chooses_by_its_embedding() -> None:
+    space = replace(by_hand(), source="tail")
+    router = make("heads", space, max_heads=2)
+    assert router.tail_layer == LAYER
+    assert replace(router, space=by_hand()).tail_layer is None
+    assert replace(fixed([1.0, 2.0]), space=space).tail_layer is None  # it embeds nothing
+    llm = FrozenLM(families.tiny_model("llama"), families.tiny_tokenizer(), name="tiny")
+    embedding = torch.tensor([1.0, 0.2, 0.1])
+    chosen = router.select_by(embedding, llm)
+    assert chosen == router.choose(router.logits(embedding[None])[0])
+    assert router.select(" ", llm) == router.choose(router.bias)
+    with pytest.raises(InputError) as error:
+        router.select("why?", llm)
+    assert str(error.value) == (
+        "the router embeds queries in the pass that reads them; use it with "
+        "HeadRoutedAttentionReranker, or embed them by LateLayout().embed."
+    )
+    with pytest.raises(RouterMismatchError):
+        router.select_by(torch.ones(4), llm)
+    with pytest.raises(RouterMismatchError):
+        replace(router, heads=replace(HEADS, model="another")).select_by(embedding, llm)

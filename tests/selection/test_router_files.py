@@ -127,6 +127,7 @@ def test_a_folder_holds_what_the_documentation_says(tmp_path: Path) -> None:
         "max_heads": 3,
         "embedding_layer": 2,
         "embedding_pooling": "mean",
+        "embedding_source": "query",
         "familiar": [0.5, 2.0],
         "neighbours": 4,
         "description": {"queries": 7},
@@ -168,6 +169,21 @@ def test_a_router_for_an_llm_of_576_coordinates_is_smaller_than_a_megabyte(tmp_p
     space = QuerySpace.fit(random(600, 576), LAYER, coordinates=32)
     make("heads", space).save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("source", ["query", "tail"])
+def test_what_embeds_the_queries_is_kept(source: str, tmp_path: Path) -> None:
+    make("heads", replace(by_hand(), source=source)).save_pretrained(tmp_path)
+    assert Router.from_pretrained(tmp_path).space.source == source
+
+
+def test_routers_of_before_it_was_recorded_embed_queries_alone(tmp_path: Path) -> None:
+    make("heads", by_hand()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["embedding_source"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert Router.from_pretrained(tmp_path).space.source == "query"
 
 
 def test_a_card_is_only_replaced_by_another(tmp_path: Path) -> None:
@@ -288,6 +304,8 @@ def refused(folder: Path) -> str:
         (replaced(b'{"format":' * 5000), "nested deeper than 100 levels"),
         (replaced(b'{"format": 1, "format": 1}'), "the key 'format' occurs twice"),
         (configured(embedding_pooling="median"), "InputError"),
+        (configured(embedding_source="air"), "InputError"),
+        (configured(embedding_source=["tail"]), "InputError"),
         (configured(heads=["0-1", "2-3", "1-0", "2-0"]), "expected (heads=4)"),
         (configured(heads=["0-1", "2-3", "1-0", "2-0", "0-1"]), "head 0-1 is given twice"),
         (configured(heads=[]), "'' is not a head"),
@@ -349,7 +367,7 @@ def test_a_key_or_tensor_that_is_missing_is_named(kind: str, tmp_path: Path) -> 
     make(kind, by_hand()).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    for key in config.keys() - {"format", "version", "calibration"}:
+    for key in config.keys() - {"format", "version", "calibration", "embedding_source"}:
         path.write_text(json.dumps({k: v for k, v in config.items() if k != key}))
         assert f"(config.json or model.safetensors lacks {key!r})" in refused(tmp_path)
     path.write_text(json.dumps(config))
