@@ -1,9 +1,10 @@
 """The frozen LLM: the only room that knows transformers."""
 
+from routehead_plugins.backbone.adapter import PROJECTIONS, Adapter
 from routehead_plugins.backbone.attention import Rows, Tap, run
 from routehead_plugins.backbone.batching import batches
 from routehead_plugins.backbone.device import check_finite, pick_device, pick_dtype
-from routehead_plugins.backbone.frozen_lm import FrozenLM
+from routehead_plugins.backbone.frozen_lm import FrozenLM, Gradients
 from routehead_plugins.backbone.isolation import isolated
 from routehead_plugins.backbone.kv_cache import BytesCache, KeyValueCache, KeyValues, joined
 from routehead_plugins.backbone.loading import EMBEDDED, load, load_tokenizer
@@ -20,10 +21,13 @@ from routehead_plugins.backbone.token_tree import token_tree
 
 __all__ = [
     "EMBEDDED",
+    "PROJECTIONS",
+    "Adapter",
     "BytesCache",
     "DocumentKeys",
     "DocumentPiece",
     "FrozenLM",
+    "Gradients",
     "KeyColumns",
     "KeyValueCache",
     "KeyValues",

@@ -1,0 +1,129 @@
+"""The result of a training run: an adapter, the heads to read with it, and how it went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from routehead_plugins.backbone import Adapter
+from routehead_plugins.files import StrPath, atomic_write_text, encode_json
+from routehead_plugins.heads import HeadSet, Recipe
+
+if TYPE_CHECKING:
+    from routehead_plugins.alignment.trainer import Look, Trainer
+
+HEADS_FILE, HISTORY_FILE, CARD_FILE = "heads.json", "history.json", "README.md"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What held-out queries gained.
+
+    Attributes:
+        measure: ``"ndcg@10"`` where queries are judged, else ``"loss"``, whose fall is the gain.
+        before: Mean before training, with equal weights of all heads.
+        after: Mean after it.
+        difference: Mean gain per query.
+        standard_error: Standard error of that mean.
+        queries: Number of queries.
+    """
+
+    measure: str
+    before: float
+    after: float
+    difference: float
+    standard_error: float
+    queries: int
+
+    @classmethod
+    def between(cls, first: Look, best: Look) -> Gain:
+        """Compare two looks at the same queries."""
+        judged = ~first.ndcg.isnan()
+        if int(judged.sum()) > 1:
+            return cls._of("ndcg@10", first.ndcg[judged], best.ndcg[judged], 1)
+        return cls._of("loss", first.losses, best.losses, -1)
+
+    @classmethod
+    def _of(cls, measure: str, before: Tensor, after: Tensor, sign: int) -> Gain:
+        gains = sign * (after - before).double()
+        error = float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+        means = (float(before.mean()), float(after.mean()), float(gains.mean()))
+        return cls(measure, *means, error, len(gains))
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the gain is above two standard errors."""
+        return self.difference > 2 * self.standard_error
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """An adapter with the heads to read.
+
+    Attributes:
+        adapter: The LoRA adapter.
+        heads: The heads that were trained, with their weights as a recipe.
+        gain: What held-out queries gained; ``None`` without any.
+        history: Records of steps and of looks at the held-out queries.
+        settings: Settings of the run.
+        llm: Name of the LLM.
+        queries: Number of queries that were learned from.
+    """
+
+    adapter: Adapter
+    heads: HeadSet
+    gain: Gain | None
+    history: tuple[Mapping[str, Any], ...]
+    settings: Mapping[str, Any]
+    llm: str
+    queries: int
+
+    @classmethod
+    def of(
+        cls,
+        trainer: Trainer,
+        name: str,
+        gain: Gain | None,
+        history: tuple[Mapping[str, Any], ...],
+        *,
+        learned: int,
+    ) -> Alignment:
+        """Take the result of a finished run."""
+        config = trainer.config
+        with torch.no_grad():
+            weights = trainer.weights.weights.cpu().tolist()
+        aggregation = {"log": "log", "calibrated": "standardised"}[config.signal]
+        heads = HeadSet(
+            trainer.heads.heads,
+            model=trainer.llm.name,
+            layout="late",
+            method="aligned",
+            recipe=Recipe(weights=weights, aggregation=aggregation),
+        )
+        return cls(
+            trainer.adapter(name),
+            heads,
+            gain,
+            history,
+            config.settings(),
+            trainer.llm.name,
+            learned,
+        )
+
+    def save(self, folder: StrPath) -> None:
+        """Write a folder that peft reads as an adapter, with head set, history and card.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        self.adapter.save_pretrained(folder)
+        path = Path(folder)
+        self.heads.save(path / HEADS_FILE)
+        content = {"settings": self.settings, "queries": self.queries, "history": self.history}
+        atomic_write_text(path / HISTORY_FILE, encode_json(content, "the history") + "\n")
