@@ -12,9 +12,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from routehead_plugins.alignment.checkpoint import Checkpoint, State, open_checkpoint
 from routehead_plugins.alignment.config import AlignmentConfig
 from routehead_plugins.alignment.examples import AlignmentExample
@@ -158,13 +155,16 @@ class _Run:
 
     def _keep_best(self) -> None:
         self.best_parameters = {
-            name: parameter.detach().clone() for name, parameter in self.trainer.parameters().items()
+            name: parameter.detach().clone()
+            for name, parameter in self.trainer.parameters().items()
         }
 
     def _progress(self, losses: dict[str, float]) -> Progress:
-        held_out = next((r["held_out"] for r in reversed(self.history) if "held_out" in r), {})
+        looks = [record["held_out"] for record in self.history if "held_out" in record]
         trainer = self.trainer
-        return Progress(trainer.step, trainer.steps, losses, trainer.tokens, held_out)
+        return Progress(
+            trainer.step, trainer.steps, losses, trainer.tokens, looks[-1] if looks else {}
+        )
 
     def _save(self) -> None:
         if self.checkpoint is None:

@@ -65,21 +65,14 @@ class Checkpoint:
         if not self._path.exists():
             return None
         try:
-            with safe_open(self._path, framework="pt") as stream:
-                metadata = stream.metadata() or {}
-            if metadata.get("format") != f"{_FORMAT} {_VERSION}":
-                raise ValueError("it is not one of this release")
-            settings = parse_json(metadata["settings"])
-            progress = parse_json(metadata["progress"])
-            with open_input(self._path) as file:
-                tensors = load(file.read())
+            settings, state = _content(self._path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"{show_path(self._path)} cannot be resumed from ({reason(error)}); delete it to "
                 "start anew."
             ) from error
         self._check(settings)
-        return State(tensors, progress)
+        return state
 
     def write(self, state: State) -> None:
         """Replace the state.
@@ -109,6 +102,17 @@ class Checkpoint:
                     f"{short_repr(theirs.get(name))}, this one has {short_repr(own.get(name))}; "
                     "repeat that run's settings, or delete the file to start anew."
                 )
+
+
+def _content(path: Path) -> tuple[Any, State]:
+    """Read settings and state."""
+    with safe_open(path, framework="pt") as stream:
+        metadata = stream.metadata() or {}
+    if metadata.get("format") != f"{_FORMAT} {_VERSION}":
+        raise ValueError("it is not one of this release")
+    with open_input(path) as file:
+        tensors = load(file.read())
+    return parse_json(metadata["settings"]), State(tensors, parse_json(metadata["progress"]))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ its formulas, so the formulas below are our own.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def preference(scores: Tensor, grades: Tensor, hard_share: float) -> Tensor:
     levels = grades.unique()  # ascending
     margins = [
         (scores[grades == upper][:, None] - scores[grades == lower][None]).flatten()
-        for lower, upper in zip(levels[:-1], levels[1:], strict=True)
+        for lower, upper in pairwise(levels)
     ]
     if not margins:
         return scores.sum() * 0

@@ -8,6 +8,7 @@ from routehead_plugins.backbone.frozen_lm import FrozenLM, Gradients
 from routehead_plugins.backbone.isolation import isolated
 from routehead_plugins.backbone.kv_cache import BytesCache, KeyValueCache, KeyValues, joined
 from routehead_plugins.backbone.loading import EMBEDDED, load, load_tokenizer
+from routehead_plugins.backbone.minilm import MiniLM
 from routehead_plugins.backbone.prompt import (
     DocumentPiece,
     Pieces,
@@ -31,6 +32,7 @@ __all__ = [
     "KeyColumns",
     "KeyValueCache",
     "KeyValues",
+    "MiniLM",
     "Pieces",
     "PromptEncoder",
     "QueryLikelihood",

@@ -93,8 +93,6 @@ class Adapter:
         try:
             config: Any = parse_json(_content(folder / CONFIG_FILE).decode("utf-8-sig"))
             weights = load(_content(folder / WEIGHTS_FILE))
-            if not isinstance(config, dict):
-                raise ValueError(f"{CONFIG_FILE} is not an object")
             _check_kind(config, weights)
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelLoadError(
@@ -150,9 +148,15 @@ def new_adapter(
     names = set()
     for path, module in view.named_modules():
         projection = path.rpartition(".")[2]
-        if projection in projections and _layer_of(path) in layers and isinstance(module, nn.Linear):
+        if (
+            projection in projections
+            and _layer_of(path) in layers
+            and isinstance(module, nn.Linear)
+        ):
             bound = module.in_features**-0.5
-            first = torch.empty(rank, module.in_features).uniform_(-bound, bound, generator=generator)
+            first = torch.empty(rank, module.in_features).uniform_(
+                -bound, bound, generator=generator
+            )
             weights[f"{_PREFIX}{path}.lora_A.weight"] = first
             weights[f"{_PREFIX}{path}.lora_B.weight"] = torch.zeros(module.out_features, rank)
             names.add(projection)
@@ -185,6 +189,15 @@ def inject(view: nn.Module, adapter: Adapter, parameters: dict[str, nn.Parameter
         MissingExtraError: peft is not installed.
         UnsupportedModelError: The model has an adapter of its own, or this one is for another LLM.
     """
+    with without_gradients(view):
+        _replace_modules(view, adapter)
+    view.eval()
+    device = next(view.parameters()).device
+    _replace_parameters(view, adapter, parameters, device)
+
+
+def _replace_modules(view: nn.Module, adapter: Adapter) -> None:
+    """Let peft replace the projections that an adapter changes."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -197,14 +210,10 @@ def inject(view: nn.Module, adapter: Adapter, parameters: dict[str, nn.Parameter
         )
     known = set(LoraConfig.__dataclass_fields__)
     options = {key: value for key, value in adapter.config.items() if key in known}
-    with without_gradients(view):
-        try:
-            inject_adapter_in_model(LoraConfig(**options), view, adapter_name=_SLOT)
-        except (ValueError, TypeError) as error:
-            raise _misfit(view, adapter, reason(error)) from error
-    view.eval()
-    device = next(view.parameters()).device
-    _replace_parameters(view, adapter, parameters, device)
+    try:
+        inject_adapter_in_model(LoraConfig(**options), view, adapter_name=_SLOT)
+    except (ValueError, TypeError) as error:
+        raise _misfit(view, adapter, reason(error)) from error
 
 
 def _replace_parameters(
@@ -267,8 +276,10 @@ def _layer_of(path: str) -> int:
     return next((int(part) for part in path.split(".") if part.isdecimal()), -1)
 
 
-def _check_kind(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+def _check_kind(config: Any, weights: Mapping[str, Tensor]) -> None:
     """Check that an adapter adds products of two factors to projections, and nothing else."""
+    if not isinstance(config, dict):
+        raise ValueError(f"{CONFIG_FILE} is not an object")
     if config.get("peft_type") != "LORA":
         raise ValueError(f"its type is {short_repr(config.get('peft_type'))}, not LORA")
     others = ("modules_to_save", "use_dora", "trainable_token_indices", "target_parameters")

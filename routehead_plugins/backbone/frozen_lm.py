@@ -6,7 +6,7 @@ import copy
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -285,9 +285,10 @@ class FrozenLM(TextTasks):
         Yields:
             The passes.
         """
-        with self._exclusive(), without_gradients(self._whole):
-            with recomputing(layers_of(self._view)) if checkpoints else nullcontext():
-                yield Gradients(self)
+        with self._exclusive(), without_gradients(self._whole), ExitStack() as stack:
+            if checkpoints:
+                stack.enter_context(recomputing(layers_of(self._view)))
+            yield Gradients(self)
 
     @torch.inference_mode()
     def prefill(

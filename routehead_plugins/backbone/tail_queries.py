@@ -264,9 +264,7 @@ class TailQueries:
         }
         return TailQueries(layers, weights[:, rows])
 
-    def masses(
-        self, keys: DocumentKeys, heads: HeadSet, documents: Tensor, count: int
-    ) -> Tensor:
+    def masses(self, keys: DocumentKeys, heads: HeadSet, documents: Tensor, count: int) -> Tensor:
         """Sum the attention of some heads to each document; gradients flow through it.
 
         Args:
@@ -391,9 +389,7 @@ def _seen_by_all(
     return torch.cat([sees(positions)[rows] for sees, rows in seers if sees is not None])
 
 
-def _seen_by_some(
-    sees: Callable[[Tensor], Tensor], rows: Tensor, positions: Tensor
-) -> Tensor:
+def _seen_by_some(sees: Callable[[Tensor], Tensor], rows: Tensor, positions: Tensor) -> Tensor:
     """Tell which keys some of the rows see, shape (rows, keys)."""
     return sees(positions)[rows]
 

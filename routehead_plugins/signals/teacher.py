@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from routehead_plugins.backbone import FrozenLM, QueryLikelihood
+from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.data import as_number
 from routehead_plugins.errors import InputError, short_repr
-from routehead_plugins.io import Collection, Journal, StrPath, make_folder
+from routehead_plugins.io import Collection, StrPath
 from routehead_plugins.scoring import fuse
-from routehead_plugins.signals.collect import non_blank_candidates
-from routehead_plugins.signals.store import QuerySignals, SignalSet, llm_settings, sha256
+from routehead_plugins.signals.store import QuerySignals, SignalSet
+from routehead_plugins.signals.teachers import LikelihoodTeacher, collect_teacher
 
 # Weight of the retrieval scores beside the likelihood. 0.5 was best, or nearly so, on each of four
 # different collections.
@@ -50,22 +48,8 @@ def collect_likelihoods(
         UnsupportedModelError: The LLM was loaded without its last layers.
         CollectionError: The collection has no candidates.
     """
-    scorer = QueryLikelihood(llm, max_doc_tokens=max_doc_tokens)
-    settings = llm_settings(llm, max_doc_tokens=max_doc_tokens)
-    # A journal with other settings is dropped when it is opened, so each has a file of its own.
-    name = f"likelihood-{collection.name}-{_digest(settings)}"
-    likelihoods = {}
-    with Journal(make_folder(folder, "likelihoods") / name, settings) as journal:
-        for query_id, query in collection.topics.items():
-            documents = non_blank_candidates(collection, query_id, hits)
-            if documents:
-                content = [query, [[document.id, document.text] for document in documents]]
-                key = f"{query_id} {_digest(content)}"
-                if key not in journal.done:
-                    journal.append(key, scorer.score(query, documents))
-                likelihoods[query_id] = torch.tensor(journal.done[key])
-            advance()
-    return likelihoods
+    teacher = LikelihoodTeacher(llm, max_doc_tokens)
+    return collect_teacher(collection, teacher, folder, hits=hits, advance=advance)
 
 
 def mix_teacher(signals: SignalSet, likelihoods: Mapping[str, Tensor], share: float) -> SignalSet:
@@ -108,7 +92,3 @@ def _mix(query: QuerySignals, likelihood: Tensor | None, share: float) -> QueryS
     gains = (1 - share) * judged / total + share * teacher if total else teacher
     ideal_gains = gains[gains > 0].sort(descending=True).values
     return replace(query, gains=gains, ideal_gains=ideal_gains)
-
-
-def _digest(content: object) -> str:
-    return sha256(json.dumps(content, sort_keys=True), 12)
