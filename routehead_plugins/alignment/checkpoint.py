@@ -85,7 +85,9 @@ class Checkpoint:
             "settings": json.dumps(self._settings),
             "progress": json.dumps(state.progress),
         }
-        atomic_write_bytes(self._path, save(dict(state.tensors), metadata))
+        # Cloned, as safetensors refuses tensors that share their memory.
+        tensors = {name: tensor.cpu().clone() for name, tensor in state.tensors.items()}
+        atomic_write_bytes(self._path, save(tensors, metadata))
 
     def _check(self, settings: Any) -> None:
         """Check that the run on disk had the same settings.

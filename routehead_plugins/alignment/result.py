@@ -6,17 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from routehead_plugins.backbone import Adapter
 from routehead_plugins.files import StrPath, atomic_write_text, encode_json
-from routehead_plugins.heads import HeadSet, Recipe
-
-if TYPE_CHECKING:
-    from routehead_plugins.alignment.trainer import Look, Trainer
+from routehead_plugins.heads import HeadSet
 
 HEADS_FILE, HISTORY_FILE, CARD_FILE = "heads.json", "history.json", "README.md"
 
@@ -42,15 +38,15 @@ class Gain:
     queries: int
 
     @classmethod
-    def between(cls, first: Look, best: Look) -> Gain:
-        """Compare two looks at the same queries."""
-        judged = ~first.ndcg.isnan()
-        if int(judged.sum()) > 1:
-            return cls._of("ndcg@10", first.ndcg[judged], best.ndcg[judged], 1)
-        return cls._of("loss", first.losses, best.losses, -1)
+    def of(cls, measure: str, before: Tensor, after: Tensor, *, sign: int) -> Gain:
+        """Compare figures of the same queries.
 
-    @classmethod
-    def _of(cls, measure: str, before: Tensor, after: Tensor, sign: int) -> Gain:
+        Args:
+            measure: What they measure.
+            before: Before training, shape (queries,).
+            after: After it, same shape.
+            sign: 1 where higher is better, -1 where lower is.
+        """
         gains = sign * (after - before).double()
         error = float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
         means = (float(before.mean()), float(after.mean()), float(gains.mean()))
@@ -83,38 +79,6 @@ class Alignment:
     settings: Mapping[str, Any]
     llm: str
     queries: int
-
-    @classmethod
-    def of(
-        cls,
-        trainer: Trainer,
-        name: str,
-        gain: Gain | None,
-        history: tuple[Mapping[str, Any], ...],
-        *,
-        learned: int,
-    ) -> Alignment:
-        """Take the result of a finished run."""
-        config = trainer.config
-        with torch.no_grad():
-            weights = trainer.weights.weights.cpu().tolist()
-        aggregation = {"log": "log", "calibrated": "standardised"}[config.signal]
-        heads = HeadSet(
-            trainer.heads.heads,
-            model=trainer.llm.name,
-            layout="late",
-            method="aligned",
-            recipe=Recipe(weights=weights, aggregation=aggregation),
-        )
-        return cls(
-            trainer.adapter(name),
-            heads,
-            gain,
-            history,
-            config.settings(),
-            trainer.llm.name,
-            learned,
-        )
 
     def save(self, folder: StrPath) -> None:
         """Write a folder that peft reads as an adapter, with head set, history and card.

@@ -11,14 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routehead_plugins.alignment import losses
 from routehead_plugins.alignment.config import AlignmentConfig
 from routehead_plugins.alignment.examples import AlignmentExample
 from routehead_plugins.alignment.head_weights import HeadWeights, features
+from routehead_plugins.alignment.losses import (
+    attention_entropy,
+    distillation,
+    head_entropy,
+    preference,
+    spread,
+)
 from routehead_plugins.alignment.passes import Signals, late_signals
 from routehead_plugins.backbone import Adapter, FrozenLM, Gradients
 from routehead_plugins.errors import InputError
-from routehead_plugins.heads import HeadSet
+from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.signals import ndcg
 
 # Names of what the optimizer keeps of a parameter.
@@ -156,6 +162,15 @@ class Trainer:
         with self.llm.gradients() as passes:
             return passes.adapter(name)
 
+    @torch.no_grad()
+    def head_set(self) -> HeadSet:
+        """Return the heads with their weights as they are now, to be read by a re-ranker."""
+        aggregation = {"log": "log", "calibrated": "standardised"}[self.config.signal]
+        recipe = Recipe(weights=self.weights.weights.cpu().tolist(), aggregation=aggregation)
+        return HeadSet(
+            self.heads.heads, model=self.llm.name, layout="late", method="aligned", recipe=recipe
+        )
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return all trained parameters by their names in files."""
         return self._factors | self.weights.tensors()
@@ -247,16 +262,16 @@ class Trainer:
         parts = {}
         if on.distillation and example.teacher is not None:
             teacher = torch.tensor(example.teacher, device=scores.device)
-            parts["distillation"] = losses.distillation(scores, teacher, config.temperature)
+            parts["distillation"] = distillation(scores, teacher, config.temperature)
         if on.preference and example.grades is not None:
             grades = torch.tensor(example.grades, device=scores.device)
-            parts["preference"] = losses.preference(scores, grades, config.hard_share)
+            parts["preference"] = preference(scores, grades, config.hard_share)
         if on.spread:
-            parts["spread"] = losses.spread(scores)
+            parts["spread"] = spread(scores)
         if on.head_entropy:
-            parts["head_entropy"] = losses.head_entropy(self.weights.shares)
+            parts["head_entropy"] = head_entropy(self.weights.shares)
         if on.attention_entropy:
-            parts["attention_entropy"] = losses.attention_entropy(signals.mass, self.weights.shares)
+            parts["attention_entropy"] = attention_entropy(signals.mass, self.weights.shares)
         return parts
 
     def _total(self, parts: Mapping[str, Tensor]) -> Tensor:

@@ -80,11 +80,39 @@ def align(
         MissingExtraError: peft is not installed.
     """
     config = AlignmentConfig() if config is None else config
+    learned, judged = _split(examples, held_out, config)
+    trainer = _trainer(llm, learned, config)
+    settings = {
+        **config.settings(),
+        "llm": llm.fingerprint(trainer.heads.last_layer),
+        "examples": _digest([*learned, *judged]),
+    }
+    with nullcontext() if folder is None else open_checkpoint(folder, settings) as checkpoint:
+        run = _Run(trainer, judged, checkpoint, advance)
+        run.to_the_end()
+    return Alignment(
+        adapter=trainer.adapter(name),
+        heads=trainer.head_set(),
+        gain=run.gain(),
+        history=tuple(run.history),
+        settings=config.settings(),
+        llm=llm.name,
+        queries=len(learned),
+    )
+
+
+def _trainer(
+    llm: FrozenLM, learned: Sequence[AlignmentExample], config: AlignmentConfig
+) -> Trainer:
+    """Give the LLM a new adapter.
+
+    Raises:
+        UnsupportedModelError: The LLM has an adapter already.
+    """
     if llm.adapter is not None:
         raise UnsupportedModelError(
             f"{llm.name!r} has the adapter {llm.adapter.name!r}; train with the LLM alone."
         )
-    learned, judged = _split(examples, held_out, config)
     heads = config.chosen_heads(llm)
     adapter = llm.new_adapter(
         range(heads.last_layer + 1),
@@ -92,19 +120,8 @@ def align(
         alpha=config.alpha,
         projections=config.projections,
         seed=config.seed,
-        name=name,
     )
-    trainer = Trainer(llm.with_adapter(adapter), heads, learned, config)
-    settings = {
-        **config.settings(),
-        "llm": llm.fingerprint(heads.last_layer),
-        "examples": _digest([*learned, *judged]),
-    }
-    with nullcontext() if folder is None else open_checkpoint(folder, settings) as checkpoint:
-        run = _Run(trainer, judged, checkpoint, advance)
-        run.to_the_end()
-    gain = Gain.between(run.first, run.best) if judged else None
-    return Alignment.of(trainer, name, gain, tuple(run.history), learned=len(learned))
+    return Trainer(llm.with_adapter(adapter), heads, learned, config)
 
 
 @dataclass
@@ -138,6 +155,16 @@ class _Run:
             self.advance(self._progress(losses))
         if self.judged:
             trainer.load_parameters(self.best_parameters)
+
+    def gain(self) -> Gain | None:
+        """Return what the held-out queries gained; ``None`` if there are none."""
+        if not self.judged:
+            return None
+        first, best = self.first, self.best
+        graded = ~first.ndcg.isnan()
+        if int(graded.sum()) > 1:
+            return Gain.of("ndcg@10", first.ndcg[graded], best.ndcg[graded], sign=1)
+        return Gain.of("loss", first.losses, best.losses, sign=-1)
 
     def _look_if_due(self) -> bool:
         trainer = self.trainer
@@ -178,7 +205,7 @@ class _Run:
         }
         if self.judged:
             best = self.best_parameters.items()
-            tensors |= {f"{_BEST}{name}": tensor.cpu() for name, tensor in best}
+            tensors |= {f"{_BEST}{name}": tensor for name, tensor in best}
             for name, look in (("first", self.first), ("best", self.best)):
                 tensors |= {f"{name}.losses": look.losses, f"{name}.ndcg": look.ndcg}
                 progress[name] = dict(look.parts)
@@ -238,9 +265,9 @@ def _split(
 
 def _check_usable(example: AlignmentExample, config: AlignmentConfig) -> None:
     losses = config.losses
-    taught = losses.distillation and example.teacher is not None
-    judged = losses.preference and example.grades is not None
-    if not taught and not judged:
+    scored = losses.distillation and example.teacher is not None
+    graded = losses.preference and example.grades is not None
+    if not scored and not graded:
         raise InputError(
             f"query={example.query[:40]!r} has nothing to learn from with distillation="
             f"{losses.distillation:g} and preference={losses.preference:g}; give it teacher "
