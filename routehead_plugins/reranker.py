@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from routehead_plugins.backbone import FrozenLM, check_finite, check_max_doc_tokens
+from routehead_plugins.backbone import Adapter, FrozenLM, check_finite, check_max_doc_tokens
 from routehead_plugins.data import (
     Document,
     Ranking,
@@ -136,7 +136,7 @@ class HeadRoutedAttentionReranker:
             model: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
             **options: ``heads``, ``router``, ``device``, ``dtype``, ``layout``,
                 ``document_cache``, ``window``, ``stride``, ``max_doc_tokens``,
-                ``first_stage_weight``, ``drop_query_copies``, ``documents`` and
+                ``first_stage_weight``, ``drop_query_copies``, ``documents``, ``adapter`` and
                 ``local_files_only``; see ``RerankerOptions``.
 
         Raises:
@@ -162,7 +162,7 @@ class HeadRoutedAttentionReranker:
             llm: The LLM of these options, if it is already loaded.
             selector: The selector of these options, where it is chosen already.
         """
-        options, documents = open_documents(options)
+        options, documents = open_documents(_with_adapter(options, llm))
         selector = choose_selector(options) if selector is None else selector
         layout = make_layout(options, selector.layout, documents)
         check_layout(layout, selector.layout)
@@ -240,7 +240,7 @@ class HeadRoutedAttentionReranker:
             ScoredDocument(index, scores[index], candidates[index], evidence.get(index, ()))
             for index in order
         ]
-        return Ranking(query, tuple(hits), heads, self.layout.name)
+        return Ranking(query, tuple(hits), heads, self.layout.name, self.llm.adapter_label)
 
     def score(
         self,
@@ -560,6 +560,17 @@ def _layers(selector: Selector, documents: DocumentIndex | None, num_layers: int
     """Return how many layers to load: those of the heads, and of all keys in the index."""
     layers = selector.layers(num_layers)
     return layers if documents is None else max(layers, documents.columns.last_layer + 1)
+
+
+def _with_adapter(options: RerankerOptions, llm: FrozenLM | None) -> RerankerOptions:
+    """Load the adapter of the options, for the heads that come with it."""
+    adapter = options.adapter
+    if llm is not None and adapter is None:
+        return options if llm.adapter is None else replace(options, adapter=llm.adapter)
+    if not isinstance(adapter, str):
+        return options
+    loaded = Adapter.from_pretrained(adapter, local_files_only=options.local_files_only)
+    return replace(options, adapter=loaded)
 
 
 def _check_parts(backbone: object, selector: object, layout: object, reweighting: object) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from routehead_plugins.backbone import Adapter
-from routehead_plugins.files import StrPath, atomic_write_text, encode_json
+from routehead_plugins.files import StrPath, encode_json
 from routehead_plugins.heads import HeadSet
 
-HEADS_FILE, HISTORY_FILE, CARD_FILE = "heads.json", "history.json", "README.md"
+HISTORY_FILE, CARD_FILE = "history.json", "README.md"
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,18 @@ class Alignment:
     llm: str
     queries: int
 
-    def save(self, folder: StrPath) -> None:
+    def save(self, folder: StrPath, *, card: str | None = None) -> None:
         """Write a folder that peft reads as an adapter, with head set, history and card.
+
+        Args:
+            folder: The folder; made if it is missing.
+            card: Text of a model card, in Markdown; ``None`` leaves an existing card as it is.
 
         Raises:
             InputError: The folder cannot be written.
         """
-        self.adapter.save_pretrained(folder)
-        path = Path(folder)
-        self.heads.save(path / HEADS_FILE)
         content = {"settings": self.settings, "queries": self.queries, "history": self.history}
-        atomic_write_text(path / HISTORY_FILE, encode_json(content, "the history") + "\n")
+        others = {HISTORY_FILE: encode_json(content, "the history") + "\n"}
+        if card is not None:
+            others[CARD_FILE] = card
+        replace(self.adapter, heads=self.heads).save_pretrained(folder, others)

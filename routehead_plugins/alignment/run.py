@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from routehead_plugins.alignment.checkpoint import Checkpoint, State, open_checkpoint
@@ -90,9 +90,10 @@ def align(
     with nullcontext() if folder is None else open_checkpoint(folder, settings) as checkpoint:
         run = _Run(trainer, judged, checkpoint, advance)
         run.to_the_end()
+    adapter = trainer.adapter(name)
     return Alignment(
-        adapter=trainer.adapter(name),
-        heads=trainer.head_set(),
+        adapter=adapter,
+        heads=replace(trainer.head_set(), adapter=adapter.label),
         gain=run.gain(),
         history=tuple(run.history),
         settings=config.settings(),

@@ -1,6 +1,6 @@
 """The frozen LLM: the only room that knows transformers."""
 
-from routehead_plugins.backbone.adapter import PROJECTIONS, Adapter
+from routehead_plugins.backbone.adapter import PROJECTIONS, Adapter, same_adapter
 from routehead_plugins.backbone.attention import Rows, Tap, run
 from routehead_plugins.backbone.batching import batches
 from routehead_plugins.backbone.device import check_finite, pick_device, pick_dtype
@@ -52,5 +52,6 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "run",
+    "same_adapter",
     "token_tree",
 ]

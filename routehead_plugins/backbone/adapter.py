@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,24 +35,29 @@ from routehead_plugins.files import (
     StrPath,
     atomic_write_folder,
     encode_json,
+    encode_text,
     make_folder,
     open_input,
     parse_json,
     reason,
     show_path,
 )
+from routehead_plugins.heads import HeadSet
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+HEADS_FILE = "heads.json"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 """Names of the projections that an adapter changes by default."""
 
 # The name under which peft files an adapter within a module.
 _SLOT = "default"
+# Digits of a fingerprint in a label.
+_DIGITS = 12
 # What peft puts before the names of parameters in files.
 _PREFIX = "base_model.model."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """A LoRA adapter.
 
@@ -57,13 +65,29 @@ class Adapter:
         name: Name under which records and messages mention it.
         config: Content of its ``adapter_config.json``.
         weights: Float32 tensors under the names of its ``adapter_model.safetensors``.
+        heads: The heads that its folder says are to be read with it; ``None`` if it names none.
     """
 
     name: str
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
+    heads: HeadSet | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Adapter):
+            return NotImplemented
+        return (self.name, self.fingerprint) == (other.name, other.fingerprint)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     @property
+    def label(self) -> str:
+        """Short name with the beginning of the fingerprint, for records and messages."""
+        short = re.split(r"[/\\]", self.name.rstrip("/\\"))[-1]
+        return f"{show_path(short, 40)}-{self.fingerprint[:_DIGITS]}"
+
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of all that changes what the LLM computes, for records on disk."""
         settings = {
@@ -88,6 +112,7 @@ class Adapter:
         Raises:
             InputError: The name is not a text.
             ModelLoadError: There is no such adapter, or it is not a plain LoRA adapter.
+            HeadError: The head set in its folder is damaged.
         """
         folder = _find_folder(name, local_files_only)
         try:
@@ -99,21 +124,40 @@ class Adapter:
                 f"the adapter {_shown(name)} cannot be read ({reason(error)}); train it again, or "
                 "fetch it again."
             ) from error
-        return cls(str(name), config, {key: tensor.float() for key, tensor in weights.items()})
+        heads = HeadSet.load(folder / HEADS_FILE) if (folder / HEADS_FILE).is_file() else None
+        weights = {key: tensor.float() for key, tensor in weights.items()}
+        return cls(str(name), config, weights, heads)
 
     def files(self) -> dict[str, bytes]:
-        """Return the content of the files of its folder, as peft writes them."""
+        """Return the content of the files of its folder: those of peft, and its heads."""
         text = encode_json(dict(self.config), "the adapter's settings", indent=2, sort_keys=True)
         tensors = {key: value.detach().float().cpu().clone() for key, value in self.weights.items()}
-        return {CONFIG_FILE: f"{text}\n".encode(), WEIGHTS_FILE: save(tensors, {"format": "pt"})}
+        heads = {} if self.heads is None else {HEADS_FILE: self.heads.to_json().encode()}
+        weights = save(tensors, {"format": "pt"})
+        return {CONFIG_FILE: f"{text}\n".encode(), WEIGHTS_FILE: weights, **heads}
 
-    def save_pretrained(self, folder: StrPath) -> None:
-        """Write a folder that ``from_pretrained`` and peft read.
+    def save_pretrained(
+        self, folder: StrPath, others: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Write a folder that ``from_pretrained`` and peft read, all files or none.
+
+        Args:
+            folder: The folder; made if it is missing.
+            others: Texts of further files, by their names.
 
         Raises:
             InputError: The folder cannot be written.
         """
-        atomic_write_folder(make_folder(folder, "adapters"), self.files(), CONFIG_FILE)
+        path = make_folder(folder, "adapters")
+        texts = {name: encode_text(path / name, text) for name, text in others.items()}
+        atomic_write_folder(path, {**self.files(), **texts}, CONFIG_FILE)
+
+
+def same_adapter(recorded: str | None, adapter: Adapter | None) -> bool:
+    """Tell whether a recorded label is that of an adapter, under whatever name."""
+    if recorded is None or adapter is None:
+        return recorded is None and adapter is None
+    return recorded[-_DIGITS:] == adapter.fingerprint[:_DIGITS]
 
 
 def new_adapter(
@@ -315,7 +359,7 @@ def _find_folder(name: object, local_files_only: bool) -> Path:
 def _fetched(name: str, local_files_only: bool) -> Path:
     # Which errors a broken connection raises depends on the release of the Hub's client.
     try:
-        patterns = [CONFIG_FILE, WEIGHTS_FILE]
+        patterns = [CONFIG_FILE, WEIGHTS_FILE, HEADS_FILE]
         return Path(
             snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only)
         )

@@ -217,7 +217,13 @@ class FrozenLM(TextTasks):
             dtype=options.dtype,
             local_files_only=options.local_files_only,
             layers=layers,
+            adapter=options.adapter,
         )
+
+    @property
+    def adapter_label(self) -> str | None:
+        """Label of the adapter, for records and messages; ``None`` for none."""
+        return None if self.adapter is None else self.adapter.label
 
     @property
     def heads(self) -> HeadSet:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,8 @@ def test_the_folder_holds_what_peft_and_the_reranker_read(llm: FrozenLM, tmp_pat
     assert heads == result.heads
     documents = examples()[0].documents
     for reader in (theirs, llm.with_adapter(tmp_path)):
-        reranker = HeadRoutedAttentionReranker(reader, FixedHeads(heads))
+        read = heads if reader.adapter else replace(heads, adapter=None)  # it is merged
+        reranker = HeadRoutedAttentionReranker(reader, FixedHeads(read))
         scores = reranker.score("wolf", documents)
         ours = HeadRoutedAttentionReranker(
             llm.with_adapter(result.adapter), FixedHeads(result.heads)
