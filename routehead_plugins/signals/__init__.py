@@ -10,7 +10,7 @@ from routehead_plugins.signals.measures import (
 )
 from routehead_plugins.signals.store import QuerySignals, SignalSet, SignalStore
 from routehead_plugins.signals.synthesize import consistent, synthesize_queries
-from routehead_plugins.signals.teacher import collect_likelihoods, mix_teacher
+from routehead_plugins.signals.teacher import collect_likelihoods, mix_teacher, with_teacher
 from routehead_plugins.signals.teachers import (
     CrossEncoderTeacher,
     EncoderTeacher,
@@ -42,4 +42,5 @@ __all__ = [
     "ndcg",
     "reciprocal_rank",
     "synthesize_queries",
+    "with_teacher",
 ]

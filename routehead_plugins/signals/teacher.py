@@ -77,18 +77,59 @@ def mix_teacher(signals: SignalSet, likelihoods: Mapping[str, Tensor], share: fl
     )
 
 
-def _mix(query: QuerySignals, likelihood: Tensor | None, share: float) -> QuerySignals:
-    if likelihood is None:
-        return query
-    if likelihood.shape != query.gains.shape:
+def with_teacher(
+    signals: SignalSet, scores: Mapping[str, Tensor], temperature: float, share: float = 1.0
+) -> SignalSet:
+    """Replace the judgments, or a share of them, by a teacher's distribution over the candidates.
+
+    Args:
+        signals: Signals, judged or not.
+        scores: The result of ``collect_teacher``; queries it lacks keep their judgments.
+        temperature: Temperature of the teacher's distribution.
+        share: Share of the teacher where a query has a relevant candidate; elsewhere it is 1.
+
+    Returns:
+        The same signals with other gains, which sum to 1 for each query that has scores.
+
+    Raises:
+        InputError: The scores are for other candidates.
+    """
+    return signals.subset(
+        [
+            _scored(query, scores[query.query_id], temperature, share)
+            if query.query_id in scores
+            else query
+            for query in signals.queries
+        ]
+    )
+
+
+def _scored(query: QuerySignals, scores: Tensor, temperature: float, share: float) -> QuerySignals:
+    _check_shape(query, scores, "scores")
+    return _blend(query, scores / temperature, share)
+
+
+def _check_shape(query: QuerySignals, scores: Tensor, name: str) -> None:
+    if scores.shape != query.gains.shape:
         raise InputError(
             f"query {query.query_id!r} has {len(query.gains)} candidates in the signals but "
-            f"{len(likelihood)} likelihoods; compute both from the same candidates."
+            f"{len(scores)} {name}; compute both from the same candidates."
         )
-    teacher = fuse(likelihood, query.first_stage, _FIRST_STAGE_WEIGHT).softmax(dim=0)
+
+
+def _blend(query: QuerySignals, logits: Tensor, share: float) -> QuerySignals:
+    """Mix a softmax into the judgments of a query."""
+    teacher = logits.softmax(dim=0)
     judged = query.gains.clamp(min=0)
     total = float(judged.sum())
     # Without a relevant document the judgments have no distribution to mix.
     gains = (1 - share) * judged / total + share * teacher if total else teacher
-    ideal_gains = gains[gains > 0].sort(descending=True).values
-    return replace(query, gains=gains, ideal_gains=ideal_gains)
+    return replace(query, gains=gains, ideal_gains=gains[gains > 0].sort(descending=True).values)
+
+
+def _mix(query: QuerySignals, likelihood: Tensor | None, share: float) -> QuerySignals:
+    if likelihood is None:
+        return query
+    _check_shape(query, likelihood, "likelihoods")
+    fused = fuse(likelihood, query.first_stage, _FIRST_STAGE_WEIGHT)
+    return _blend(query, fused, share)
