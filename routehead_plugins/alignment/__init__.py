@@ -1,5 +1,6 @@
 """LoRA adapters trained through the tap, so that attention ranks what matters (HeadRank)."""
 
+from routehead_plugins.alignment.card import alignment_card
 from routehead_plugins.alignment.config import AlignmentConfig, LossWeights
 from routehead_plugins.alignment.examples import AlignmentExample
 from routehead_plugins.alignment.result import Alignment, Gain
@@ -13,4 +14,5 @@ __all__ = [
     "LossWeights",
     "Progress",
     "align",
+    "alignment_card",
 ]

@@ -98,7 +98,7 @@ class AlignmentConfig:
     temperature: float = 0.05
     hard_share: float = 0.5
     candidates: int = 8
-    max_doc_tokens: int = 96
+    max_doc_tokens: int | None = 96
     epochs: int = 1
     batch_queries: int = 4
     accumulate: int = 1

@@ -51,6 +51,12 @@ class Gain:
         means = (float(before.mean()), float(after.mean()), float(gains.mean()))
         return cls(measure, *means, error, len(gains))
 
+    def __str__(self) -> str:
+        return (
+            f"{self.measure} {self.before:.4f} to {self.after:.4f}, a gain of "
+            f"{self.difference:.4f} with a standard error of {self.standard_error:.4f}"
+        )
+
     @property
     def is_clear(self) -> bool:
         """Whether the gain is above two standard errors."""

@@ -106,6 +106,8 @@ def with_teacher(
 
 def _scored(query: QuerySignals, scores: Tensor, temperature: float, share: float) -> QuerySignals:
     _check_shape(query, scores, "scores")
+    if not share and bool((query.gains > 0).any()):
+        return query
     return _blend(query, scores / temperature, share)
 
 
