@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,14 +283,21 @@ def collect_teacher(
                 content = [query, [[document.id, document.text] for document in documents]]
                 key = f"{query_id} {_digest(content)}"
                 if key not in journal.done:
-                    journal.append(key, teacher.score(query, documents))
+                    journal.append(key, _finite_scores(teacher, query_id, query, documents))
                 scores[query_id] = torch.tensor(journal.done[key])
-                if not scores[query_id].isfinite().all():
-                    raise InputError(
-                        f"the teacher {short_repr(teacher.name)} gives query {query_id!r} scores "
-                        "that are not finite; choose another."
-                    )
             advance()
+    return scores
+
+
+def _finite_scores(
+    teacher: Teacher, query_id: str, query: str, documents: Sequence[Document]
+) -> list[float]:
+    scores = teacher.score(query, documents)
+    if not all(map(math.isfinite, scores)):
+        raise InputError(
+            f"the teacher {short_repr(teacher.name)} gives query {query_id!r} scores that are not "
+            "finite; choose another."
+        )
     return scores
 
 
