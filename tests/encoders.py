@@ -17,22 +17,8 @@ from transformers import (
 )
 
 WORDS = [
-    "a",
-    "wolf",
-    "ran",
-    "over",
-    "the",
-    "hill",
-    "rain",
-    "which",
-    "seven",
-    "grey",
-    "stones",
-    "by",
-    "river",
-    "in",
-    "may",
-    "hat",
+    *("a", "wolf", "ran", "over", "the", "hill", "rain", "which"),
+    *("seven", "grey", "stones", "by", "river", "in", "may", "hat"),
 ]
 
 

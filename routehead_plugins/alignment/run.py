@@ -36,7 +36,8 @@ class Progress:
         steps: Number of steps in all.
         losses: Means of the losses of this step; ``loss`` is their weighted sum.
         tokens: Number of tokens run so far.
-        held_out: Figures of the last look at the held-out queries; empty before the first.
+        held_out: Figures of the last look at the held-out queries; empty without any.
+        looked: Step of that look; -1 without any.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Progress:
     losses: dict[str, float]
     tokens: int
     held_out: dict[str, float]
+    looked: int
 
 
 def align(
@@ -188,10 +190,11 @@ class _Run:
         }
 
     def _progress(self, losses: dict[str, float]) -> Progress:
-        looks = [record["held_out"] for record in self.history if "held_out" in record]
+        looks = [record for record in self.history if "held_out" in record]
+        last: dict[str, Any] = looks[-1] if looks else {"held_out": {}, "step": -1}
         trainer = self.trainer
         return Progress(
-            trainer.step, trainer.steps, losses, trainer.tokens, looks[-1] if looks else {}
+            trainer.step, trainer.steps, losses, trainer.tokens, last["held_out"], last["step"]
         )
 
     def _save(self) -> None:

@@ -157,13 +157,12 @@ def align_collections(
     """Prepare queries, train, and choose heads anew for the LLM with its adapter."""
     _check(arguments)
     parts = [_Part(part, kind) for part, kind in _collections(arguments, options, keep)]
-    teacher = _teacher(arguments, options)
-    scores = [_teacher_scores(part, teacher, arguments, keep) for part in parts]
+    scores, temperature = _teacher_scores(parts, arguments, options, keep)
     data = _Data.of(parts, scores, arguments)
     err.print(f"{len(data.learned)} queries to learn from, {len(data.held_out)} held out")
-    llm, config = _llm_and_config(arguments, options, teacher)
+    llm, config = _llm_and_config(arguments, options, temperature)
     alignment = _train(llm, data, config, arguments, keep)
-    return _with_heads(alignment, llm, data, teacher, arguments, options, keep)
+    return _with_heads(alignment, llm, data, arguments, options, keep)
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,8 @@ def _check(arguments: AlignArguments) -> None:
         raise InputError("--collection is missing; give a BEIR folder.")
     check_names(arguments.collection)
     _check_queries(arguments)
-    _config(arguments, layers=(0, 1), temperature=1.0, max_doc_tokens=None)
+    temperature = 1.0 if arguments.temperature is None else arguments.temperature
+    _config(arguments, layers=(0, 1), temperature=temperature, max_doc_tokens=None)
     if not 0 < arguments.held_out <= 0.9:
         raise InputError(f"--held-out={arguments.held_out} must be above 0, and 0.9 or less.")
     if arguments.layout != "late":
@@ -329,22 +329,33 @@ def _teacher(arguments: AlignArguments, options: RerankerOptions) -> Teacher | N
 
 
 def _teacher_scores(
-    part: _Part, teacher: Teacher | None, arguments: AlignArguments, keep: Callable[[], None]
-) -> Mapping[str, Tensor]:
+    parts: Sequence[_Part],
+    arguments: AlignArguments,
+    options: RerankerOptions,
+    keep: Callable[[], None],
+) -> tuple[list[Mapping[str, Tensor]], float]:
+    """Return the scores of each part, none without a teacher, and their temperature."""
     from routehead_plugins.signals import collect_teacher
 
+    teacher = _teacher(arguments, options)
     if teacher is None:
-        return {}
-    name, total = part.collection.name, len(part.collection.topics)
-    with progress(f"{name}: {teacher.name}", total, keep) as advance:
-        folder = arguments.signals or signals_folder()
-        return collect_teacher(
-            part.collection, teacher, folder, hits=arguments.hits, advance=advance
-        )
+        return [{} for _ in parts], 1.0
+    folder = arguments.signals or signals_folder()
+    scores: list[Mapping[str, Tensor]] = []
+    for part in parts:
+        name, total = part.collection.name, len(part.collection.topics)
+        with progress(f"{name}: {teacher.name}", total, keep) as advance:
+            scores.append(
+                collect_teacher(
+                    part.collection, teacher, folder, hits=arguments.hits, advance=advance
+                )
+            )
+    chosen = arguments.temperature
+    return scores, teacher.temperature if chosen is None else chosen
 
 
 def _llm_and_config(
-    arguments: AlignArguments, options: RerankerOptions, teacher: Teacher | None
+    arguments: AlignArguments, options: RerankerOptions, temperature: float
 ) -> tuple[FrozenLM, AlignmentConfig]:
     """Load the layers that are trained, and complete the settings."""
     from routehead_plugins.backbone import FrozenLM
@@ -359,7 +370,6 @@ def _llm_and_config(
         llm = FrozenLM.from_options(options, layers)
     if not chosen:  # a model of a kind that is loaded whole
         layers(llm.num_layers)
-    temperature = arguments.temperature or (1.0 if teacher is None else teacher.temperature)
     config = _config(
         arguments,
         layers=chosen[0],
@@ -437,17 +447,17 @@ def _train(
 @contextmanager
 def _training_bar(steps: int, keep: Callable[[], None]) -> Iterator[Callable[[Progress], None]]:
     """Draw a bar over steps, and a line for every look at the held-out queries."""
-    done, shown = 0, dict[str, float]()
+    done, shown = 0, -1
     with progress("Training", steps, keep) as advance:
 
         def step(state: Progress) -> None:
             nonlocal done, shown
             advance(state.step - done)
             done = state.step
-            if state.held_out != shown:
-                shown = state.held_out
-                figures = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
-                err.print(f"step {done}: held-out {figures}; {state.tokens:,} tokens")
+            if state.looked != shown:
+                shown = state.looked
+                figures = ", ".join(f"{name} {value:.4f}" for name, value in state.held_out.items())
+                err.print(f"step {shown}, {state.tokens:,} tokens: held-out {figures}")
 
         yield step
 
@@ -456,7 +466,6 @@ def _with_heads(
     alignment: Alignment,
     llm: FrozenLM,
     data: _Data,
-    teacher: Teacher | None,
     arguments: AlignArguments,
     options: RerankerOptions,
     keep: Callable[[], None],
@@ -466,18 +475,29 @@ def _with_heads(
     from routehead_plugins.alignment import Gain
 
     temperature = float(alignment.settings["temperature"])
-    chosen: list[HeadSet] = []
-    figures: list[Tensor] = []
+    share = _TEACHER_SHARE if arguments.preference else 1.0
+    labelled = []
     for reader in (llm, llm.with_adapter(alignment.adapter)):
         signals = _signals(reader, data, arguments, options, keep)
-        share = _TEACHER_SHARE if arguments.preference else 1.0
-        labelled = signals if teacher is None else _labelled(signals, data, temperature, share)
-        heads = training.fit_weights(labelled[0], aggregation="log", seed=arguments.seed)
-        scores = [training.offline_scores(q, heads, signals[1].heads) for q in labelled[1].queries]
-        chosen.append(heads)
-        figures.append(training.each_ndcg(scores, labelled[1].queries))
-    gain = Gain.of("ndcg@10", *figures, sign=1)
-    return replace(alignment, heads=replace(chosen[1], method="aligned, weights"), gain=gain)
+        labelled.append(_labelled(signals, data, temperature, share))
+    (learned, held_out), (aligned, aligned_held_out) = labelled
+    try:
+        plain = training.fit_weights(learned, aggregation="log", seed=arguments.seed)
+        before = _ndcg(plain, held_out)
+    except InputError:  # no head adds to the first stage
+        queries = held_out.queries
+        before = training.each_ndcg([query.first_stage for query in queries], queries)
+    heads = training.fit_weights(aligned, aggregation="log", seed=arguments.seed)
+    gain = Gain.of("ndcg@10", before, _ndcg(heads, aligned_held_out), sign=1)
+    return replace(alignment, heads=replace(heads, method="aligned, weights"), gain=gain)
+
+
+def _ndcg(heads: HeadSet, signals: SignalSet) -> Tensor:
+    """Measure nDCG@10 of every query by some heads, shape (queries,)."""
+    from routehead_plugins import training
+
+    scores = [training.offline_scores(query, heads, signals.heads) for query in signals.queries]
+    return training.each_ndcg(scores, signals.queries)
 
 
 def _signals(

@@ -243,6 +243,7 @@ def test_progress_counts_steps_and_tokens(llm: FrozenLM) -> None:
     assert [(one.step, one.steps) for one in seen] == [(1, 3), (2, 3), (3, 3)]
     assert 0 < seen[0].tokens < seen[-1].tokens
     assert "loss" in seen[-1].held_out
+    assert [one.looked for one in seen] == [0, 0, 3]
 
 
 def test_a_loss_that_is_not_finite_is_an_error(
