@@ -13,6 +13,9 @@ from routehead_plugins.data import as_list, check_count, check_flag, check_numbe
 from routehead_plugins.errors import HeadError, InputError, short_repr
 from routehead_plugins.heads import HeadSet
 
+LAYOUTS = ("late", "parallel")
+"""Layouts in which documents attend to themselves only, so that memory is linear in them."""
+
 SCHEDULES = ("cosine", "linear")
 """How the learning rate falls to 0 after the warm-up."""
 
@@ -52,6 +55,7 @@ class AlignmentConfig:
     """Settings of ``align``.
 
     Attributes:
+        layout: Layout in which documents are read: ``"late"`` or ``"parallel"``.
         layers: First and last layer whose heads are read; the adapter reaches from layer 0 to the
             last one.
         heads: Heads to read instead of all in these layers; they decide how deep the adapter is.
@@ -86,6 +90,7 @@ class AlignmentConfig:
         HeadError: The layers are not a range.
     """
 
+    layout: str = "late"
     layers: tuple[int, int] = (5, 13)
     heads: HeadSet | None = None
     rank: int = 16
@@ -178,7 +183,7 @@ _RANGES = {
     "held_out": 0.9,
 }
 _ABOVE_ZERO = ("alpha", "temperature", "hard_share", "learning_rate", "max_gradient")
-_CHOICES = {"signal": SIGNALS, "head_weights": WEIGHTS, "schedule": SCHEDULES}
+_CHOICES = {"layout": LAYOUTS, "signal": SIGNALS, "head_weights": WEIGHTS, "schedule": SCHEDULES}
 
 
 def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
-"""Signals that gradients flow through: what the heads pay to documents in the late layout.
+"""Signals that gradients flow through: what the heads pay to documents.
 
-The same passes as at query time, behind one prefix: the documents of several queries in one padded
-forward, all tails as one tree of tokens, and a softmax over the prefix, the tokens of a query's own
-candidates and its tail.
+The same passes as at query time: the documents of several queries behind one prefix, in one padded
+forward. In the late layout, all tails are one tree of tokens behind the prefix, and their queries
+are compared with the keys of each query's own candidates; in the parallel layout, the tails of each
+query run behind its candidates.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from routehead_plugins.backbone import (
     DocumentPiece,
     FrozenLM,
     Gradients,
-    KeyColumns,
     KeyValues,
     Pieces,
     TailQueries,
     batches,
 )
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.layouts import LateFrame, LateLayout
+from routehead_plugins.layouts import LateLayout, ParallelLayout
 
 # Tokens that run in one forward, padding included.
 BATCH_TOKENS = 4096
@@ -82,7 +82,8 @@ def late_signals(
     for prompt in prompts:
         frame.check_tail(prompt, llm)
         frame.check_documents(prompt.documents, llm)
-    keys = _document_keys(passes, frame, prompts, columns, prefix)
+    ran = _run_documents(passes, prompts, prefix, heads.last_layer, frame.length)
+    keys = {ids: columns.keys(key_values) for ids, key_values in ran.items()}
     tails = [prompt.tail for prompt in prompts]
     if calibrate:
         tails.append(prompts[0].null_tail)
@@ -90,30 +91,74 @@ def late_signals(
     signals = []
     for index, prompt in enumerate(prompts):
         own = [index, len(prompts)] if calibrate else [index]
-        masses = _masses(queries.of_tails(own), keys[index], heads, prompt.documents)
+        joined = DocumentKeys.join([keys[piece.ids] for piece in prompt.documents])
+        masses = _masses(queries.of_tails(own), joined, heads, prompt.documents)
         signals.append(Signals(masses[0], masses[1] if calibrate else None))
     return signals
 
 
-def _document_keys(
+def parallel_signals(
+    llm: FrozenLM,
     passes: Gradients,
-    frame: LateFrame,
     prompts: Sequence[Pieces],
-    columns: KeyColumns,
+    heads: HeadSet,
+    *,
+    calibrate: bool = True,
+) -> list[Signals]:
+    """Read the heads' attention to the documents of several queries, in the parallel layout.
+
+    See ``late_signals``. Where rotary factors depend on the length of the prompt, all queries are
+    rotated as the longest of them asks for.
+    """
+    layout = ParallelLayout()
+    for prompt in prompts:
+        layout.check_fits(prompt, llm)
+    length = max(
+        len(prompt.prefix) + max(len(piece.ids) for piece in prompt.documents) + prompt.tail_size
+        for prompt in prompts
+    )
+    before = prompts[0].prefix
+    (prefix,) = passes.prefill([before], last_layer=heads.last_layer, length=length)
+    ran = _run_documents(passes, prompts, prefix, heads.last_layer, length)
+    signals = []
+    for prompt in prompts:
+        context = [prefix, *(ran[piece.ids] for piece in prompt.documents)]
+        tails = [prompt.tail, prompt.null_tail] if calibrate else [prompt.tail]
+        attention = passes.read(context, tails, heads)  # (tails, heads, tokens)
+        documents = prompt.documents
+        owners = _owners(documents, len(before)).to(attention.device)
+        sums = attention.new_zeros(*attention.shape[:2], len(documents) + 1)
+        masses = sums.index_add(2, owners, attention)[..., : len(documents)]
+        signals.append(Signals(masses[0], masses[1] if calibrate else None))
+    return signals
+
+
+def _run_documents(
+    passes: Gradients,
+    prompts: Sequence[Pieces],
     prefix: KeyValues,
-) -> list[DocumentKeys]:
-    """Run all documents, equal ones once, and join the keys of each query's."""
+    last_layer: int,
+    length: int,
+) -> dict[tuple[int, ...], KeyValues]:
+    """Run all documents, equal ones once; return their keys and values by their tokens."""
     distinct = list({piece.ids: None for prompt in prompts for piece in prompt.documents})
-    keys: dict[tuple[int, ...], DocumentKeys] = {}
+    ran: dict[tuple[int, ...], KeyValues] = {}
     for indices in batches([len(ids) for ids in distinct], BATCH_TOKENS):
         batch = [distinct[index] for index in indices]
-        ran = passes.prefill(
-            batch, last_layer=columns.last_layer, behind=prefix, length=frame.length
-        )
-        keys |= zip(batch, map(columns.keys, ran), strict=True)
-    return [
-        DocumentKeys.join([keys[piece.ids] for piece in prompt.documents]) for prompt in prompts
-    ]
+        new = passes.prefill(batch, last_layer=last_layer, behind=prefix, length=length)
+        ran |= zip(batch, new, strict=True)
+    return ran
+
+
+def _owners(documents: Sequence[DocumentPiece], before: int = 0) -> Tensor:
+    """Return the index of each token's document; their number where it is not of a text."""
+    total = before + sum(len(piece.ids) for piece in documents)
+    owners = torch.full((total,), len(documents), device="cpu")
+    start = before
+    for number, piece in enumerate(documents):
+        owners[start + piece.text.start : start + piece.text.end] = number
+        start += len(piece.ids)
+    return owners
 
 
 def _masses(
@@ -123,12 +168,7 @@ def _masses(
 
     Scores of all rows and tokens are many, and cheap: gradients compute them again.
     """
-    owners = torch.full((len(keys.table),), len(documents), device="cpu")
-    start = 0
-    for number, piece in enumerate(documents):
-        owners[start + piece.text.start : start + piece.text.end] = number
-        start += len(piece.ids)
-    indices = owners.to(keys.table.device)
+    indices = _owners(documents).to(keys.table.device)
     masses: Tensor = checkpoint(
         queries.masses, keys, heads, indices, len(documents), use_reentrant=False
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,16 @@ from routehead_plugins.alignment.losses import (
     preference,
     spread,
 )
-from routehead_plugins.alignment.passes import Signals, late_signals
+from routehead_plugins.alignment.passes import Signals, late_signals, parallel_signals
 from routehead_plugins.backbone import Adapter, FrozenLM, Gradients
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import HeadSet, Recipe
 from routehead_plugins.signals import ndcg
 
+_READERS: Mapping[str, Callable[..., list[Signals]]] = {
+    "late": late_signals,
+    "parallel": parallel_signals,
+}
 # Names of what the optimizer keeps of a parameter.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -168,7 +172,11 @@ class Trainer:
         aggregation = {"log": "log", "calibrated": "standardised"}[self.config.signal]
         recipe = Recipe(weights=self.weights.weights.cpu().tolist(), aggregation=aggregation)
         return HeadSet(
-            self.heads.heads, model=self.llm.name, layout="late", method="aligned", recipe=recipe
+            self.heads.heads,
+            model=self.llm.name,
+            layout=self.config.layout,
+            method="aligned",
+            recipe=recipe,
         )
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -246,7 +254,7 @@ class Trainer:
         ]
         if counts:
             self.tokens += sum(prompt.size - len(prompt.prefix) for prompt in prompts)
-        signals = late_signals(
+        signals = _READERS[config.layout](
             self.llm, passes, prompts, self.heads, calibrate=config.signal == "calibrated"
         )
         return [

@@ -363,6 +363,17 @@ class FrozenLM(TextTasks):
         Raises:
             HeadError: The LLM does not have these heads.
         """
+        return self._read(context, tails, heads, start=start)
+
+    def _read(
+        self,
+        context: Callable[[], Sequence[KeyValues]],
+        tails: Sequence[tuple[int, ...]],
+        heads: HeadSet,
+        *,
+        start: int | None = None,
+    ) -> Tensor:
+        """The same, in the caller's mode."""
         with self._exclusive():
             heads.check_within(self._heads, self.name)
             tree = token_tree(tails)
@@ -590,6 +601,12 @@ class Gradients:
     ) -> list[KeyValues]:
         """Run sequences; see ``FrozenLM.prefill``."""
         return self._llm._prefill(sequences, last_layer=last_layer, behind=behind, length=length)
+
+    def read(
+        self, context: Sequence[KeyValues], tails: Sequence[tuple[int, ...]], heads: HeadSet
+    ) -> Tensor:
+        """Read the attention of tails to the tokens before them; see ``FrozenLM.read``."""
+        return self._llm._read(lambda: context, tails, heads)
 
     def tail_queries(
         self,

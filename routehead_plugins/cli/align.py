@@ -76,9 +76,10 @@ class AlignArguments:
     judged: Annotated[bool, "Learn from the collections' own queries and judgments, if any."] = True
     queries: Annotated[int | None, "Maximum judged queries per collection.  [default: all]"] = None
     hits: Annotated[int, "Candidates per query."] = 20
-    layout: Annotated[str, "**late**: the layout that is trained, and so far the only one."] = (
-        "late"
-    )
+    layout: Annotated[
+        str,
+        "**late**, which index and cache serve best, or **parallel**, whose tail sees documents.",
+    ] = "late"
     layers: Annotated[
         str | None,
         "First and last layer whose heads are read, such as 5-13.  [default: from a sixth to just "
@@ -250,10 +251,6 @@ def _check(arguments: AlignArguments) -> None:
     _config(arguments, layers=(0, 1), temperature=temperature, max_doc_tokens=None)
     if not 0 < arguments.held_out <= 0.9:
         raise InputError(f"--held-out={arguments.held_out} must be above 0, and 0.9 or less.")
-    if arguments.layout != "late":
-        raise InputError(
-            f"--layout={arguments.layout} cannot be trained yet; leave it out for late."
-        )
     check_new_folder("--output", arguments.output)
     check_new_folder("--signals", arguments.signals or signals_folder())
     for name in _FILES:
@@ -403,7 +400,7 @@ def _config(
 
     weights = ("distillation", "preference", "spread", "head_entropy", "attention_entropy")
     same = (
-        *("rank", "candidates", "epochs", "batch_queries", "accumulate", "learning_rate"),
+        *("layout", "rank", "candidates", "epochs", "batch_queries", "accumulate", "learning_rate"),
         *("evaluate_every", "patience", "checkpoints", "seed"),
     )
     return AlignmentConfig(
@@ -508,7 +505,7 @@ def _signals(
     keep: Callable[[], None],
 ) -> tuple[SignalSet, SignalSet]:
     """Compute signals of the queries that were learned from, and of those held out."""
-    from routehead_plugins.layouts import LateLayout
+    from routehead_plugins.layouts import get_layout
     from routehead_plugins.signals import CollectOptions, collect_signals
 
     folder = arguments.signals or signals_folder()
@@ -524,7 +521,13 @@ def _signals(
             title = f"{collection.name}: signals {label}"
             with progress(title, len(ids), keep) as advance:
                 signals = collect_signals(
-                    collection, llm, LateLayout(), folder, collect, query_ids=ids, advance=advance
+                    collection,
+                    llm,
+                    get_layout(arguments.layout),
+                    folder,
+                    collect,
+                    query_ids=ids,
+                    advance=advance,
                 )
             # Queries of several collections may have the same id.
             named = [replace(q, query_id=f"{number} {q.query_id}") for q in signals.queries]

@@ -27,6 +27,7 @@ def llm() -> FrozenLM:
         ({"temperature": 0}, "temperature=0 trains nothing"),
         ({"hard_share": 1.5}, "hard_share=1.5 must be a number from 0 to 1"),
         ({"held_out": 1}, "held_out=1 must be a number from 0 to 0.9"),
+        ({"layout": "sequential"}, "layout='sequential' does not exist; choose one of late"),
         ({"signal": "mass"}, "signal='mass' does not exist; choose one of log, calibrated"),
         ({"head_weights": "any"}, "head_weights='any' does not exist; choose one of softmax"),
         ({"schedule": "flat"}, "schedule='flat' does not exist; choose one of cosine, linear"),

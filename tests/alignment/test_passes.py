@@ -14,7 +14,7 @@ from torch import Tensor
 
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
 from routehead_plugins.alignment import passes as module
-from routehead_plugins.alignment.passes import late_signals
+from routehead_plugins.alignment.passes import late_signals, parallel_signals
 from routehead_plugins.errors import PromptTooLongError
 from routehead_plugins.layouts import LateLayout
 
@@ -34,14 +34,24 @@ def prompts(llm: FrozenLM, **options: Any) -> list[Any]:
     return [llm.encoder.pieces(*one, numbered=False, **options) for one in given]
 
 
+def read(llm: FrozenLM, passes: Any, layout: str, given: list[Any], **options: Any) -> list[Any]:
+    if layout == "late":
+        return late_signals(llm, passes, given, llm.heads, layout=LAYOUT, **options)
+    return parallel_signals(llm, passes, given, llm.heads, **options)
+
+
+@pytest.mark.parametrize("layout", ["late", "parallel"])
 @pytest.mark.parametrize("family", families.CONFIGS)
-def test_signals_equal_those_of_the_reranker(family: str) -> None:
+def test_signals_equal_those_of_the_reranker(family: str, layout: str) -> None:
     llm = adapted(family)
     with llm.gradients() as passes:
-        signals = late_signals(llm, passes, prompts(llm), llm.heads, layout=LAYOUT)
+        signals = read(llm, passes, layout, prompts(llm))
     for calibrate in (True, False):
         reranker = HeadRoutedAttentionReranker(
-            llm, layout=LAYOUT, calibrate=calibrate, drop_outliers=False
+            llm,
+            layout=LAYOUT if layout == "late" else layout,
+            calibrate=calibrate,
+            drop_outliers=False,
         )
         for one, (query, documents) in zip(signals, ((QUERY, DOCUMENTS), OTHERS), strict=True):
             expected = reranker.signals(query, documents)
@@ -68,10 +78,9 @@ def test_mass_equals_that_of_a_pass_for_every_layer_of_merged_weights(family: st
     assert one.null_mass is None
 
 
-def total(llm: FrozenLM, passes: Any, *, calibrate: bool) -> Tensor:
+def total(llm: FrozenLM, passes: Any, *, calibrate: bool, layout: str = "late") -> Tensor:
     """One number that depends on every signal."""
-    heads = llm.heads
-    signals = late_signals(llm, passes, prompts(llm), heads, calibrate=calibrate, layout=LAYOUT)
+    signals = read(llm, passes, layout, prompts(llm), calibrate=calibrate)
     tables = [one.calibrated if calibrate else one.mass.clamp(min=1e-9).log() for one in signals]
     signs = [torch.arange(table.numel()).view(table.shape).cos() for table in tables]
     return torch.stack(
@@ -79,13 +88,14 @@ def total(llm: FrozenLM, passes: Any, *, calibrate: bool) -> Tensor:
     ).sum()
 
 
+@pytest.mark.parametrize("layout", ["late", "parallel"])
 @pytest.mark.parametrize("calibrate", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt-oss", "mistral"])
-def test_gradients_equal_finite_differences(family: str, calibrate: bool) -> None:
+def test_gradients_equal_finite_differences(family: str, calibrate: bool, layout: str) -> None:
     # The choice of experts jumps, so that differences through it show nothing.
     llm = adapted(family, [3] if family == "gpt-oss" else range(3))
     with llm.gradients() as passes:
-        total(llm, passes, calibrate=calibrate).backward()
+        total(llm, passes, calibrate=calibrate, layout=layout).backward()
         # Nothing reads what the deepest layer does with its values.
         without = [key for key, factor in passes.factors.items() if factor.grad is None]
         assert all(".layers.3.self_attn.v_proj." in key for key in without)
@@ -98,19 +108,20 @@ def test_gradients_equal_finite_differences(family: str, calibrate: bool) -> Non
                 values = []
                 for step in (1e-3, -1e-3):
                     factor.add_(direction, alpha=step)
-                    values.append(float(total(llm, passes, calibrate=calibrate)))
+                    values.append(float(total(llm, passes, calibrate=calibrate, layout=layout)))
                     factor.sub_(direction, alpha=step)
             measured = (values[0] - values[1]) / 2e-3
             assert measured == pytest.approx(slope, rel=0.03, abs=0.03)
 
 
+@pytest.mark.parametrize("layout", ["late", "parallel"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
-def test_gradients_are_the_same_when_results_are_computed_again(family: str) -> None:
+def test_gradients_are_the_same_when_results_are_computed_again(family: str, layout: str) -> None:
     llm = adapted(family)
     gradients = []
     for checkpoints in (False, True):
         with llm.gradients(checkpoints=checkpoints) as passes:
-            total(llm, passes, calibrate=True).backward()
+            total(llm, passes, calibrate=True, layout=layout).backward()
         gradients.append([factor.grad for factor in passes.factors.values()])
         for factor in passes.factors.values():
             factor.grad = None
@@ -143,6 +154,15 @@ def test_documents_that_several_queries_share_run_once(monkeypatch: pytest.Monke
         monkeypatch.setattr(passes, "prefill", counted)
         late_signals(llm, passes, prompts(llm), llm.heads)
     assert len(ran) == 1 + 4  # the prefix, and four different documents
+
+
+def test_a_document_that_does_not_fit_is_refused() -> None:
+    llm = adapted("llama")
+    long = llm.encoder.pieces(QUERY, ["wolf " * 1000, "rain"], numbered=False)
+    with llm.gradients() as passes:
+        for layout in ("late", "parallel"):
+            with pytest.raises(PromptTooLongError, match="the longest document makes a prompt"):
+                read(llm, passes, layout, [long])
 
 
 def test_a_tail_that_does_not_fit_is_refused() -> None:

@@ -50,6 +50,7 @@ def equal(one: Alignment, other: Alignment) -> bool:
         {"losses": LossWeights(distillation=0, preference=1), "hard_share": 1.0},
         {"losses": LossWeights(spread=0.1, head_entropy=0.1, attention_entropy=0.1)},
         {"signal": "calibrated"},
+        {"layout": "parallel"},
         {"head_weights": "signed", "standardise": False, "head_learning_rate": 0.01},
         {"checkpoints": True, "accumulate": 3, "schedule": "linear", "weight_decay": 0.1},
     ],
@@ -222,10 +223,11 @@ def test_the_folder_holds_what_peft_and_the_reranker_read(llm: FrozenLM, tmp_pat
     assert history["settings"]["rank"] == 4
 
 
+@pytest.mark.parametrize("layout", ["late", "parallel"])
 @pytest.mark.parametrize("kind", ["log", "calibrated"])
-def test_training_scores_are_those_of_the_reranker(llm: FrozenLM, kind: str) -> None:
+def test_training_scores_are_those_of_the_reranker(llm: FrozenLM, kind: str, layout: str) -> None:
     held_out = examples(4)
-    result = align(llm, examples(), config(epochs=2, signal=kind), held_out=held_out)
+    result = align(llm, examples(), config(epochs=2, signal=kind, layout=layout), held_out=held_out)
     reader = llm.with_adapter(result.adapter)
     reranker = HeadRoutedAttentionReranker(reader, FixedHeads(result.heads), drop_outliers=False)
     losses = []

@@ -205,7 +205,7 @@ def test_a_corpus_alone_is_enough(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "parallel"}, "--layout=parallel cannot be trained yet"),
+        ({"layout": "sequential"}, "layout='sequential' does not exist; choose one of late"),
         ({"held_out": 0}, "--held-out=0.0 must be above 0"),
         ({"hits": 0}, "--hits=0 must be 1 or more"),
         ({"rank": 0}, "rank=0 is not a count"),
