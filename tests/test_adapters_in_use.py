@@ -27,10 +27,13 @@ from routehead_plugins.errors import (
     ModelLoadError,
     RouterMismatchError,
 )
+from routehead_plugins.io import Collection
 from routehead_plugins.layouts import LateLayout
 from routehead_plugins.options import RerankerOptions
 from routehead_plugins.selection import FixedHeads, Router
+from routehead_plugins.signals import collect_signals
 from routehead_plugins.signals.store import llm_settings
+from routehead_plugins.training import detect
 
 QUERY = "which wolf ran?"
 DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river"]
@@ -164,6 +167,25 @@ def test_a_router_records_the_adapter_and_refuses_another(
     assert loaded.heads.adapter == adapted.adapter_label
     with pytest.raises(RouterMismatchError, match=r"adapter 'aligned-.*but the LLM has no adapter"):
         loaded.select(QUERY, llm)
+
+
+def test_heads_that_are_detected_with_an_adapter_record_it(
+    adapted: FrozenLM, tmp_path: Path
+) -> None:
+    texts = dict(zip(("d0", "d1", "d2"), DOCUMENTS, strict=True))
+    collection = Collection(
+        "tiny",
+        tmp_path,
+        {key: Document(text, key) for key, text in texts.items()},
+        {"q": QUERY},
+        {"q": {"d0": 1}},
+        {"q": {"d1": 3.0, "d0": 2.0, "d2": 1.0}},
+    )
+    signals = collect_signals(collection, adapted, LateLayout(), tmp_path / "signals")
+    assert signals.adapter == adapted.adapter_label
+    assert detect(signals, "ndcg", 2).adapter == adapted.adapter_label
+    with pytest.raises(InputError, match=r"signals of adapter None cannot be joined"):
+        _ = signals + replace(signals, adapter=None)
 
 
 def test_signals_are_kept_apart_by_adapter(llm: FrozenLM, adapted: FrozenLM) -> None:
