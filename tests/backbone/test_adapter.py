@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
+from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet
 from routehead_plugins.backbone import Adapter
-from routehead_plugins.errors import InputError, ModelLoadError, UnsupportedModelError
+from routehead_plugins.errors import (
+    InputError,
+    MissingExtraError,
+    ModelLoadError,
+    UnsupportedModelError,
+)
 from routehead_plugins.layouts import LateLayout
 
 QUERY = "which wolf ran?"
@@ -211,6 +217,46 @@ def test_names_that_are_no_adapters_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         llm.with_adapter(name)
+
+
+def test_an_adapter_is_fetched_from_the_hub(
+    llm: FrozenLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora.random_adapter(llm).save_pretrained(tmp_path)
+    asked: list[Any] = []
+
+    def fetch(name: str, **options: Any) -> str:
+        asked.append((name, options["local_files_only"], sorted(options["allow_patterns"])))
+        return str(tmp_path)
+
+    monkeypatch.setattr("routehead_plugins.backbone.adapter.snapshot_download", fetch)
+    adapter = Adapter.from_pretrained("somebody/aligned", local_files_only=True)
+    files = ["adapter_config.json", "adapter_model.safetensors", "heads.json"]
+    assert asked == [("somebody/aligned", True, files)]
+    assert adapter.label.startswith("aligned-")
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr("routehead_plugins.backbone.adapter.snapshot_download", fail)
+    with pytest.raises(ModelLoadError, match="cannot be fetched from the Hub") as caught:
+        Adapter.from_pretrained("somebody/aligned")
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_are_written_and_read_with_the_adapter(llm: FrozenLM, tmp_path: Path) -> None:
+    heads = HeadSet.parse("1-2,0-1")
+    adapter = replace(lora.random_adapter(llm), heads=heads)
+    adapter.save_pretrained(tmp_path, {"README.md": "a card"})
+    assert Adapter.from_pretrained(tmp_path).heads == heads
+    assert (tmp_path / "README.md").read_text() == "a card"
+
+
+def test_a_missing_library_is_named(llm: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = lora.random_adapter(llm)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "routehead-plugins\[align\]"'):
+        llm.with_adapter(adapter)
 
 
 def test_an_adapter_of_another_llm_is_refused(llm: FrozenLM) -> None:
