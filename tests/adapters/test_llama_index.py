@@ -74,6 +74,7 @@ FIELDS: dict[str, Any] = {
     "first_stage_weight": 0.5,
     "drop_query_copies": True,
     "documents": "some/index",
+    "adapter": "some/adapter",
     "local_files_only": True,
     "keep_retrieval_score": True,
     "metadata_mode": MetadataMode.LLM,
