@@ -65,6 +65,7 @@ class AlignmentConfig:
         signal: What the heads are read by: ``"log"`` or ``"calibrated"``; see ``head_weights``.
         standardise: Whether each head is z-scored over a query's candidates, as head sets are read.
         head_weights: ``"softmax"`` or ``"signed"``.
+        scale: Sum of the heads' weights before training; larger scores are surer of themselves.
         losses: Weights of the losses.
         temperature: Temperature of the teacher's distribution.
         hard_share: Share of the preference pairs that counts, smallest margins first.
@@ -99,6 +100,7 @@ class AlignmentConfig:
     signal: str = "log"
     standardise: bool = True
     head_weights: str = "softmax"
+    scale: float = 1.0
     losses: LossWeights = field(default_factory=LossWeights)
     temperature: float = 0.05
     hard_share: float = 0.5
@@ -173,6 +175,7 @@ _COUNTS = (
 )
 _RANGES = {
     "alpha": math.inf,
+    "scale": math.inf,
     "temperature": math.inf,
     "hard_share": 1,
     "learning_rate": math.inf,
@@ -182,7 +185,7 @@ _RANGES = {
     "max_gradient": math.inf,
     "held_out": 0.9,
 }
-_ABOVE_ZERO = ("alpha", "temperature", "hard_share", "learning_rate", "max_gradient")
+_ABOVE_ZERO = ("alpha", "scale", "temperature", "hard_share", "learning_rate", "max_gradient")
 _CHOICES = {"layout": LAYOUTS, "signal": SIGNALS, "head_weights": WEIGHTS, "schedule": SCHEDULES}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +59,12 @@ class HeadWeights:
     log_scale: nn.Parameter
 
     @classmethod
-    def equal(cls, kind: str, count: int, device: torch.device) -> HeadWeights:
-        """Make equal weights that sum to 1."""
+    def equal(cls, kind: str, count: int, device: torch.device, scale: float = 1.0) -> HeadWeights:
+        """Make equal weights that sum to ``scale``."""
         start = 0.0 if kind == "softmax" else 1 / count
         logits = torch.full((count,), start, dtype=torch.float32, device=device)
-        scale = torch.zeros((), dtype=torch.float32, device=device)
-        return cls(kind, nn.Parameter(logits), nn.Parameter(scale))
+        log_scale = torch.tensor(math.log(scale), dtype=torch.float32, device=device)
+        return cls(kind, nn.Parameter(logits), nn.Parameter(log_scale))
 
     @property
     def weights(self) -> Tensor:

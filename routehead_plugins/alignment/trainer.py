@@ -91,7 +91,7 @@ class Trainer:
         """
         self.llm, self.heads, self.config = llm, heads, config
         self._examples = list(examples)
-        self.weights = HeadWeights.equal(config.head_weights, len(heads), llm.device)
+        self.weights = HeadWeights.equal(config.head_weights, len(heads), llm.device, config.scale)
         self.step = self.tokens = 0
         self._step_size = config.batch_queries * config.accumulate
         self._per_epoch = math.ceil(len(self._examples) / self._step_size)

@@ -24,6 +24,7 @@ def llm() -> FrozenLM:
     [
         ({"rank": 0}, "rank=0 is not a count"),
         ({"patience": 0}, "patience=0 is not a count"),
+        ({"scale": 0}, "scale=0 trains nothing"),
         ({"temperature": 0}, "temperature=0 trains nothing"),
         ({"hard_share": 1.5}, "hard_share=1.5 must be a number from 0 to 1"),
         ({"held_out": 1}, "held_out=1 must be a number from 0 to 0.9"),

@@ -50,6 +50,8 @@ def test_weights_begin_equal_and_sum_to_one(kind: str) -> None:
     weights = HeadWeights.equal(kind, 4, torch.device("cpu"))
     torch.testing.assert_close(weights.weights.detach(), torch.full((4,), 0.25))
     torch.testing.assert_close(weights.shares.detach(), torch.full((4,), 0.25))
+    larger = HeadWeights.equal(kind, 4, torch.device("cpu"), 8.0)
+    torch.testing.assert_close(larger.weights.detach(), torch.full((4,), 2.0))
 
 
 def test_signed_weights_may_be_negative_and_their_shares_are_not() -> None:
