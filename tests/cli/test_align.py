@@ -129,12 +129,14 @@ def test_the_card_says_what_was_done(
     assert len(history["history"]) > 6
 
 
-def test_a_teacher_also_judges_what_nobody_judged(align: Align, words: Path) -> None:
+def test_a_teacher_also_judges_what_nobody_judged(
+    align: Align, words: Path, tmp_path: Path
+) -> None:
     result = align(words, teacher="likelihood", temperature=0.5)
     assert result.exit_code == 0, result.output
     assert "22 queries to learn from, 5 held out" in result.stderr
     assert "distillation" in result.stderr
-    without = align(words, teacher="likelihood", distillation=0, output="other")
+    without = align(words, teacher="likelihood", distillation=0, output=tmp_path / "other")
     assert "21 queries to learn from" in without.stderr
 
 
