@@ -108,12 +108,14 @@ class Ranking(Sequence[ScoredDocument]):
         hits: The scored documents, best first.
         heads: The heads that were read for this query.
         layout: Name of the prompt layout.
+        adapter: Label of the LLM's LoRA adapter; ``None`` for none.
     """
 
     query: str
     hits: tuple[ScoredDocument, ...]
     heads: HeadSet
     layout: str | None = None
+    adapter: str | None = None
 
     @overload
     def __getitem__(self, index: int) -> ScoredDocument: ...

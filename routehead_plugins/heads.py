@@ -3,8 +3,8 @@
 A head is written ``layer-head``, both counted from zero: ``13-18``. A head-set file is JSON::
 
     {"format": "routehead-heads", "version": 1, "heads": ["13-18", "13-1"],
-     "model": "...", "layout": "sequential", "method": "...", "scores": [0.08, 0.07],
-     "source": "...", "data": "...",
+     "model": "...", "adapter": "...", "layout": "sequential", "method": "...",
+     "scores": [0.08, 0.07], "source": "...", "data": "...",
      "weights": [0.41, -0.12], "aggregation": "standardised", "first_stage_weight": 0.6}
 
 Only ``format``, ``version`` and ``heads`` are required; the last line is the recipe.
@@ -29,7 +29,7 @@ AGGREGATIONS = ("mean", "standardised", "log")
 """Names of the ways to combine the signals of several heads; see ``scoring.aggregation``."""
 
 _FORMAT, _VERSION = "routehead-heads", 1
-_PROVENANCE = ("model", "layout", "method", "source", "data")
+_PROVENANCE = ("model", "adapter", "layout", "method", "source", "data")
 # Heads have nine digits at most, as in the next line.
 _LIMIT = 10**9
 _HEAD = re.compile(r"\s*(\d{1,9})-(\d{1,9})\s*")
@@ -83,6 +83,7 @@ class HeadSet(Sequence[Head]):
     Attributes:
         heads: ``(layer, head)`` pairs without repetitions; kept as a tuple of ``Head``.
         model: The LLM they were chosen for; ``None`` when not recorded, as for the next five.
+        adapter: The LoRA adapter that the LLM had, as ``Adapter.label``; ``None`` for none.
         layout: The prompt layout they were chosen for.
         method: How they were chosen.
         scores: One figure per head from the method that chose them.
@@ -97,6 +98,7 @@ class HeadSet(Sequence[Head]):
 
     heads: Sequence[tuple[int, int]]
     model: str | None = field(default=None, kw_only=True)
+    adapter: str | None = field(default=None, kw_only=True)
     layout: str | None = field(default=None, kw_only=True)
     method: str | None = field(default=None, kw_only=True)
     scores: Sequence[float] | None = field(default=None, kw_only=True)
@@ -186,6 +188,10 @@ class HeadSet(Sequence[Head]):
         Raises:
             InputError: The file cannot be written.
         """
+        atomic_write_text(path, self.to_json())
+
+    def to_json(self) -> str:
+        """Return the content of a head-set file."""
         content = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -197,7 +203,7 @@ class HeadSet(Sequence[Head]):
             "weights": self.recipe.weights,
         }
         content = {name: value for name, value in content.items() if value is not None}
-        atomic_write_text(path, encode_json(content, "the head set", indent=1) + "\n")
+        return encode_json(content, "the head set", indent=1) + "\n"
 
     def pick(self, indices: Sequence[int]) -> tuple[Head, ...]:
         """Return the heads at some indices, in the order of the indices."""

@@ -41,6 +41,7 @@ class OptionValues(TypedDict, total=False):
     drop_query_copies: bool
     documents: str | Path | None
     refine: int | None
+    adapter: Any
     local_files_only: bool
 
 
@@ -59,6 +60,9 @@ class RerankerOptions:
             file, or ``(layer, head)`` pairs. ``None`` leaves the choice to the router.
         router: A ``Router``, its folder, or its id on the Hub. Without heads and router: the
             router that comes with the library for this LLM, or all heads where there is none.
+        adapter: A LoRA adapter from `routehead align`: an ``Adapter``, its folder, or its id on the
+            Hub. The LLM itself stays as it is. Without heads and router, the heads in the adapter's
+            folder are read.
         device: ``None`` picks cuda, then mps, then cpu.
         dtype: ``"auto"`` takes bfloat16 where the device is fast at it, float32 elsewhere; or a
             name or torch dtype.
@@ -103,12 +107,14 @@ class RerankerOptions:
     drop_query_copies: bool = False
     documents: str | Path | None = None
     refine: int | None = None
+    adapter: Any = None
     local_files_only: bool = False
 
     def __post_init__(self) -> None:
         given: Any = self  # callers need not check types
         self._set("model", _as_text(given.model))
         self._set("documents", _as_text(given.documents))
+        self._set("adapter", _as_text(given.adapter))
         check_text("model", given.model)
         if given.dtype is None:
             self._set("dtype", "auto")
@@ -117,6 +123,8 @@ class RerankerOptions:
             _check_kind("device", given.device, 'a name such as "cuda", or a torch device')
         _check_kind("layout", given.layout, "a name")
         _check_kind("documents", given.documents, "the folder of an index")
+        if not hasattr(given.adapter, "fingerprint"):
+            _check_kind("adapter", given.adapter, "an Adapter, its folder or its id on the Hub")
         for name in ("window", "stride", "max_doc_tokens", "refine"):
             if getattr(given, name) is not None:
                 self._set(name, check_count(name, getattr(given, name)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from routehead_plugins.backbone import FrozenLM, check_finite, check_max_doc_tokens
+from routehead_plugins.backbone import Adapter, FrozenLM, check_finite, check_max_doc_tokens
 from routehead_plugins.data import (
     Document,
     Ranking,
@@ -146,8 +146,8 @@ class HeadRoutedAttentionReranker:
             model: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
             **options: ``heads``, ``router``, ``device``, ``dtype``, ``layout``,
                 ``document_cache``, ``window``, ``stride``, ``max_doc_tokens``,
-                ``first_stage_weight``, ``drop_query_copies``, ``documents``, ``refine``
-                and ``local_files_only``; see ``RerankerOptions``.
+                ``first_stage_weight``, ``drop_query_copies``, ``documents``, ``refine``,
+                ``adapter`` and ``local_files_only``; see ``RerankerOptions``.
 
         Raises:
             InputError: An argument cannot be used.
@@ -172,7 +172,7 @@ class HeadRoutedAttentionReranker:
             llm: The LLM of these options, if it is already loaded.
             selector: The selector of these options, where it is chosen already.
         """
-        options, documents = open_documents(options)
+        options, documents = open_documents(_with_adapter(options, llm))
         selector = choose_selector(options) if selector is None else selector
         layout = make_layout(options, selector.layout, documents)
         check_layout(layout, selector.layout)
@@ -259,7 +259,8 @@ class HeadRoutedAttentionReranker:
             ScoredDocument(index, scores[index], candidates[index], evidence.get(index, ()))
             for index in order
         ]
-        return Ranking(query, tuple(hits), asked.heads, self.layout.name)
+        name, adapter = self.layout.name, self.llm.adapter_label
+        return Ranking(query, tuple(hits), asked.heads, name, adapter)
 
     def score(
         self,
@@ -620,6 +621,17 @@ def _layers(selectors: Sequence[Selector], documents: DocumentIndex | None, num_
     """Return how many layers to load: those of the heads, and of all keys in the index."""
     layers = max(selector.layers(num_layers) for selector in selectors)
     return layers if documents is None else max(layers, documents.columns.last_layer + 1)
+
+
+def _with_adapter(options: RerankerOptions, llm: FrozenLM | None) -> RerankerOptions:
+    """Load the adapter of the options, for the heads that come with it."""
+    adapter = options.adapter
+    if llm is not None and adapter is None:
+        return options if llm.adapter is None else replace(options, adapter=llm.adapter)
+    if not isinstance(adapter, str):
+        return options
+    loaded = Adapter.from_pretrained(adapter, local_files_only=options.local_files_only)
+    return replace(options, adapter=loaded)
 
 
 def _check_parts(backbone: object, selector: object, layout: object, reweighting: object) -> None:

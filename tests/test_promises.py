@@ -40,7 +40,8 @@ ARROWS: dict[str, set[str]] = {
     "scoring": BELOW,
     "layouts": {"backbone", "scoring", "options"} | BELOW,
     "selection": {"backbone", "files", "io", "options"} | BELOW,
-    "signals": {"layouts", "scoring", "backbone", "io"} | BELOW,
+    "signals": {"layouts", "scoring", "backbone", "files", "io"} | BELOW,
+    "alignment": {"backbone", "layouts", "scoring", "signals", "selection", "files"} | BELOW,
     "training": {"signals", "scoring", "selection", "io"} | BELOW,  # never runs the LLM
     "index": {"layouts", "scoring", "backbone", "files", "options"} | BELOW,
     "reranker": {"index", "layouts", "scoring", "selection", "backbone", "options"} | BELOW,

@@ -1,12 +1,14 @@
 """The frozen LLM: the only room that knows transformers."""
 
+from routehead_plugins.backbone.adapter import PROJECTIONS, Adapter, same_adapter
 from routehead_plugins.backbone.attention import Rows, Tap, run
 from routehead_plugins.backbone.batching import batches
 from routehead_plugins.backbone.device import check_finite, pick_device, pick_dtype
-from routehead_plugins.backbone.frozen_lm import FrozenLM
+from routehead_plugins.backbone.frozen_lm import FrozenLM, Gradients
 from routehead_plugins.backbone.isolation import isolated
 from routehead_plugins.backbone.kv_cache import BytesCache, KeyValueCache, KeyValues, joined
 from routehead_plugins.backbone.loading import EMBEDDED, load, load_tokenizer
+from routehead_plugins.backbone.minilm import MiniLM
 from routehead_plugins.backbone.prompt import (
     DocumentPiece,
     Pieces,
@@ -20,13 +22,17 @@ from routehead_plugins.backbone.token_tree import token_tree
 
 __all__ = [
     "EMBEDDED",
+    "PROJECTIONS",
+    "Adapter",
     "BytesCache",
     "DocumentKeys",
     "DocumentPiece",
     "FrozenLM",
+    "Gradients",
     "KeyColumns",
     "KeyValueCache",
     "KeyValues",
+    "MiniLM",
     "Pieces",
     "PromptEncoder",
     "QueryLikelihood",
@@ -46,5 +52,6 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "run",
+    "same_adapter",
     "token_tree",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -13,6 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from routehead_plugins.backbone.adapter import (
+    PROJECTIONS,
+    Adapter,
+    inject,
+    new_adapter,
+    without_gradients,
+)
 from routehead_plugins.backbone.attention import (
     Rows,
     Tap,
@@ -32,7 +41,7 @@ from routehead_plugins.backbone.rotary import PromptLength, longest_prompt
 from routehead_plugins.backbone.tail_queries import KeyColumns, TailQueries
 from routehead_plugins.backbone.text_tasks import TextTasks
 from routehead_plugins.backbone.token_tree import token_tree
-from routehead_plugins.backbone.view import tapped_view
+from routehead_plugins.backbone.view import recomputing, tapped_view
 from routehead_plugins.data import check_text
 from routehead_plugins.errors import InputError, UnsupportedModelError, short_repr
 from routehead_plugins.heads import HeadSet
@@ -57,37 +66,100 @@ class FrozenLM(TextTasks):
         num_layers: Number of layers, loaded or not.
         width: Size of a hidden state.
         max_tokens: Longest sequence it accepts; ``None`` if its configuration sets no limit.
+        adapter: The LoRA adapter that it is read with, as it was given; ``None`` for none.
 
     Where rotary factors depend on the length of the prompt (LongRoPE, dynamic NTK), all documents
     and tails of a prompt are rotated as its longest tail asks for.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        name: str | None = None,
+        adapter: Adapter | str | os.PathLike[str] | None = None,
+    ) -> None:
         """Wrap a model that is already loaded.
 
         Args:
             model: A decoder of transformers, on its device and in its dtype; left as it is.
             tokenizer: Its tokenizer; left as it is.
             name: Name to give it; the model's own ``name_or_path`` by default.
+            adapter: A LoRA adapter to read it with, the adapter's folder, or its id on the Hub. It
+                stays outside of the model, which others may read with other adapters.
 
         Raises:
             InputError: It is not a model or not a tokenizer.
-            UnsupportedModelError: It has no attention to read, or its weights are not all in the
-                memory of one device.
+            UnsupportedModelError: It has no attention to read, its weights are not all in the
+                memory of one device, or the adapter is for another LLM.
+            ModelLoadError: There is no such adapter.
+            MissingExtraError: peft is needed for the adapter, and not installed.
         """
         check_loaded(model)
         check_is_decoder(model)
         self.name = name or model.name_or_path or type(model).__name__
         self._model = model
         self._lock = threading.RLock()
-        self._entered = False  # whether a thread holds the lock
-        self._state: ModelState | None = None
-        with self._exclusive():
-            pass
+        self._wrap(adapter)
         vocabulary: int | None = None
         with suppress(NotImplementedError):  # some families have a table of another kind
             vocabulary = getattr(self._whole.get_input_embeddings(), "num_embeddings", None)
         self.encoder = PromptEncoder(tokenizer, vocabulary)
+
+    def _wrap(self, adapter: Adapter | str | os.PathLike[str] | None) -> None:
+        """Build the view for the first time."""
+        if adapter is not None and not isinstance(adapter, Adapter):
+            adapter = Adapter.from_pretrained(adapter)
+        self.adapter = adapter
+        self._factors: dict[str, nn.Parameter] = {}  # of the adapter
+        self._entered = False  # whether a thread holds the lock
+        self._state: ModelState | None = None
+        with self._exclusive():
+            pass
+
+    def with_adapter(self, adapter: Adapter | str | os.PathLike[str] | None) -> FrozenLM:
+        """Read the same model with another adapter, or with none; both share its memory.
+
+        Args:
+            adapter: The adapter, its folder, or its id on the Hub; ``None`` for none.
+
+        Raises:
+            InputError: It is neither.
+            UnsupportedModelError: The adapter is for another LLM.
+            ModelLoadError: There is no such adapter.
+            MissingExtraError: peft is not installed.
+        """
+        other = copy.copy(self)  # with the lock: one query at a time runs in the memory of a model
+        other._wrap(adapter)
+        return other
+
+    def new_adapter(
+        self,
+        layers: Sequence[int],
+        *,
+        rank: int = 16,
+        alpha: float = 32.0,
+        projections: Sequence[str] = PROJECTIONS,
+        name: str = "new",
+        seed: int = 0,
+    ) -> Adapter:
+        """Make an adapter of the LLM that changes nothing yet; see ``adapter.new_adapter``.
+
+        Raises:
+            UnsupportedModelError: These layers have no such projections.
+        """
+        with self._exclusive():
+            adapter = new_adapter(
+                name,
+                tapped_view(self._model),
+                layers=layers,
+                rank=rank,
+                alpha=alpha,
+                projections=projections,
+                seed=seed,
+            )
+        return replace(adapter, config={**adapter.config, "base_model_name_or_path": self.name})
 
     @classmethod
     def from_pretrained(
@@ -98,6 +170,7 @@ class FrozenLM(TextTasks):
         dtype: str | torch.dtype = "auto",
         local_files_only: bool = False,
         layers: Callable[[int], int] | None = None,
+        adapter: Adapter | str | os.PathLike[str] | None = None,
     ) -> FrozenLM:
         """Load an LLM and its tokenizer.
 
@@ -108,6 +181,7 @@ class FrozenLM(TextTasks):
             dtype: ``"auto"`` takes bfloat16 where the device is fast at it, float32 elsewhere.
             local_files_only: Whether to use only the local cache of the Hub, never the network.
             layers: Maps the model's depth to the number of leading layers to load; ``None``: all.
+            adapter: A LoRA adapter, its folder, or its id on the Hub.
 
         Raises:
             ModelLoadError: No LLM of that name can be loaded.
@@ -119,6 +193,8 @@ class FrozenLM(TextTasks):
         check_text("model", model)
         if layers is not None and not callable(layers):
             raise InputError(f"layers={short_repr(layers)} must be a function, or None.")
+        if adapter is not None and not isinstance(adapter, Adapter):
+            adapter = Adapter.from_pretrained(adapter, local_files_only=local_files_only)
         picked_device = pick_device(device)
         with isolated(picked_device):
             loaded, tokenizer = load(
@@ -128,7 +204,7 @@ class FrozenLM(TextTasks):
                 local_files_only=local_files_only,
                 layers=None if layers is None else partial(_at_most, layers),
             )
-        return cls(loaded, tokenizer, name=model)
+        return cls(loaded, tokenizer, name=model, adapter=adapter)
 
     @classmethod
     def from_options(
@@ -141,7 +217,13 @@ class FrozenLM(TextTasks):
             dtype=options.dtype,
             local_files_only=options.local_files_only,
             layers=layers,
+            adapter=options.adapter,
         )
+
+    @property
+    def adapter_label(self) -> str | None:
+        """Label of the adapter, for records and messages; ``None`` for none."""
+        return None if self.adapter is None else self.adapter.label
 
     @property
     def heads(self) -> HeadSet:
@@ -173,7 +255,8 @@ class FrozenLM(TextTasks):
         operation on them. Writing into ``.data`` is noticed where many values of a tensor change.
         """
         with self._exclusive():
-            return self._identity, self._weights.key()
+            factors = [(tensor.data_ptr(), tensor._version) for tensor in self._factors.values()]
+            return self._identity, self._weights.key(), tuple(factors)
 
     def fingerprint(self, last_layer: int) -> str:
         """Return a digest of the embeddings and the first layers, for records on disk.
@@ -188,7 +271,30 @@ class FrozenLM(TextTasks):
             parts: list[nn.Module] = list(layers_of(self._view)[: last_layer + 1])
             with suppress(NotImplementedError):  # some families have a table of another kind
                 parts.insert(0, self._view.get_input_embeddings())
-            return fingerprint(tensor for part in parts for tensor in part.parameters())
+            own = {id(factor) for factor in self._factors.values()}
+            tensors = (tensor for part in parts for tensor in part.parameters())
+            digest = fingerprint(tensor for tensor in tensors if id(tensor) not in own)
+            # All of the adapter counts, though it may reach deeper: it was trained as one.
+            return digest if self.adapter is None else f"{digest}+{self.adapter.fingerprint}"
+
+    @contextmanager
+    def gradients(self, *, checkpoints: bool = False) -> Iterator[Gradients]:
+        """Lend passes that gradients flow through, to one thread at a time.
+
+        The adapter's factors get gradients, in float32 whatever the LLM's dtype; the LLM's weights
+        are constants. Call ``backward`` before this ends.
+
+        Args:
+            checkpoints: Whether a layer's intermediate results are computed again for its
+                gradients (arXiv 1604.06174), which takes a third more time and far less memory.
+
+        Yields:
+            The passes.
+        """
+        with self._exclusive(), without_gradients(self._whole), ExitStack() as stack:
+            if checkpoints:
+                stack.enter_context(recomputing(layers_of(self._view)))
+            yield Gradients(self)
 
     @torch.inference_mode()
     def prefill(
@@ -211,6 +317,17 @@ class FrozenLM(TextTasks):
         Returns:
             Keys and values of each sequence, without those of the prefix.
         """
+        return self._prefill(sequences, last_layer=last_layer, behind=behind, length=length)
+
+    def _prefill(
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        *,
+        last_layer: int,
+        behind: KeyValues | None = None,
+        length: int | None = None,
+    ) -> list[KeyValues]:
+        """The same, in the caller's mode."""
         with self._exclusive():
             ids = self._pad(sequences)
             start = 0 if behind is None else behind.end
@@ -246,6 +363,17 @@ class FrozenLM(TextTasks):
         Raises:
             HeadError: The LLM does not have these heads.
         """
+        return self._read(context, tails, heads, start=start)
+
+    def _read(
+        self,
+        context: Callable[[], Sequence[KeyValues]],
+        tails: Sequence[tuple[int, ...]],
+        heads: HeadSet,
+        *,
+        start: int | None = None,
+    ) -> Tensor:
+        """The same, in the caller's mode."""
         with self._exclusive():
             heads.check_within(self._heads, self.name)
             tree = token_tree(tails)
@@ -289,15 +417,30 @@ class FrozenLM(TextTasks):
         Raises:
             HeadError: The LLM does not have these heads.
         """
+        return self._tail_queries(
+            prefix, [tail], heads, start=start, length=length, states_before=states_before
+        )
+
+    def _tail_queries(
+        self,
+        prefix: KeyValues,
+        tails: Sequence[tuple[int, ...]],
+        heads: HeadSet,
+        *,
+        start: int,
+        length: int,
+        states_before: int | None = None,
+    ) -> TailQueries:
+        """The same for several tails in one pass, in the caller's mode."""
         with self._exclusive():
             heads.check_within(self._heads, self.name)
-            positions = torch.arange(start, start + len(tail), device=self.device)
+            tree = token_tree(tails)
+            positions = (start + tree.depths).to(self.device)
             past = torch.arange(prefix.start, prefix.end, device=self.device)
-            size = len(tail), len(tail)
             rows = Rows(
-                weights=torch.full(size[:1], 1 / len(tail), device=self.device)[None],
+                weights=tree.weights.to(self.device),
                 positions=positions,
-                sees=torch.ones(size, dtype=torch.bool, device=self.device).tril(),
+                sees=tree.sees.to(self.device),
                 past=past,
                 claimed=start,
             )
@@ -306,7 +449,7 @@ class FrozenLM(TextTasks):
             # As if documents stood in between: a layer with a window says so only if they may be
             # beyond it.
             cache = joined([prefix], last_layer=tap.last_layer, past=start)
-            ids = torch.tensor([tail], device=self.device)
+            ids = tree.ids.to(self.device)[None]
             with self._length.set_to(length):
                 run(self._view, ids, positions[None], cache, tap)
             states = None if tap.states is None else tap.states[0].float()
@@ -425,6 +568,8 @@ class FrozenLM(TextTasks):
             self._weights = Weights(self._model)
             with isolated(self._model.device), refusing(self._model):
                 self._whole = tapped_view(self._model)
+                if self.adapter is not None:
+                    inject(self._whole, self.adapter, self._factors)
                 self._view = decoder_of(self._whole)
                 self._length = PromptLength(self._whole)
                 self._heads, self._key_shapes = readable_heads(self._whole)
@@ -440,6 +585,61 @@ class FrozenLM(TextTasks):
         longest = max(map(len, sequences))
         rows = [ids + ids[-1:] * (longest - len(ids)) for ids in sequences]
         return torch.tensor(rows, device=self.device)
+
+
+class Gradients:
+    """Passes of a ``FrozenLM`` that gradients flow through; see ``FrozenLM.gradients``.
+
+    Attributes:
+        factors: Parameters of the adapter, float32, by their names in files.
+    """
+
+    def __init__(self, llm: FrozenLM) -> None:
+        """Take the passes of an LLM; use ``FrozenLM.gradients``."""
+        self._llm = llm
+        self.factors = llm._factors
+
+    def prefill(
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        *,
+        last_layer: int,
+        behind: KeyValues | None = None,
+        length: int | None = None,
+    ) -> list[KeyValues]:
+        """Run sequences; see ``FrozenLM.prefill``."""
+        return self._llm._prefill(sequences, last_layer=last_layer, behind=behind, length=length)
+
+    def read(
+        self, context: Sequence[KeyValues], tails: Sequence[tuple[int, ...]], heads: HeadSet
+    ) -> Tensor:
+        """Read the attention of tails to the tokens before them; see ``FrozenLM.read``."""
+        return self._llm._read(lambda: context, tails, heads)
+
+    def tail_queries(
+        self,
+        prefix: KeyValues,
+        tails: Sequence[tuple[int, ...]],
+        heads: HeadSet,
+        *,
+        start: int,
+        length: int,
+    ) -> TailQueries:
+        """Run several tails in one pass, each of them behind the prefix alone.
+
+        Tokens that tails share run once; see ``FrozenLM.tail_queries``.
+        """
+        return self._llm._tail_queries(prefix, tails, heads, start=start, length=length)
+
+    def adapter(self, name: str) -> Adapter:
+        """Copy the adapter as it is now, under a name of its own."""
+        adapter = self._llm.adapter
+        if adapter is None:
+            raise UnsupportedModelError(f"{self._llm.name!r} has no adapter; give it one.")
+        # Those of layers that were not loaded stay as they were.
+        weights = dict(adapter.weights)
+        weights |= {key: factor.detach().cpu().clone() for key, factor in self.factors.items()}
+        return replace(adapter, name=name, weights=weights)
 
 
 def _at_most(layers: Callable[[int], int], total: int) -> int:

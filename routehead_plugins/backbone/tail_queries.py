@@ -253,6 +253,40 @@ class TailQueries:
                 group.read_in_parts(keys, attention, log_sums)
         return attention
 
+    def of_tails(self, indices: Sequence[int]) -> TailQueries:
+        """Return the queries of some of the tails."""
+        weights = self.weights[list(indices)]
+        rows = weights.any(dim=0).nonzero()[:, 0]
+        layers = {
+            layer: replace(
+                queries,
+                queries=queries.queries[:, rows],
+                rest=queries.rest[:, rows],
+                sees=None if queries.sees is None else partial(_seen_by_some, queries.sees, rows),
+            )
+            for layer, queries in self.layers.items()
+        }
+        return TailQueries(layers, weights[:, rows])
+
+    def masses(self, keys: DocumentKeys, heads: HeadSet, documents: Tensor, count: int) -> Tensor:
+        """Sum the attention of some heads to each document; gradients flow through it.
+
+        Args:
+            keys: The documents' keys, at the key heads of all these heads.
+            heads: The heads, all of them among those of the queries.
+            documents: Index of each token's document, shape (tokens,); ``count`` outside of all.
+            count: Number of documents.
+
+        Returns:
+            Mean over a tail's tokens, float32, shape (tails, heads, documents).
+        """
+        parts, indices = [], []
+        for group in self._groups(heads):
+            parts.append(group.masses(keys, documents, count))
+            indices += group.indices
+        order = torch.tensor(indices, device=keys.table.device).argsort()
+        return torch.cat(parts, dim=1)[:, order]
+
     def log_sums(self, keys: DocumentKeys, heads: HeadSet) -> Tensor:
         """Sum the exponentials of the scores over the documents' tokens.
 
@@ -311,10 +345,18 @@ class _Group:
         if scales is not None:
             scores.mul_(scales)
         if self.softcap is not None:
-            scores.div_(self.softcap).tanh_().mul_(self.softcap)
+            # Gradients need the result of tanh as it is.
+            scores = scores.div_(self.softcap).tanh_() * self.softcap
         if self.sees is not None:
             scores.masked_fill_(~self.sees(keys.positions[rows]), -torch.inf)
         return scores
+
+    def masses(self, keys: DocumentKeys, documents: Tensor, count: int) -> Tensor:
+        """Sum the attention to each document's tokens, shape (tails, heads, documents)."""
+        scores = torch.cat([self.scores(keys, _ALL), self.rest[..., None]], dim=-1)
+        attention = self.weights @ scores.softmax(dim=-1)[..., :-1]  # (heads, tails, tokens)
+        sums = attention.new_zeros(*attention.shape[:2], count + 1)
+        return sums.index_add(2, documents, attention)[..., :count].transpose(0, 1)
 
     def read(self, keys: DocumentKeys, attention: Tensor) -> None:
         """Fill in the attention to all tokens, shape (tails, heads of all groups, tokens)."""
@@ -349,6 +391,11 @@ def _seen_by_all(
 ) -> Tensor:
     """Tell which keys the rows of several tails see, shape (rows, keys)."""
     return torch.cat([sees(positions)[rows] for sees, rows in seers if sees is not None])
+
+
+def _seen_by_some(sees: Callable[[Tensor], Tensor], rows: Tensor, positions: Tensor) -> Tensor:
+    """Tell which keys some of the rows see, shape (rows, keys)."""
+    return sees(positions)[rows]
 
 
 def _parts(keys: DocumentKeys) -> list[slice]:

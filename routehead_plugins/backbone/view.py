@@ -7,13 +7,16 @@ original stay as they are.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from routehead_plugins.backbone.attention import (
@@ -96,3 +99,29 @@ def _watch_layers(layers: nn.ModuleList) -> None:
 
     for number, layer in enumerate(layers):
         layer.register_forward_pre_hook(watch(number), with_kwargs=True)
+
+
+@contextmanager
+def recomputing(layers: nn.ModuleList) -> Iterator[None]:
+    """Let the layers of a view compute their intermediate results again for gradients.
+
+    Args:
+        layers: The layers. A forward ends inside the deepest one, which is left out.
+    """
+    try:
+        for number, layer in enumerate(layers):
+            layer.forward = _recomputed(number, layer.forward)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _recomputed(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*states: Any, **options: Any) -> Any:
+        tap = options.get("routehead_tap")
+        if tap is not None and tap.last_layer <= number:
+            return forward(*states, **options)
+        return checkpoint(partial(forward, **options), *states, use_reentrant=False)
+
+    return wrapped

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from routehead_plugins import __version__
+from routehead_plugins.cli.align import align
 from routehead_plugins.cli.demo import demo
 from routehead_plugins.cli.detect import detect
 from routehead_plugins.cli.evaluate import evaluate
@@ -62,7 +63,7 @@ def _root(
     pass
 
 
-for _command in (demo, rerank, index, evaluate, detect, train, inspect):
+for _command in (demo, rerank, index, evaluate, detect, train, align, inspect):
     app.command()(_command)
 
 

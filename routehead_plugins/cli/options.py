@@ -38,6 +38,9 @@ LLM: Mapping[str, Any] = {
         "The LLM: **embedded** (SmolLM2-135M-Instruct, offline), a Hub id such as "
         "Qwen/Qwen3-0.6B, a local directory, or a .gguf file.",
     ],
+    "adapter": Annotated[
+        str | None, "A LoRA adapter for the LLM: a folder from `routehead align`, or a Hub id."
+    ],
     "device": Annotated[str | None, "cuda, mps or cpu.  [default: the fastest available]"],
     "dtype": Annotated[str, "auto (the faster on the device), float32, bfloat16 or float16."],
 }

@@ -62,7 +62,7 @@ ROUTER_FILES = ("config.json", "model.safetensors", "README.md")
 
 # Options that do not change scores, and those that every command records in a way of its own.
 NOT_SETTINGS = {
-    *("document_cache", "local_files_only"),
+    *("document_cache", "local_files_only", "adapter"),
     *("heads", "router", "first_stage_weight"),
 }
 
@@ -72,15 +72,23 @@ def settings(options: RerankerOptions) -> dict[str, Any]:
 
     The choice of heads and the first-stage weight are left to the commands.
     """
-    from routehead_plugins.backbone import pick_device, pick_dtype
+    from routehead_plugins.backbone import Adapter, pick_device, pick_dtype
 
+    adapter, local = options.adapter, options.local_files_only
+    if isinstance(adapter, str):
+        adapter = Adapter.from_pretrained(adapter, local_files_only=local)
     device = pick_device(options.device)
     names = [field.name for field in fields(options) if field.name not in NOT_SETTINGS]
-    return {name: getattr(options, name) for name in names} | {
-        "device": device.type,
-        "dtype": str(pick_dtype(options.dtype, device)).removeprefix("torch."),
-        "version": __version__,
-    }
+    own = {} if adapter is None else {"adapter": adapter.label}
+    return (
+        {name: getattr(options, name) for name in names}
+        | own
+        | {
+            "device": device.type,
+            "dtype": str(pick_dtype(options.dtype, device)).removeprefix("torch."),
+            "version": __version__,
+        }
+    )
 
 
 def fitted_weight(selector: Selector) -> float | None:

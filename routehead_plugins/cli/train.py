@@ -25,19 +25,11 @@ from routehead_plugins.cli.runtime import (
     load_llm,
     progress,
     resumable,
-    sample_queries,
     signals_folder,
-    with_candidates,
 )
-from routehead_plugins.errors import CollectionError, InputError
-from routehead_plugins.io import (
-    CORPUS_FILE,
-    QRELS_FILE,
-    TOPICS_FILE,
-    Collection,
-    load_collection,
-    read_corpus,
-)
+from routehead_plugins.cli.training_data import judged_queries_of, load_texts, training_parts
+from routehead_plugins.errors import InputError
+from routehead_plugins.io import Collection
 from routehead_plugins.options import RerankerOptions
 
 if TYPE_CHECKING:
@@ -119,8 +111,8 @@ def train_router(arguments: TrainArguments, options: RerankerOptions) -> Router:
     _check(arguments)
     fit_options = _fit_options(arguments)
     layout = make_layout(options)
-    collections = [_load(path, arguments) for path in arguments.collection]
-    judged = [_judged(collection, arguments) for collection in collections]
+    collections = [load_texts(path, arguments) for path in arguments.collection]
+    judged = [judged_queries_of(collection, arguments) for collection in collections]
     if arguments.synthesize is not None:
         check_bm25()
     llm = load_llm(options)
@@ -136,7 +128,7 @@ def train_router(arguments: TrainArguments, options: RerankerOptions) -> Router:
     signal_sets = []
     with resumable() as keep:
         for collection, own in zip(collections, judged, strict=True):
-            for kind, part in _parts(collection, own, llm, arguments, keep):
+            for kind, part in training_parts(collection, own, llm, arguments, keep):
                 signals = _signals(part, llm, layout, arguments, options, keep)
                 signal_sets.append(signals)
                 count = len(signals.queries)
@@ -150,7 +142,7 @@ def train_router(arguments: TrainArguments, options: RerankerOptions) -> Router:
             max_doc_tokens=options.max_doc_tokens,
             description={**(router.description or {}), "parts": parts, "seed": arguments.seed},
         )
-        router.save_pretrained(arguments.output, card=router_card(router, parts, _command_line()))
+        router.save_pretrained(arguments.output, card=router_card(router, parts, command_line()))
     return router
 
 
@@ -243,57 +235,6 @@ def _fit_options(arguments: TrainArguments) -> FitOptions:
     )
 
 
-def _load(path: Path, arguments: TrainArguments) -> Collection:
-    """Load a collection, or its corpus alone where queries are synthesized."""
-    synthesize = arguments.synthesize is not None
-    if synthesize and not all((path / name).exists() for name in (TOPICS_FILE, QRELS_FILE)):
-        return Collection(path.resolve().name, path, read_corpus(path / CORPUS_FILE), {}, {})
-    collection = load_collection(path)
-    if not synthesize and not sample_queries(collection, None, arguments.seed):
-        raise CollectionError(
-            f"{path / QRELS_FILE} judges none of the queries of {TOPICS_FILE}; give judgments "
-            "of some, or --synthesize, such as 500."
-        )
-    return collection
-
-
-def _judged(collection: Collection, arguments: TrainArguments) -> Collection | None:
-    """Return the judged queries to learn from, with their candidates; ``None`` for none."""
-    query_ids = sample_queries(collection, arguments.queries, arguments.seed)
-    if not arguments.judged or not query_ids:
-        return None
-    topics = {query_id: collection.topics[query_id] for query_id in query_ids}
-    return with_candidates(replace(collection, topics=topics), topics, arguments.hits)
-
-
-def _parts(
-    collection: Collection,
-    judged: Collection | None,
-    llm: FrozenLM,
-    arguments: TrainArguments,
-    keep: Callable[[], None],
-) -> list[tuple[str, Collection]]:
-    """Return kinds of queries to learn from, each with a collection of these queries."""
-    from routehead_plugins.signals import consistent, synthesize_queries
-
-    parts = [] if judged is None else [("judged", judged)]
-    hits, count = arguments.hits, arguments.synthesize
-    if count is not None:
-        folder = arguments.signals or signals_folder()
-        with progress(f"{collection.name}: writing queries", count, keep) as advance:
-            synthesized = synthesize_queries(
-                collection, llm, count, folder, seed=arguments.seed, advance=advance
-            )
-        if not synthesized.topics:
-            raise CollectionError(
-                f"{collection.path}: none of {count} texts by {llm.name!r} can be used as a query; "
-                "give a larger LLM, or longer passages."
-            )
-        retrieved = with_candidates(synthesized, synthesized.topics, hits)
-        parts.append(("synthesized", consistent(retrieved, hits)))
-    return parts
-
-
 def _signals(
     collection: Collection,
     llm: FrozenLM,
@@ -352,7 +293,7 @@ def _fit(
     return replace(router, description={**(router.description or {}), **description})
 
 
-def _command_line() -> str:
+def command_line() -> str:
     """Return the command line without the folders of this machine, for the card."""
     line = shlex.join(["routehead", *map(_without_folder, sys.argv[1:])])
     # A file name may hold bytes that are no text.

@@ -40,6 +40,7 @@ class IndexConfig:
         dtype: Number format of the keys, one of ``DTYPES``.
         budget: Share of each document's tokens that is kept.
         routed: Whether a router chooses among the heads for every query.
+        adapter: Label of the LLM's adapter, for messages; the weights cover it. ``None`` for none.
     """
 
     model: str
@@ -52,6 +53,7 @@ class IndexConfig:
     dtype: str
     budget: float
     routed: bool = False
+    adapter: str | None = None
 
     @classmethod
     def of(
@@ -90,6 +92,7 @@ class IndexConfig:
             dtype=dtype,
             budget=share,
             routed=routed,
+            adapter=llm.adapter_label,
         )
 
     @classmethod
@@ -154,9 +157,10 @@ class IndexConfig:
         weights = llm.fingerprint(self.columns.last_layer)
         if self.weights != weights:
             raise IndexMismatchError(
-                f"the index {show_path(folder)} was made with {self.model!r} (weights "
-                f"{self.weights[:8]}), but the LLM is {llm.name!r} (weights {weights[:8]}); load "
-                "the LLM of the index, or index again."
+                f"the index {show_path(folder)} was made with {self.model!r} "
+                f"({_identity(self.weights, self.adapter)}), but the LLM is {llm.name!r} "
+                f"({_identity(weights, llm.adapter_label)}); load the LLM of the index, or index "
+                "again."
             )
         self._compare(asked, ["tokenizer", "frame", "max_doc_tokens"], folder)
         missing = [pair for pair in asked.columns.heads if pair not in self.columns.slices]
@@ -177,6 +181,11 @@ class IndexConfig:
                     f"it is {_shown(name, theirs, short=True)}; use the same, or index again into "
                     "another folder."
                 )
+
+
+def _identity(weights: str, adapter: str | None) -> str:
+    """Write digest and adapter for a message."""
+    return f"weights {weights[:8]}" + ("" if adapter is None else f", adapter {adapter}")
 
 
 def _digest_of_tokenizer(llm: FrozenLM) -> str:
@@ -215,6 +224,7 @@ def _encoded(config: IndexConfig) -> Mapping[str, Any]:
         "dtype": config.dtype,
         "budget": config.budget,
         "routed": config.routed,
+        **({} if config.adapter is None else {"adapter": config.adapter}),
     }
 
 
@@ -251,4 +261,5 @@ def _decoded(content: Mapping[str, Any]) -> dict[str, Any]:
         "max_doc_tokens": None if cut is None else check_count("max_doc_tokens", cut),
         "budget": check_number("budget", content["budget"], least=0, most=1),
         "routed": check_flag("routed", content["routed"]),
+        "adapter": None if content.get("adapter") is None else str(content["adapter"]),
     }

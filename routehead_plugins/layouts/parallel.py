@@ -59,13 +59,33 @@ class ParallelLayout:
             max_doc_tokens=options.max_doc_tokens,
             instruction=options.instruction,
         )
-        _check_fits(pieces, llm)
+        self.check_fits(pieces, llm)
         tails = tails_of(pieces, options)
         longest = max(len(document.ids) for document in pieces.documents)
         length = len(pieces.prefix) + longest + max(map(len, tails))
         context = partial(self._context, llm, pieces, heads.last_layer, length)
         attention = llm.read(context, tails, heads)
         return token_attention(attention, pieces, options)
+
+    def check_fits(self, pieces: Pieces, llm: FrozenLM) -> None:
+        """Check that the longest document fits the LLM's context together with the query.
+
+        Raises:
+            PromptTooLongError: It does not.
+        """
+        longest = max(pieces.documents, key=lambda document: len(document.ids))
+        around = len(pieces.prefix) + pieces.tail_size
+        tokens, limit = around + len(longest.ids), llm.max_tokens
+        if limit is None or tokens <= limit:
+            return
+        cut = limit - (tokens - longest.text.size)
+        advice = f"set max_doc_tokens={cut} or less" if cut > 0 else "shorten the query"
+        raise PromptTooLongError(
+            f"the longest document makes a prompt of {tokens:,} tokens, but {llm.name!r} takes "
+            f"{limit:,}; {advice}.",
+            tokens=tokens,
+            limit=limit,
+        )
 
     def _context(
         self, llm: FrozenLM, pieces: Pieces, last_layer: int, length: int
@@ -95,20 +115,3 @@ class ParallelLayout:
                     key_values[ids] = new.copied()
                     self.cache.put((key, ids), key_values[ids])
         return [prefix, *(key_values[piece.ids] for piece in pieces.documents)]
-
-
-def _check_fits(pieces: Pieces, llm: FrozenLM) -> None:
-    """Check that the longest document fits the LLM's context together with the query."""
-    longest = max(pieces.documents, key=lambda document: len(document.ids))
-    around = len(pieces.prefix) + pieces.tail_size
-    tokens, limit = around + len(longest.ids), llm.max_tokens
-    if limit is None or tokens <= limit:
-        return
-    cut = limit - (tokens - longest.text.size)
-    advice = f"set max_doc_tokens={cut} or less" if cut > 0 else "shorten the query"
-    raise PromptTooLongError(
-        f"the longest document makes a prompt of {tokens:,} tokens, but {llm.name!r} takes "
-        f"{limit:,}; {advice}.",
-        tokens=tokens,
-        limit=limit,
-    )

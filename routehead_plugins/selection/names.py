@@ -23,7 +23,7 @@ import os
 import re
 from pathlib import Path
 
-from routehead_plugins.backbone import EMBEDDED
+from routehead_plugins.backbone import EMBEDDED, Adapter
 from routehead_plugins.errors import HeadError, InputError
 from routehead_plugins.files import show_path
 from routehead_plugins.heads import HeadSet
@@ -82,6 +82,11 @@ def choose_selector(options: RerankerOptions) -> Selector:
         return router
     if router is not None:
         return Router.from_pretrained(router, local_files_only=options.local_files_only)
+    return _heads_of_the_llm(options) if options.adapter is None else _adapters_heads(options)
+
+
+def _heads_of_the_llm(options: RerankerOptions) -> Selector:
+    """Return the router or heads that come with the library for the options' LLM, or all."""
     folder = shipped_router(options.model)
     selector = AllHeads() if folder is None else Router.from_pretrained(folder)
     layout = options.layout if options.window is None else "sequential"
@@ -90,6 +95,14 @@ def choose_selector(options: RerankerOptions) -> Selector:
     # All heads would do in the late layout as well, but their keys are many times as large.
     own = None if folder is None or layout != "late" else f"ndcg:{EMBEDDED}/late"
     return FixedHeads(published_heads(own)) if own in published_names() else AllHeads()
+
+
+def _adapters_heads(options: RerankerOptions) -> Selector:
+    """Return the heads in the folder of the options' adapter, or all."""
+    adapter = options.adapter
+    if not isinstance(adapter, Adapter):
+        adapter = Adapter.from_pretrained(adapter, local_files_only=options.local_files_only)
+    return AllHeads() if adapter.heads is None else FixedHeads(adapter.heads)
 
 
 def as_selector(heads: HeadsLike | None) -> Selector:

@@ -39,7 +39,12 @@ from routehead_plugins.selection.router_files import (
     fingerprint,
     unreadable,
 )
-from routehead_plugins.selection.selectors import Selector, same_model
+from routehead_plugins.selection.selectors import (
+    Selector,
+    fits_adapter,
+    named_adapter,
+    same_model,
+)
 
 READINGS = ("gates", "weights")
 
@@ -248,6 +253,11 @@ class Router(Selector):
     def _check(self, llm: FrozenLM) -> None:
         if not same_model(self.heads.model, llm.name):
             raise self._mismatch(llm)
+        if not fits_adapter(self.heads, llm):
+            raise RouterMismatchError(
+                f"the router was trained with {named_adapter(self.heads.adapter)}, but the LLM has "
+                f"{named_adapter(llm.adapter_label)}; load the same, or train one for it."
+            )
         self.heads.check_within(llm.heads, llm.name)
 
     def _mismatch(self, llm: FrozenLM) -> RouterMismatchError:
@@ -266,6 +276,7 @@ class Router(Selector):
         return {
             "kind": self.kind,
             **{name: getattr(heads, name) for name in _PROVENANCE},
+            **({} if heads.adapter is None else {"adapter": heads.adapter}),
             **{name: getattr(heads.recipe, name) for name in _RECIPE},
             "calibration": "null query",
             **{name: getattr(self, name) for name in (*_SETTINGS, *self.settings)},
@@ -407,6 +418,7 @@ def _router(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
     heads = HeadSet.parse(",".join(config["heads"]))
     recipe = Recipe(**{name: config[name] for name in _RECIPE})
     provenance = {name: config[name] for name in _PROVENANCE}
+    provenance["adapter"] = config.get("adapter")  # routers of earlier releases have none
     heads = replace(heads, method="routed", recipe=recipe, **provenance)
     floats = {n: _floats(n, tensors[n]) for n in (*QuerySpace.tensors, "bias", *kind.tensors)}
     # Deviations may be infinite; the space checks them.

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-from routehead_plugins.backbone import EMBEDDED, FrozenLM
+from routehead_plugins.backbone import EMBEDDED, FrozenLM, same_adapter
 from routehead_plugins.errors import HeadError
 from routehead_plugins.heads import HeadSet
 
@@ -101,7 +101,8 @@ class LayerInterval(Selector):
                 f"layers {first}-{last} are not layers of {llm.name!r}; "
                 f"it has layers 0 to {layers - 1}, given as first-last."
             )
-        return HeadSet(heads, model=llm.name, method=f"layers:{first}-{last}")
+        method = f"layers:{first}-{last}"
+        return HeadSet(heads, model=llm.name, adapter=llm.adapter_label, method=method)
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,25 @@ class FixedHeads(Selector):
                 f"the heads were chosen for {self.heads.model!r}, but the LLM is {llm.name!r}; "
                 "choose heads for this one, or give them as layer-head to try them all the same."
             )
+        if not fits_adapter(self.heads, llm):
+            raise HeadError(
+                f"the heads were chosen with {named_adapter(self.heads.adapter)}, but the LLM has "
+                f"{named_adapter(llm.adapter_label)}; load the same, or choose heads for this one."
+            )
         self.heads.check_within(llm.heads, llm.name)
         return self.heads
+
+
+def fits_adapter(heads: HeadSet, llm: FrozenLM) -> bool:
+    """Tell whether heads were chosen with the adapter of an LLM; plain lists fit any."""
+    if heads.model is None and heads.adapter is None:
+        return True
+    return same_adapter(heads.adapter, llm.adapter)
+
+
+def named_adapter(label: str | None) -> str:
+    """Write a label of an adapter for a message."""
+    return "no adapter" if label is None else f"the adapter {label!r}"
 
 
 def short_name(model: str) -> str:

@@ -113,7 +113,8 @@ def collect_signals(
                 store.put(prompt.key, signals)
             queries.append(signals)
         advance()
-    return SignalSet(llm.heads, llm.name, layout.name, (collection.name,), tuple(queries))
+    names, label = (collection.name,), llm.adapter_label
+    return SignalSet(llm.heads, llm.name, layout.name, names, tuple(queries), label)
 
 
 def judged_queries(
@@ -139,7 +140,8 @@ def judged_queries(
         if query_id in collection.qrels
         for prompt in _prompts(collection, query_id, options or CollectOptions())
     ]
-    return SignalSet(llm.heads, llm.name, layout.name, (collection.name,), tuple(queries))
+    names, label = (collection.name,), llm.adapter_label
+    return SignalSet(llm.heads, llm.name, layout.name, names, tuple(queries), label)
 
 
 def non_blank_candidates(collection: Collection, query_id: str, hits: int) -> list[Document]:

@@ -71,6 +71,7 @@ class SignalSet:
         layout: Name of the prompt layout.
         data: Names of the collections.
         queries: The signals of each query.
+        adapter: Label of the LLM's adapter; ``None`` for none.
     """
 
     heads: HeadSet
@@ -78,6 +79,7 @@ class SignalSet:
     layout: str
     data: tuple[str, ...]
     queries: tuple[QuerySignals, ...]
+    adapter: str | None = None
 
     @cached_property
     def with_contrast(self) -> tuple[QuerySignals, ...]:
@@ -128,9 +130,9 @@ class SignalSet:
         """Concatenate the queries of two sets.
 
         Raises:
-            InputError: The sets differ in LLM, layout or heads.
+            InputError: The sets differ in LLM, adapter, layout or heads.
         """
-        for name in ("model", "layout"):
+        for name in ("model", "layout", "adapter"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise InputError(
@@ -218,4 +220,6 @@ def sha256(text: str, length: int = 64) -> str:
 
 def llm_settings(llm: FrozenLM, **others: JSON) -> dict[str, JSON]:
     """Return the settings that stored results depend on; files are named after their hash."""
-    return {"model": llm.name, "dtype": str(llm.dtype), **others, "version": __version__}
+    adapter = {} if llm.adapter is None else {"adapter": llm.adapter.fingerprint}
+    settings = {"model": llm.name, "dtype": str(llm.dtype), **adapter, **others}
+    return settings | {"version": __version__}

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from routehead_plugins.backbone import FrozenLM, QueryLikelihood
+from routehead_plugins.backbone import FrozenLM
 from routehead_plugins.data import as_number
 from routehead_plugins.errors import InputError, short_repr
-from routehead_plugins.io import Collection, Journal, StrPath, make_folder
+from routehead_plugins.io import Collection, StrPath
 from routehead_plugins.scoring import fuse
-from routehead_plugins.signals.collect import non_blank_candidates
-from routehead_plugins.signals.store import QuerySignals, SignalSet, llm_settings, sha256
+from routehead_plugins.signals.store import QuerySignals, SignalSet
+from routehead_plugins.signals.teachers import LikelihoodTeacher, collect_teacher
 
 # Weight of the retrieval scores beside the likelihood. 0.5 was best, or nearly so, on each of four
 # different collections.
@@ -50,22 +48,8 @@ def collect_likelihoods(
         UnsupportedModelError: The LLM was loaded without its last layers.
         CollectionError: The collection has no candidates.
     """
-    scorer = QueryLikelihood(llm, max_doc_tokens=max_doc_tokens)
-    settings = llm_settings(llm, max_doc_tokens=max_doc_tokens)
-    # A journal with other settings is dropped when it is opened, so each has a file of its own.
-    name = f"likelihood-{collection.name}-{_digest(settings)}"
-    likelihoods = {}
-    with Journal(make_folder(folder, "likelihoods") / name, settings) as journal:
-        for query_id, query in collection.topics.items():
-            documents = non_blank_candidates(collection, query_id, hits)
-            if documents:
-                content = [query, [[document.id, document.text] for document in documents]]
-                key = f"{query_id} {_digest(content)}"
-                if key not in journal.done:
-                    journal.append(key, scorer.score(query, documents))
-                likelihoods[query_id] = torch.tensor(journal.done[key])
-            advance()
-    return likelihoods
+    teacher = LikelihoodTeacher(llm, max_doc_tokens)
+    return collect_teacher(collection, teacher, folder, hits=hits, advance=advance)
 
 
 def mix_teacher(signals: SignalSet, likelihoods: Mapping[str, Tensor], share: float) -> SignalSet:
@@ -93,22 +77,61 @@ def mix_teacher(signals: SignalSet, likelihoods: Mapping[str, Tensor], share: fl
     )
 
 
-def _mix(query: QuerySignals, likelihood: Tensor | None, share: float) -> QuerySignals:
-    if likelihood is None:
+def with_teacher(
+    signals: SignalSet, scores: Mapping[str, Tensor], temperature: float, share: float = 1.0
+) -> SignalSet:
+    """Replace the judgments, or a share of them, by a teacher's distribution over the candidates.
+
+    Args:
+        signals: Signals, judged or not.
+        scores: The result of ``collect_teacher``; queries it lacks keep their judgments.
+        temperature: Temperature of the teacher's distribution.
+        share: Share of the teacher where a query has a relevant candidate; elsewhere it is 1.
+
+    Returns:
+        The same signals with other gains, which sum to 1 for each query that has scores.
+
+    Raises:
+        InputError: The scores are for other candidates.
+    """
+    return signals.subset(
+        [
+            _scored(query, scores[query.query_id], temperature, share)
+            if query.query_id in scores
+            else query
+            for query in signals.queries
+        ]
+    )
+
+
+def _scored(query: QuerySignals, scores: Tensor, temperature: float, share: float) -> QuerySignals:
+    _check_shape(query, scores, "scores")
+    if not share and bool((query.gains > 0).any()):
         return query
-    if likelihood.shape != query.gains.shape:
+    return _blend(query, scores / temperature, share)
+
+
+def _check_shape(query: QuerySignals, scores: Tensor, name: str) -> None:
+    if scores.shape != query.gains.shape:
         raise InputError(
             f"query {query.query_id!r} has {len(query.gains)} candidates in the signals but "
-            f"{len(likelihood)} likelihoods; compute both from the same candidates."
+            f"{len(scores)} {name}; compute both from the same candidates."
         )
-    teacher = fuse(likelihood, query.first_stage, _FIRST_STAGE_WEIGHT).softmax(dim=0)
+
+
+def _blend(query: QuerySignals, logits: Tensor, share: float) -> QuerySignals:
+    """Mix a softmax into the judgments of a query."""
+    teacher = logits.softmax(dim=0)
     judged = query.gains.clamp(min=0)
     total = float(judged.sum())
     # Without a relevant document the judgments have no distribution to mix.
     gains = (1 - share) * judged / total + share * teacher if total else teacher
-    ideal_gains = gains[gains > 0].sort(descending=True).values
-    return replace(query, gains=gains, ideal_gains=ideal_gains)
+    return replace(query, gains=gains, ideal_gains=gains[gains > 0].sort(descending=True).values)
 
 
-def _digest(content: object) -> str:
-    return sha256(json.dumps(content, sort_keys=True), 12)
+def _mix(query: QuerySignals, likelihood: Tensor | None, share: float) -> QuerySignals:
+    if likelihood is None:
+        return query
+    _check_shape(query, likelihood, "likelihoods")
+    fused = fuse(likelihood, query.first_stage, _FIRST_STAGE_WEIGHT)
+    return _blend(query, fused, share)

@@ -231,6 +231,7 @@ def best_heads(signals: SignalSet, scores: Tensor, count: int) -> HeadSet:
     return HeadSet(
         signals.heads.pick(indices),
         model=signals.model,
+        adapter=signals.adapter,
         layout=signals.layout,
         data=f"{', '.join(signals.data)}, {len(signals.with_contrast)} queries",
         scores=scores[indices].tolist(),

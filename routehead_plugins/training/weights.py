@@ -103,6 +103,7 @@ def _weighted(signals: SignalSet, weights: Tensor, recipe: Recipe) -> HeadSet:
     return HeadSet(
         signals.heads.pick(indices),
         model=signals.model,
+        adapter=signals.adapter,
         layout=signals.layout,
         method="weights",
         data=",".join(signals.data),

@@ -75,6 +75,7 @@ FIELDS: dict[str, Any] = {
     "drop_query_copies": True,
     "documents": "some/index",
     "refine": 5,
+    "adapter": "some/adapter",
     "local_files_only": True,
     "keep_retrieval_score": True,
     "metadata_mode": MetadataMode.LLM,

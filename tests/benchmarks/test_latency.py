@@ -182,7 +182,7 @@ def test_the_default_heads_lie_in_the_middle_third() -> None:
     everything = [(layer, head) for layer in range(30) for head in range(9)]
 
     class Shape:
-        name, num_layers, heads = "shape", 30, HeadSet(everything)
+        name, num_layers, heads, adapter_label = "shape", 30, HeadSet(everything), None
 
     shape: Any = Shape()
     heads = subjects.choose_heads("spread", shape)

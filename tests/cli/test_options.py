@@ -15,7 +15,7 @@ from routehead_plugins.cli import app
 from routehead_plugins.cli.options import HEADS, LLM, PROMPT, SINGLE, with_options
 from routehead_plugins.options import RerankerOptions
 
-LOADING = {"model", "device", "dtype"}
+LOADING = {"model", "adapter", "device", "dtype"}
 READING = {"max_doc_tokens", "layout", "window", "stride"}
 SCORING = {"first_stage_weight", "document_cache", "refine", "drop_query_copies"}
 KEPT = {"documents"}

@@ -16,6 +16,7 @@ import torch
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, HeadSet, __version__
 from routehead_plugins.backbone import QueryLikelihood
 from routehead_plugins.cli import train as command
+from routehead_plugins.cli import training_data
 from routehead_plugins.cli.train import TrainArguments, summary, train_router
 from routehead_plugins.errors import CollectionError, InputError, RouteHeadError
 from routehead_plugins.io import Collection, Run, write_run
@@ -135,7 +136,7 @@ def retrieving(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             collection, run={key: dict(list(v.items())[:hits]) for key, v in run.items()}
         )
 
-    monkeypatch.setattr(command, "with_candidates", retrieve)
+    monkeypatch.setattr(training_data, "with_candidates", retrieve)
     monkeypatch.setattr(command, "check_bm25", lambda: None)
     return asked
 
@@ -649,7 +650,7 @@ def test_texts_that_are_no_queries_are_refused(
     train: Train, model: str, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FrozenLM, "write", lambda _, __, prompts, **___: ["?"] * len(prompts))
-    monkeypatch.setattr(command, "with_candidates", None)
+    monkeypatch.setattr(training_data, "with_candidates", None)
     error = refused(train, texts, synthesize=5)
     assert isinstance(error, CollectionError)
     assert str(error) == (

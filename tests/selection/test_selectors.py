@@ -19,7 +19,8 @@ from routehead_plugins.selection.selectors import AllHeads, FixedHeads, LayerInt
 def llm_of(layers: int, heads: int = 2) -> FrozenLM:
     """An LLM with only what selectors look at."""
     every = HeadSet([(layer, index) for layer in range(layers) for index in range(heads)])
-    return cast(FrozenLM, SimpleNamespace(name="tiny", heads=every, num_layers=layers))
+    llm = SimpleNamespace(name="tiny", heads=every, num_layers=layers, adapter_label=None)
+    return cast(FrozenLM, llm)
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,7 @@ class Fake:
     reply: Callable[[str, str], str] = about
     name: str = "fake"
     dtype: torch.dtype = torch.float32
+    adapter: None = None
     failing: int | None = None
     calls: list[Call] = field(default_factory=list)
 
@@ -192,7 +193,12 @@ def test_characters_count_as_words_where_nothing_parts_words(query: str, accepte
 
 def test_passages_without_spaces_are_used_and_cut(tmp_path: Path) -> None:
     passage = Document("酵母吃掉面团里的糖" * 1000, id="long")
-    llm = Mock(spec=FrozenLM, dtype=torch.float32, write=Mock(return_value=["面包为什么会发酵"]))
+    llm = Mock(
+        spec=FrozenLM,
+        adapter=None,
+        dtype=torch.float32,
+        write=Mock(return_value=["面包为什么会发酵"]),
+    )
     llm.name = "fake"
     corpus = Collection("bread", tmp_path, {"long": passage}, {}, {})
     result = synthesize_queries(corpus, llm, 1, tmp_path)

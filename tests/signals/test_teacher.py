@@ -153,7 +153,7 @@ def test_a_file_in_place_of_the_folder_is_refused(llm: FrozenLM, tmp_path: Path)
     with pytest.raises(InputError) as error:
         collect_likelihoods(COLLECTION, llm, tmp_path / "file", hits=3)
     message = str(error.value)
-    assert message.startswith(f"likelihoods cannot be kept in '{tmp_path / 'file'}' (")
+    assert message.startswith(f"a teacher's scores cannot be kept in '{tmp_path / 'file'}' (")
     assert message.endswith("); name another folder.")
     assert "\n" not in message
 
