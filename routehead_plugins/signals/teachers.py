@@ -210,7 +210,7 @@ def _sentence_transformer(name: str, device: torch.device, local_files_only: boo
         from sentence_transformers import CrossEncoder, SentenceTransformer
     except ImportError as error:
         raise missing_extra(error, "teacher") from error
-    options = {"device": str(device), "local_files_only": local_files_only}
+    options: dict[str, Any] = {"device": str(device), "local_files_only": local_files_only}
     # Which errors a folder or connection that is broken raises depends on several libraries.
     try:
         if _is_cross_encoder(name, local_files_only):
