@@ -3,6 +3,7 @@
 from routehead_plugins.alignment.card import alignment_card
 from routehead_plugins.alignment.config import AlignmentConfig, LossWeights
 from routehead_plugins.alignment.examples import AlignmentExample
+from routehead_plugins.alignment.pools import pooled
 from routehead_plugins.alignment.result import Alignment, Gain
 from routehead_plugins.alignment.run import Progress, align
 
@@ -15,4 +16,5 @@ __all__ = [
     "Progress",
     "align",
     "alignment_card",
+    "pooled",
 ]

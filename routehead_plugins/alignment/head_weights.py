@@ -66,6 +66,14 @@ class HeadWeights:
         log_scale = torch.tensor(math.log(scale), dtype=torch.float32, device=device)
         return cls(kind, nn.Parameter(logits), nn.Parameter(log_scale))
 
+    @torch.no_grad()
+    def set(self, weights: Tensor) -> None:
+        """Take over the weight of each head, shape (heads,); above 0 for softmax weights."""
+        total = weights.abs().sum()
+        shares = weights / total
+        self.logits.copy_(shares.log() if self.kind == "softmax" else shares)
+        self.log_scale.copy_(total.log())
+
     @property
     def weights(self) -> Tensor:
         """Weight of each head, shape (heads,)."""

@@ -88,13 +88,16 @@ def late_signals(
     if calibrate:
         tails.append(prompts[0].null_tail)
     queries = passes.tail_queries(prefix, tails, heads, start=frame.start, length=frame.length)
-    signals = []
-    for index, prompt in enumerate(prompts):
-        own = [index, len(prompts)] if calibrate else [index]
-        joined = DocumentKeys.join([keys[piece.ids] for piece in prompt.documents])
-        masses = _masses(queries.of_tails(own), joined, heads, prompt.documents)
-        signals.append(Signals(masses[0], masses[1] if calibrate else None))
-    return signals
+    null = [len(prompts)] if calibrate else []
+    signals: dict[int, Signals] = {}
+    for documents, sharing in _by_documents(prompts).items():
+        joined = DocumentKeys.join([keys[piece.ids] for piece in documents])
+        masses = _masses(queries.of_tails([*sharing, *null]), joined, heads, documents)
+        own, null_mass = masses[: len(sharing)], masses[-1] if calibrate else None
+        signals |= {
+            index: Signals(mass, null_mass) for index, mass in zip(sharing, own, strict=True)
+        }
+    return [signals[index] for index in range(len(prompts))]
 
 
 def parallel_signals(
@@ -131,6 +134,14 @@ def parallel_signals(
         masses = sums.index_add(2, owners, attention)[..., : len(documents)]
         signals.append(Signals(masses[0], masses[1] if calibrate else None))
     return signals
+
+
+def _by_documents(prompts: Sequence[Pieces]) -> dict[tuple[DocumentPiece, ...], list[int]]:
+    """Gather the indices of prompts that have the same documents."""
+    sharing: dict[tuple[DocumentPiece, ...], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        sharing.setdefault(tuple(prompt.documents), []).append(index)
+    return sharing
 
 
 def _run_documents(

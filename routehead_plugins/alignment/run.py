@@ -17,7 +17,7 @@ from routehead_plugins.alignment.config import AlignmentConfig
 from routehead_plugins.alignment.examples import AlignmentExample
 from routehead_plugins.alignment.result import Alignment, Gain
 from routehead_plugins.alignment.trainer import Look, Trainer
-from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.backbone import Adapter, FrozenLM
 from routehead_plugins.data import as_list
 from routehead_plugins.errors import InputError, UnsupportedModelError, class_name
 from routehead_plugins.files import StrPath
@@ -54,6 +54,7 @@ def align(
     config: AlignmentConfig | None = None,
     *,
     held_out: Sequence[AlignmentExample] | None = None,
+    start: Adapter | None = None,
     folder: StrPath | None = None,
     name: str = "aligned",
     advance: Callable[[Progress], None] = lambda _: None,
@@ -69,6 +70,8 @@ def align(
         config: Settings.
         held_out: Examples to judge by; by default a share of ``examples``, which is then not
             learned from.
+        start: An adapter to go on from, with its own rank, projections and weights of heads; a new
+            one by default.
         folder: Folder for the state of the run, from which it resumes after an interruption.
         name: Name of the adapter.
         advance: Callback after every step.
@@ -83,9 +86,12 @@ def align(
     """
     config = AlignmentConfig() if config is None else config
     learned, judged = _split(examples, held_out, config)
-    trainer = _trainer(llm, learned, config)
+    trainer = _trainer(llm, learned, config, start)
+    described = config.settings()
+    if start is not None:
+        described |= {"start": start.label, "rank": start.config.get("r")}
     settings = {
-        **config.settings(),
+        **described,
         "llm": llm.fingerprint(trainer.heads.last_layer),
         "examples": _digest([*learned, *judged]),
     }
@@ -98,16 +104,19 @@ def align(
         heads=replace(trainer.head_set(), adapter=adapter.label),
         gain=run.gain(),
         history=tuple(run.history),
-        settings=config.settings(),
+        settings=described,
         llm=llm.name,
         queries=len(learned),
     )
 
 
 def _trainer(
-    llm: FrozenLM, learned: Sequence[AlignmentExample], config: AlignmentConfig
+    llm: FrozenLM,
+    learned: Sequence[AlignmentExample],
+    config: AlignmentConfig,
+    start: Adapter | None,
 ) -> Trainer:
-    """Give the LLM a new adapter.
+    """Give the LLM a new adapter, or the one to go on from.
 
     Raises:
         UnsupportedModelError: The LLM has an adapter already.
@@ -117,6 +126,10 @@ def _trainer(
             f"{llm.name!r} has the adapter {llm.adapter.name!r}; train with the LLM alone."
         )
     heads = config.chosen_heads(llm)
+    if start is not None:
+        trainer = Trainer(llm.with_adapter(start), heads, learned, config)
+        trainer.start_from(start.heads)
+        return trainer
     adapter = llm.new_adapter(
         range(heads.last_layer + 1),
         rank=config.rank,

@@ -90,11 +90,11 @@ class Trainer:
             config: Settings.
         """
         self.llm, self.heads, self.config = llm, heads, config
-        self._examples = list(examples)
+        self._groups = _by_documents(examples)
         self.weights = HeadWeights.equal(config.head_weights, len(heads), llm.device, config.scale)
         self.step = self.tokens = 0
         self._step_size = config.batch_queries * config.accumulate
-        self._per_epoch = math.ceil(len(self._examples) / self._step_size)
+        self._per_epoch = math.ceil(len(examples) / self._step_size)
         self.steps = self._per_epoch * config.epochs
         with llm.gradients() as passes:
             self._factors = passes.factors
@@ -112,6 +112,15 @@ class Trainer:
         ]
         self._optimizer = torch.optim.AdamW(groups)
         self._rates = [config.learning_rate, config.head_learning_rate]
+
+    def start_from(self, heads: HeadSet | None) -> None:
+        """Take over the weights of an earlier run's heads, if they are the same heads."""
+        weights = None if heads is None else heads.recipe.weights
+        if heads is None or weights is None or list(heads) != list(self.heads):
+            return
+        if self.config.head_weights == "softmax" and min(weights) <= 0:
+            return
+        self.weights.set(torch.tensor(weights, dtype=torch.float32))
 
     def run_step(self) -> dict[str, float]:
         """Make one step of the optimizer.
@@ -218,11 +227,16 @@ class Trainer:
     def _chosen(self) -> list[AlignmentExample]:
         """Return the examples of the next step; they depend on seed and step alone."""
         seed, (epoch, index) = self.config.seed, divmod(self.step, self._per_epoch)
-        order = list(range(len(self._examples)))
-        random.Random(f"order {seed} {epoch}").shuffle(order)
+        order = random.Random(f"order {seed} {epoch}").sample(self._groups, len(self._groups))
+        # Groups of full size first, so that steps begin and end with them.
+        order.sort(key=len, reverse=True)
         chance = random.Random(f"candidates {seed} {self.step}")
-        chosen = order[index * self._step_size : (index + 1) * self._step_size]
-        return [self._examples[at].sample(self.config.candidates, chance) for at in chosen]
+        every = [(example, len(group) > 1) for group in order for example in group]
+        chosen = every[index * self._step_size : (index + 1) * self._step_size]
+        return [
+            example if shares else example.sample(self.config.candidates, chance)
+            for example, shares in chosen
+        ]
 
     def _batch_loss(
         self, passes: Gradients, batch: Sequence[AlignmentExample]
@@ -296,6 +310,14 @@ class Trainer:
         self._optimizer.step()
         for parameter in parameters:
             parameter.grad = None
+
+
+def _by_documents(examples: Sequence[AlignmentExample]) -> list[list[AlignmentExample]]:
+    """Group examples that have the same documents, so that these run once."""
+    groups: dict[tuple[str, ...], list[AlignmentExample]] = {}
+    for example in examples:
+        groups.setdefault(tuple(example.documents), []).append(example)
+    return list(groups.values())
 
 
 def _schedule(step: int, steps: int, config: AlignmentConfig) -> float:

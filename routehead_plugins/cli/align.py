@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from routehead_plugins.alignment import Alignment, AlignmentConfig, AlignmentExample, Progress
-    from routehead_plugins.backbone import FrozenLM
+    from routehead_plugins.backbone import Adapter, FrozenLM
     from routehead_plugins.heads import HeadSet
     from routehead_plugins.signals import SignalSet, Teacher
 
 # Fewer queries say nothing about what held-out ones gain.
 _LEAST_QUERIES = 20
+# Looks at more held-out queries, and a choice of heads on more queries, take longer than they help.
+_MOST_HELD_OUT, _MOST_FOR_HEADS = 200, 400
 # Share of a teacher in the labels by which heads are chosen, where judgments are learned from too.
 _TEACHER_SHARE = 0.5
 _FILES = ("adapter_config.json", "adapter_model.safetensors", "heads.json", "README.md")
@@ -58,7 +60,7 @@ class AlignArguments:
     collection: Annotated[
         list[Path],
         "A BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv and optionally run.bm25.trec; "
-        "with --synthesize, corpus.jsonl is enough. Can be repeated.",
+        "with --phrases or --synthesize, corpus.jsonl is enough. Can be repeated.",
     ]
     output: Annotated[Path, "Output folder of the adapter."]
     teacher: Annotated[
@@ -72,6 +74,11 @@ class AlignArguments:
     ] = None
     writer: Annotated[
         str | None, "The LLM that writes them: as for --model.  [default: the LLM itself]"
+    ] = None
+    phrases: Annotated[
+        int | None,
+        "Number of phrases of each corpus that serve as queries: no LLM writes them, and --teacher "
+        "says what answers them.",
     ] = None
     judged: Annotated[bool, "Learn from the collections' own queries and judgments, if any."] = True
     queries: Annotated[int | None, "Maximum judged queries per collection.  [default: all]"] = None
@@ -102,12 +109,23 @@ class AlignArguments:
     epochs: Annotated[int, "How often every query is seen."] = 2
     candidates: Annotated[int, "Documents drawn per query and step."] = 8
     batch_queries: Annotated[int, "Queries per batch."] = 4
+    pool: Annotated[
+        int | None,
+        "Queries per pool: near queries run as one batch, each ranked against the documents of all "
+        "of them; --teacher must be a bi-encoder, such as minilm.",
+    ] = None
     accumulate: Annotated[int, "Batches per step."] = 1
     learning_rate: Annotated[float, "Highest learning rate of the adapter."] = 1e-3
+    head_learning_rate: Annotated[
+        float, "Highest learning rate of the heads' weights; a large one soon leaves few heads."
+    ] = 0.05
     evaluate_every: Annotated[int, "Steps between looks at the held-out queries."] = 50
     patience: Annotated[int, "Looks without a gain after which training stops."] = 4
     held_out: Annotated[float, "Share of the queries that are held out to judge by."] = 0.15
     checkpoints: Annotated[bool, "Save memory: compute intermediate results twice."] = False
+    start: Annotated[
+        str | None, "An adapter to go on from, instead of a new one: a folder or Hub id."
+    ] = None
     keep: Annotated[bool, "Write the adapter even if the held-out queries do not clearly gain."] = (
         False
     )
@@ -120,12 +138,12 @@ def align(arguments: AlignArguments, options: RerankerOptions) -> None:
     """Train an adapter of a few MB beside the LLM, so that its attention ranks what matters.
 
     After HeadRank (arXiv 2604.17237). The LLM itself stays as it is. Queries come with judgments,
-    from a teacher, or both; without either, --synthesize has the LLM write them from your own
-    passages. What is done is kept, so that a job that was stopped resumes. The adapter is written
-    only if held-out queries gain more than two standard errors over the same LLM without it, the
-    heads chosen and weighted anew for both.
+    from a teacher, or both. Without queries, --phrases takes parts of your own passages, and
+    --synthesize has the LLM write queries from them. What is done is kept, so that a job that was
+    stopped resumes. The adapter is written only if held-out queries gain more than two standard
+    errors over the same LLM without it, the heads chosen and weighted anew for both.
 
-    Example: routehead align --collection my-corpus --synthesize 1000 --teacher minilm
+    Example: routehead align --collection my-corpus --phrases 10000 --pool 24 --teacher minilm
     --output my-adapter; then: routehead rerank --adapter my-adapter ...
     """
     from routehead_plugins.alignment import alignment_card
@@ -157,12 +175,16 @@ def align_collections(
 ) -> Alignment:
     """Prepare queries, train, and choose heads anew for the LLM with its adapter."""
     _check(arguments)
+    start = _start(arguments, options)  # before hours of work
     parts = [_Part(part, kind) for part, kind in _collections(arguments, options, keep)]
-    scores, temperature = _teacher_scores(parts, arguments, options, keep)
+    teacher = _teacher(arguments, options)
+    scores, temperature = _teacher_scores(parts, teacher, arguments, keep)
     data = _Data.of(parts, scores, arguments)
-    err.print(f"{len(data.learned)} queries to learn from, {len(data.held_out)} held out")
+    learned = [data.examples[key] for key in data.learned]
+    err.print(f"{len(learned)} queries to learn from, {len(data.held_out)} held out")
+    learned = _pooled(learned, teacher, arguments)
     llm, config = _llm_and_config(arguments, options, temperature)
-    alignment = _train(llm, data, config, arguments, keep)
+    alignment = _train(llm, learned, data, config, start, arguments, keep)
     return _with_heads(alignment, llm, data, arguments, options, keep)
 
 
@@ -181,17 +203,23 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Data:
-    """Examples by part and query id, and which of them are held out."""
+    """Examples by part and query id, which of them are held out, and the others in random order."""
 
     parts: Sequence[_Part]
     scores: Sequence[Mapping[str, Tensor]]
     examples: Mapping[tuple[int, str], AlignmentExample]
     held_out: frozenset[tuple[int, str]]
+    shuffled: Sequence[tuple[int, str]]
 
     @property
     def learned(self) -> list[tuple[int, str]]:
         """Keys of the examples to learn from."""
         return [key for key in self.examples if key not in self.held_out]
+
+    @property
+    def for_heads(self) -> list[tuple[int, str]]:
+        """Keys of the examples that heads are chosen on."""
+        return sorted(self.shuffled[:_MOST_FOR_HEADS])
 
     @classmethod
     def of(
@@ -213,8 +241,8 @@ class _Data:
             )
         keys = list(examples)
         random.Random(f"held out {arguments.seed}").shuffle(keys)
-        count = max(2, math.ceil(arguments.held_out * len(keys)))
-        return cls(parts, scores, examples, frozenset(keys[:count]))
+        count = min(_MOST_HELD_OUT, max(2, math.ceil(arguments.held_out * len(keys))))
+        return cls(parts, scores, examples, frozenset(keys[:count]), keys[count:])
 
 
 def _examples(
@@ -265,14 +293,27 @@ def _check(arguments: AlignArguments) -> None:
 
 def _check_queries(arguments: AlignArguments) -> None:
     """Check the options on queries."""
-    for name in ("synthesize", "queries", "hits"):
+    for name in ("synthesize", "phrases", "queries", "hits", "pool"):
         check_minimum(f"--{name}", getattr(arguments, name))
     if arguments.writer is not None and arguments.synthesize is None:
         raise InputError(
             f"--writer={arguments.writer} is for --synthesize; give the number of queries to write."
         )
-    if not arguments.judged and arguments.synthesize is None:
-        raise InputError("without queries there is nothing to learn from; give --synthesize.")
+    if not arguments.judged and arguments.synthesize is None and arguments.phrases is None:
+        raise InputError(
+            "without queries there is nothing to learn from; give --phrases or --synthesize."
+        )
+    for name in ("phrases", "pool"):
+        if getattr(arguments, name) is not None and _unscored(arguments):
+            raise InputError(
+                f"--{name}={getattr(arguments, name)} needs scores to learn from; give --teacher, "
+                "such as minilm."
+            )
+
+
+def _unscored(arguments: AlignArguments) -> bool:
+    """Whether no teacher is learned from."""
+    return arguments.teacher is None or not arguments.distillation
 
 
 def _collections(
@@ -281,19 +322,31 @@ def _collections(
     """Return judged and written queries with their candidates, and which kind each part is."""
     from routehead_plugins.backbone import FrozenLM
 
-    collections = [load_texts(path, arguments) for path in arguments.collection]
+    phrases = arguments.phrases is not None
+    collections = [load_texts(path, arguments, phrases=phrases) for path in arguments.collection]
     judged = [_own_queries(collection, arguments) for collection in collections]
+    parts = [(part, "judged") for part in judged if part is not None]
+    if arguments.phrases is not None:
+        parts += [(_phrases(part, arguments.phrases, arguments), "phrases") for part in collections]
     if arguments.synthesize is None:
-        return [(part, "judged") for part in judged if part is not None]
+        return parts
     check_bm25()
     name = arguments.writer or options.model
     with err.status(f"Loading {name} ..."):
         writer = FrozenLM.from_options(replace(options, model=name))
-    return [
+    return parts + [
         (part, kind)
-        for collection, own in zip(collections, judged, strict=True)
-        for kind, part in training_parts(collection, own, writer, arguments, keep)
+        for collection in collections
+        for kind, part in training_parts(collection, None, writer, arguments, keep)
     ]
+
+
+def _phrases(collection: Collection, count: int, arguments: AlignArguments) -> Collection:
+    """Draw phrases of a corpus as queries, with candidates."""
+    from routehead_plugins.signals import phrase_queries
+
+    drawn = phrase_queries(collection, count, seed=arguments.seed)
+    return with_candidates(drawn, drawn.topics, arguments.hits)
 
 
 def _own_queries(collection: Collection, arguments: AlignArguments) -> Collection | None:
@@ -327,14 +380,13 @@ def _teacher(arguments: AlignArguments, options: RerankerOptions) -> Teacher | N
 
 def _teacher_scores(
     parts: Sequence[_Part],
+    teacher: Teacher | None,
     arguments: AlignArguments,
-    options: RerankerOptions,
     keep: Callable[[], None],
 ) -> tuple[list[Mapping[str, Tensor]], float]:
     """Return the scores of each part, none without a teacher, and their temperature."""
     from routehead_plugins.signals import collect_teacher
 
-    teacher = _teacher(arguments, options)
     if teacher is None:
         return [{} for _ in parts], 1.0
     folder = arguments.signals or signals_folder()
@@ -349,6 +401,34 @@ def _teacher_scores(
             )
     chosen = arguments.temperature
     return scores, teacher.temperature if chosen is None else chosen
+
+
+def _pooled(
+    examples: list[AlignmentExample], teacher: Teacher | None, arguments: AlignArguments
+) -> list[AlignmentExample]:
+    """Gather examples into pools, if that is asked for.
+
+    Raises:
+        InputError: The teacher is no bi-encoder.
+    """
+    from routehead_plugins.alignment import pooled
+    from routehead_plugins.signals import EncoderTeacher
+
+    if arguments.pool is None:
+        return examples
+    if not isinstance(teacher, EncoderTeacher):
+        raise InputError(
+            f"--teacher={arguments.teacher} scores pairs one by one; for --pool, give a "
+            "bi-encoder, such as minilm."
+        )
+    with err.status("Gathering pools ..."):
+        return pooled(
+            examples,
+            teacher,
+            queries=arguments.pool,
+            documents=arguments.hits,
+            seed=arguments.seed,
+        )
 
 
 def _llm_and_config(
@@ -400,7 +480,8 @@ def _config(
 
     weights = ("distillation", "preference", "spread", "head_entropy", "attention_entropy")
     same = (
-        *("layout", "rank", "candidates", "epochs", "batch_queries", "accumulate", "learning_rate"),
+        *("layout", "rank", "candidates", "epochs", "accumulate", "learning_rate"),
+        "head_learning_rate",
         *("evaluate_every", "patience", "checkpoints", "seed"),
     )
     return AlignmentConfig(
@@ -408,6 +489,7 @@ def _config(
         temperature=temperature,
         max_doc_tokens=max_doc_tokens,
         projections=tuple(arguments.projections.split(",")),
+        batch_queries=arguments.pool or arguments.batch_queries,
         losses=LossWeights(**{name: getattr(arguments, name) for name in weights}),
         **{name: getattr(arguments, name) for name in same},
     )
@@ -415,19 +497,22 @@ def _config(
 
 def _train(
     llm: FrozenLM,
+    learned: Sequence[AlignmentExample],
     data: _Data,
     config: AlignmentConfig,
+    start: Adapter | None,
     arguments: AlignArguments,
     keep: Callable[[], None],
 ) -> Alignment:
     """Train, with the run's state in a folder of its own beside the signals."""
     from routehead_plugins.alignment import align as run
 
-    learned = [data.examples[key] for key in data.learned]
     held_out = [data.examples[key] for key in sorted(data.held_out)]
-    content = [config.settings(), llm.name, str(llm.dtype), *map(repr, (*learned, *held_out))]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    folder = (arguments.signals or signals_folder()) / f"alignment-{digest}"
+    content = [config.settings(), llm.name, str(llm.dtype), start and start.fingerprint]
+    digest = hashlib.sha256(json.dumps(content).encode())
+    for example in (*learned, *held_out):
+        digest.update(repr(example).encode())
+    folder = (arguments.signals or signals_folder()) / f"alignment-{digest.hexdigest()[:16]}"
     steps = math.ceil(len(learned) / (config.batch_queries * config.accumulate)) * config.epochs
     with _training_bar(steps, keep) as advance:
         return run(
@@ -435,10 +520,20 @@ def _train(
             learned,
             config,
             held_out=held_out,
+            start=start,
             folder=folder,
             name=arguments.output.resolve().name,
             advance=advance,
         )
+
+
+def _start(arguments: AlignArguments, options: RerankerOptions) -> Adapter | None:
+    """Load the adapter to go on from, if there is one."""
+    from routehead_plugins.backbone import Adapter
+
+    if arguments.start is None:
+        return None
+    return Adapter.from_pretrained(arguments.start, local_files_only=options.local_files_only)
 
 
 @contextmanager
@@ -512,7 +607,7 @@ def _signals(
     collect = CollectOptions(arguments.hits, options.max_doc_tokens)
     sets: list[list[SignalSet]] = [[], []]
     label = "without adapter" if llm.adapter is None else "with adapter"
-    for kept, keys in zip(sets, (data.learned, sorted(data.held_out)), strict=True):
+    for kept, keys in zip(sets, (data.for_heads, sorted(data.held_out)), strict=True):
         for number, part in enumerate(data.parts):
             ids = [query_id for own, query_id in keys if own == number]
             # Queries without judgments are read as well.

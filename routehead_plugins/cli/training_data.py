@@ -50,13 +50,13 @@ class DataArguments(Protocol):
         """Random seed."""
 
 
-def load_texts(path: Path, arguments: DataArguments) -> Collection:
-    """Load a collection, or its corpus alone where queries are synthesized."""
-    synthesize = arguments.synthesize is not None
-    if synthesize and not all((path / name).exists() for name in (TOPICS_FILE, QRELS_FILE)):
+def load_texts(path: Path, arguments: DataArguments, *, phrases: bool = False) -> Collection:
+    """Load a collection, or its corpus alone where queries are synthesized or are phrases."""
+    corpus_is_enough = phrases or arguments.synthesize is not None
+    if corpus_is_enough and not all((path / name).exists() for name in (TOPICS_FILE, QRELS_FILE)):
         return Collection(path.resolve().name, path, read_corpus(path / CORPUS_FILE), {}, {})
     collection = load_collection(path)
-    if not synthesize and not sample_queries(collection, None, arguments.seed):
+    if not corpus_is_enough and not sample_queries(collection, None, arguments.seed):
         raise CollectionError(
             f"{path / QRELS_FILE} judges none of the queries of {TOPICS_FILE}; give judgments "
             "of some, or --synthesize, such as 500."

@@ -8,6 +8,7 @@ from routehead_plugins.signals.measures import (
     ndcg,
     reciprocal_rank,
 )
+from routehead_plugins.signals.phrases import phrase_queries
 from routehead_plugins.signals.store import QuerySignals, SignalSet, SignalStore
 from routehead_plugins.signals.synthesize import consistent, synthesize_queries
 from routehead_plugins.signals.teacher import collect_likelihoods, mix_teacher, with_teacher
@@ -40,6 +41,7 @@ __all__ = [
     "margin",
     "mix_teacher",
     "ndcg",
+    "phrase_queries",
     "reciprocal_rank",
     "synthesize_queries",
     "with_teacher",

@@ -110,6 +110,7 @@ class EncoderTeacher:
         self._embed_query, self._embed_documents = embed_query, embed_documents
         self._similarity = similarity
         self._kept: LRUCache[str, Tensor] = LRUCache(_KEPT)
+        self._kept_queries: LRUCache[str, Tensor] = LRUCache(_KEPT)
 
     @property
     def settings(self) -> Mapping[str, JSON]:
@@ -118,17 +119,34 @@ class EncoderTeacher:
 
     def score(self, query: str, documents: Sequence[Document]) -> list[float]:
         """Return similarities; see ``Teacher.score``."""
-        texts = [document.text for document in documents]
+        scores: list[float] = self.scores([query], [document.text for document in documents])[
+            0
+        ].tolist()
+        return scores
+
+    def query_vector(self, query: str) -> Tensor:
+        """Embed a query, shape (width,)."""
+        if query not in self._kept_queries:
+            self._kept_queries[query] = self._embed_query(query).float().cpu()
+        return self._kept_queries[query]
+
+    def scores(self, queries: Sequence[str], texts: Sequence[str]) -> Tensor:
+        """Score texts for several queries, each text embedded once.
+
+        Args:
+            queries: The queries, at least one.
+            texts: The texts, at least one.
+
+        Returns:
+            Similarities, shape (queries, texts).
+        """
         vectors = {text: self._kept[text] for text in texts if text in self._kept}
         new = [text for text in dict.fromkeys(texts) if text not in vectors]
         if new:
             vectors |= zip(new, self._embed_documents(new).float().cpu(), strict=True)
         self._kept.update(vectors)
         table = torch.stack([vectors[text] for text in texts])
-        scores: list[float] = self._similarity(
-            table, self._embed_query(query).float().cpu()
-        ).tolist()
-        return scores
+        return torch.stack([self._similarity(table, self.query_vector(query)) for query in queries])
 
 
 @dataclass(frozen=True)

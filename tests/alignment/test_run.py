@@ -27,6 +27,7 @@ from routehead_plugins.alignment import (
 )
 from routehead_plugins.alignment.checkpoint import open_checkpoint
 from routehead_plugins.errors import InputError, UnsupportedModelError
+from routehead_plugins.heads import Recipe
 from routehead_plugins.selection import FixedHeads
 
 
@@ -276,6 +277,40 @@ def test_examples_that_cannot_be_learned_from_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         align(llm, given, config(**options))
+
+
+def test_a_run_goes_on_from_the_adapter_of_another(llm: FrozenLM) -> None:
+    first = align(llm, examples(), config(held_out=0.0), held_out=examples(6))
+    start = replace(first.adapter, heads=first.heads)
+    second = align(llm, examples(), config(held_out=0.0), held_out=examples(6), start=start)
+    assert first.gain is not None
+    assert second.gain is not None
+    # Weights of heads are taken over as well.
+    assert second.gain.before == pytest.approx(first.gain.after, rel=1e-4)
+    assert second.gain.after < second.gain.before
+    assert second.settings["start"] == start.label
+    assert "start" not in first.settings
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [None, [0.5, -1.0], [1.0, 2.0, 3.0]],
+    ids=["none", "negative", "of other heads"],
+)
+def test_weights_that_cannot_be_taken_over_start_equal(
+    llm: FrozenLM, weights: list[float] | None
+) -> None:
+    heads = HeadSet([(0, 0), (1, 1)])
+    start = llm.new_adapter(range(2), rank=2)
+    own = HeadSet(
+        [(0, 0), (1, 1)] if weights is None else [(0, n) for n in range(len(weights))],
+        recipe=Recipe(weights=weights),
+    )
+    settings = config(heads=heads, held_out=0.0, epochs=1)
+    begun, fresh = (
+        align(llm, examples(), settings, start=replace(start, heads=kept)) for kept in (own, None)
+    )
+    assert losses_of(begun) == losses_of(fresh)
 
 
 def test_an_llm_with_an_adapter_is_refused(llm: FrozenLM) -> None:

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker
+from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, alignment, signals
+from routehead_plugins.alignment import AlignmentExample
 from routehead_plugins.backbone import Adapter
 from routehead_plugins.cli import align as command
 from routehead_plugins.cli import app, training_data
 from routehead_plugins.cli.align import _layers
 from routehead_plugins.errors import InputError
 from routehead_plugins.io import Collection, Run, write_run
+from routehead_plugins.signals import EncoderTeacher
 from routehead_plugins.signals.store import SignalStore
 
 THINGS = [f"{first}{last}" for first in "bdfgklmnp" for last in ("oo", "al", "ine")]
@@ -204,9 +208,78 @@ def test_a_corpus_alone_is_enough(
     assert set(writers) == {str(copy)}
 
 
+def encoder() -> EncoderTeacher:
+    """A bi-encoder that knows the things."""
+
+    def embed(text: str) -> Tensor:
+        return torch.tensor([float(thing in text) for thing in THINGS]) + 0.01
+
+    return EncoderTeacher("things", embed, lambda texts: torch.stack([embed(t) for t in texts]))
+
+
+def retrieve_all(collection: Collection, topics: Mapping[str, str], hits: int) -> Collection:
+    order = {f"d{index}": 9.0 - index for index in range(hits)}
+    return replace(collection, run={query_id: dict(order) for query_id in topics})
+
+
+def test_phrases_of_a_corpus_are_queries_in_pools(
+    align: Align, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = write_folder(tmp_path / "texts", judged=False)
+    sizes: list[int] = []
+    whole = alignment.align
+
+    def count(llm: FrozenLM, examples: list[AlignmentExample], *args: Any, **options: Any) -> Any:
+        pools: dict[tuple[str, ...], int] = {}
+        for example in examples:
+            key = tuple(example.documents)
+            pools[key] = pools.get(key, 0) + 1
+        sizes.extend(pools.values())
+        return whole(llm, examples, *args, **options)
+
+    monkeypatch.setattr(signals, "load_teacher", lambda *_, **__: encoder())
+    monkeypatch.setattr(command, "with_candidates", retrieve_all)
+    monkeypatch.setattr(command, "check_bm25", lambda: None)
+    monkeypatch.setattr(alignment, "align", count)
+    result = align(texts, phrases=40, pool=6, teacher="things", hits=8)
+    assert result.exit_code == 0, result.output
+    learned, rest = sum(sizes), sum(sizes) % 6
+    assert sorted(sizes, reverse=True) == [6] * (learned // 6) + [rest] * (rest > 0)
+    assert f"{learned} queries to learn from, " in result.stderr
+
+
+def test_training_goes_on_from_an_adapter(align: Align, words: Path, tmp_path: Path) -> None:
+    first = align(words, output=tmp_path / "first")
+    assert first.exit_code == 0, first.output
+    second = align(words, output=tmp_path / "second", start=tmp_path / "first", learning_rate=1e-9)
+    assert second.exit_code == 0, second.output
+    before, after = (Adapter.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    for name, weights in before.weights.items():
+        torch.testing.assert_close(after.weights[name], weights, atol=1e-6, rtol=0)
+    history = json.loads((tmp_path / "second" / "history.json").read_text())
+    assert history["settings"]["start"] == before.label
+
+
+def test_a_missing_adapter_is_noticed_before_any_work(align: Align, words: Path) -> None:
+    result = align(words, start="nowhere/at-all")
+    assert str(result.exception).startswith("adapter='nowhere/at-all' is not a folder and cannot")
+    assert "queries to learn from" not in result.stderr
+
+
+def test_pools_need_a_bi_encoder(align: Align, words: Path) -> None:
+    result = align(words, pool=4, teacher="likelihood")
+    assert str(result.exception) == (
+        "--teacher=likelihood scores pairs one by one; for --pool, give a bi-encoder, such as "
+        "minilm."
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"phrases": 9}, "--phrases=9 needs scores to learn from; give --teacher, such as minilm"),
+        ({"pool": 4, "teacher": "minilm", "distillation": 0}, "--pool=4 needs scores to learn"),
+        ({"pool": 0, "teacher": "minilm"}, "--pool=0 must be 1 or more"),
         ({"layout": "sequential"}, "layout='sequential' does not exist; choose one of late"),
         ({"held_out": 0}, "--held-out=0.0 must be above 0"),
         ({"hits": 0}, "--hits=0 must be 1 or more"),

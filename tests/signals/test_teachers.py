@@ -13,6 +13,7 @@ import families
 import pytest
 import torch
 from tables import query_signals, table
+from torch import Tensor
 
 from routehead_plugins import Document, FrozenLM
 from routehead_plugins.backbone import MiniLM, QueryLikelihood
@@ -97,6 +98,21 @@ def test_documents_of_several_queries_are_embedded_once() -> None:
     for _ in range(2):
         assert teacher.score("any", [*DOCUMENTS, DOCUMENTS[0]]) == [2.0] * 4
     assert seen == [document.text for document in DOCUMENTS]
+
+
+def test_texts_are_scored_for_several_queries_at_once() -> None:
+    embedded: list[str] = []
+
+    def embed(text: str) -> Tensor:
+        embedded.append(text)
+        return torch.tensor([float(len(text)), 1.0])
+
+    teacher = EncoderTeacher("sizes", embed, lambda texts: torch.stack([embed(t) for t in texts]))
+    scores = teacher.scores(["a", "bcd"], ["xy", "", "xy"])
+    assert scores.tolist() == [[3.0, 1.0, 3.0], [7.0, 1.0, 7.0]]
+    assert sorted(embedded) == ["", "a", "bcd", "xy"]
+    assert teacher.query_vector("a").tolist() == [1.0, 1.0]
+    assert len(embedded) == 4
 
 
 def test_a_bi_encoder_of_sentence_transformers_scores_by_its_similarity(encoder: Path) -> None:

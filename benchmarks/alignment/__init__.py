@@ -1,0 +1,1 @@
+"""Training of the adapter for the embedded LLM, and its quality."""
