@@ -87,9 +87,7 @@ def align(
     config = AlignmentConfig() if config is None else config
     learned, judged = _split(examples, held_out, config)
     trainer = _trainer(llm, learned, config, start)
-    described = config.settings()
-    if start is not None:
-        described |= {"start": start.label, "rank": start.config.get("r")}
+    described = _described(config, start)
     settings = {
         **described,
         "llm": llm.fingerprint(trainer.heads.last_layer),
@@ -108,6 +106,17 @@ def align(
         llm=llm.name,
         queries=len(learned),
     )
+
+
+def _described(config: AlignmentConfig, start: Adapter | None) -> dict[str, Any]:
+    """Return the settings of the run; an adapter to go on from has some of its own."""
+    settings = config.settings()
+    if start is None:
+        return settings
+    names = start.config["target_modules"]
+    projections = [names] if isinstance(names, str) else sorted(names)
+    own = {"start": start.label, "rank": start.config["r"], "projections": projections}
+    return settings | own
 
 
 def _trainer(

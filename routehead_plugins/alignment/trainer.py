@@ -71,7 +71,8 @@ class Trainer:
         weights: Their weights.
         step: Number of finished steps.
         steps: Number of steps in all.
-        tokens: Number of tokens run in training so far, padding excluded.
+        tokens: Number of tokens run in training so far; shared documents count once, and padding
+            is excluded.
     """
 
     def __init__(
@@ -267,7 +268,8 @@ class Trainer:
             for example in batch
         ]
         if counts:
-            self.tokens += sum(prompt.size - len(prompt.prefix) for prompt in prompts)
+            documents = {piece.ids for prompt in prompts for piece in prompt.documents}
+            self.tokens += sum(map(len, documents)) + sum(prompt.tail_size for prompt in prompts)
         signals = _READERS[config.layout](
             self.llm, passes, prompts, self.heads, calibrate=config.signal == "calibrated"
         )

@@ -481,8 +481,7 @@ def _config(
     weights = ("distillation", "preference", "spread", "head_entropy", "attention_entropy")
     same = (
         *("layout", "rank", "candidates", "epochs", "accumulate", "learning_rate"),
-        "head_learning_rate",
-        *("evaluate_every", "patience", "checkpoints", "seed"),
+        *("head_learning_rate", "evaluate_every", "patience", "checkpoints", "seed"),
     )
     return AlignmentConfig(
         layers=layers,

@@ -258,6 +258,8 @@ def test_training_goes_on_from_an_adapter(align: Align, words: Path, tmp_path: P
         torch.testing.assert_close(after.weights[name], weights, atol=1e-6, rtol=0)
     history = json.loads((tmp_path / "second" / "history.json").read_text())
     assert history["settings"]["start"] == before.label
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert f"\n- went on from the adapter {before.label}\n- losses: " in card
 
 
 def test_a_missing_adapter_is_noticed_before_any_work(align: Align, words: Path) -> None:
