@@ -64,7 +64,7 @@ from routehead_plugins.training import fit_weights, offline_scores
 LAYOUT = "late"
 _MEASURE = "nDCG@10"
 _MINILM, _LIKELIHOOD = "minilm", "likelihood"
-# Row -> rows that it is compared with.
+# Rows that those with an adapter are compared with.
 _AGAINST = (FIRST_STAGE, f"frozen/weights{FUSED}", f"{_LIKELIHOOD}{FUSED}", f"{_MINILM}{FUSED}")
 
 Score = Callable[[QuerySignals], Tensor]

@@ -107,8 +107,8 @@ class AlignArguments:
         None
     )
     epochs: Annotated[int, "How often every query is seen."] = 2
-    candidates: Annotated[int, "Documents drawn per query and step."] = 8
-    batch_queries: Annotated[int, "Queries per batch."] = 4
+    candidates: Annotated[int, "Documents drawn per query and step; --hits of a pool."] = 8
+    batch_queries: Annotated[int, "Queries per batch; with --pool, a batch is a pool."] = 4
     pool: Annotated[
         int | None,
         "Queries per pool: near queries run as one batch, each ranked against the documents of all "
