@@ -71,6 +71,26 @@ def reason(error: Exception) -> str:
     return text if len(text) <= 90 else f"{text[:87]}..."
 
 
+def user_cache(name: str) -> Path | None:
+    """Return a folder of the user's cache, which may not exist yet: ``~/.cache/routehead/NAME``.
+
+    ``$XDG_CACHE_HOME`` takes the place of ``~/.cache``, unless it is relative (XDG Base Directory
+    Specification).
+
+    Args:
+        name: What is kept there.
+
+    Returns:
+        The folder; ``None`` if the user has no home.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    try:
+        folder = cache if cache.is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return folder / "routehead" / name
+
+
 def make_folder(path: StrPath, content: str) -> Path:
     """Create a folder and its missing parents.
 

@@ -3,6 +3,7 @@
 from routehead_plugins.backbone.adapter import PROJECTIONS, Adapter, same_adapter
 from routehead_plugins.backbone.attention import Rows, Tap, run
 from routehead_plugins.backbone.batching import batches
+from routehead_plugins.backbone.conversions import Conversion, conversions
 from routehead_plugins.backbone.device import check_finite, pick_device, pick_dtype
 from routehead_plugins.backbone.frozen_lm import FrozenLM, Gradients
 from routehead_plugins.backbone.isolation import isolated
@@ -25,6 +26,7 @@ __all__ = [
     "PROJECTIONS",
     "Adapter",
     "BytesCache",
+    "Conversion",
     "DocumentKeys",
     "DocumentPiece",
     "FrozenLM",
@@ -45,6 +47,7 @@ __all__ = [
     "check_finite",
     "check_max_doc_tokens",
     "check_pooling",
+    "conversions",
     "isolated",
     "joined",
     "load",

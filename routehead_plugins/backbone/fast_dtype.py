@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from routehead_plugins.errors import InputError
-from routehead_plugins.files import atomic_write_bytes
+from routehead_plugins.files import atomic_write_bytes, user_cache
 
 # Shape of a feed-forward product of a small LLM over a few hundred tokens, and over a few.
 _INNER, _COLUMNS = 576, 1536
@@ -124,14 +124,9 @@ def _processor() -> list[str]:
 
 def _answer_path(setting: str) -> Path | None:
     """Return the file for a setting; ``None`` if the user has no folder for caches."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "")
-        # Relative paths are to be ignored, according to the XDG specification.
-        folder = folder if folder.is_absolute() else Path.home() / ".cache"
-    except RuntimeError:
-        return None
+    folder = user_cache("dtype")
     name = hashlib.sha256(setting.encode()).hexdigest()[:16]
-    return folder / "routehead" / "dtype" / f"{name}.txt"
+    return None if folder is None else folder / f"{name}.txt"
 
 
 def _answer(dtype: torch.dtype, setting: str) -> bytes:

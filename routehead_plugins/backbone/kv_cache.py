@@ -201,15 +201,22 @@ class KeyValueCache(BytesCache[KeyValues]):
         return self.look_up(key, lambda kept: kept.last_layer >= last_layer)
 
 
-def parse_bytes(size: int | str) -> int:
-    """Parse a size such as ``"2GB"`` or ``"512 MiB"``, or check a number of bytes."""
+def parse_bytes(size: int | str, name: str = "document_cache") -> int:
+    """Parse a size such as ``"2GB"`` or ``"512 MiB"``, or check a number of bytes.
+
+    Args:
+        size: The size.
+        name: What it is called in messages.
+
+    Raises:
+        InputError: It is neither.
+    """
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None
     parsed = 0.0 if match is None else float(match[1]) * _UNITS[match[2].upper()]
     if not 1 <= parsed < math.inf:
         raise InputError(
-            f"document_cache={short_repr(size)} is not a size; "
-            'give "2GB", "512MiB" or a number of bytes.'
+            f'{name}={short_repr(size)} is not a size; give "2GB", "512MiB" or a number of bytes.'
         )
     return int(parsed)

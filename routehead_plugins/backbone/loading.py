@@ -7,7 +7,15 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    suppress,
+)
+from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from routehead_plugins.backbone.conversions import converted
 from routehead_plugins.backbone.gguf import parsed_once
 from routehead_plugins.data import check_flag
 from routehead_plugins.errors import (
@@ -76,12 +85,15 @@ def load(
         MissingExtraError: A package that this kind of file needs is not installed.
         InputError: ``layers`` returns less than 1 or more than the depth.
     """
-    _, arguments = _locate(name, local_files_only)
-    with _parsing(arguments):
-        model = load_model(
-            name, dtype=dtype, device=device, local_files_only=local_files_only, layers=layers
-        )
-        return model, load_tokenizer(name, local_files_only=local_files_only)
+    source = _locate(name, local_files_only)
+    if source.gguf is not None:
+        folder = converted(source.gguf, dtype, partial(_convert, source, dtype))
+        if folder is not None:
+            with suppress(ModelLoadError):  # damaged, or removed at this moment
+                kept = replace(source, path=str(folder), gguf=None)
+                return _model(kept, dtype, device, layers), _tokenizer(kept)
+    with _parsing(source):
+        return _model(source, dtype, device, layers), _tokenizer(source)
 
 
 def load_model(
@@ -93,36 +105,92 @@ def load_model(
     layers: Callable[[int], int] | None = None,
 ) -> PreTrainedModel:
     """Load the weights; see ``load``."""
-    source, arguments = _locate(name, local_files_only)
-    with _parsing(arguments):
+    return _model(_locate(name, local_files_only), dtype, device, layers)
+
+
+def load_tokenizer(name: str, *, local_files_only: bool = False) -> Any:
+    """Load the tokenizer; see ``load``."""
+    return _tokenizer(_locate(name, local_files_only))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where an LLM is loaded from.
+
+    Attributes:
+        name: Name that the caller gave.
+        path: A folder, or an id on the Hub.
+        gguf: A GGUF file in that folder; ``None`` for files of transformers.
+        local_files_only: Whether to use the local cache of the Hub only.
+    """
+
+    name: str
+    path: str
+    gguf: Path | None
+    local_files_only: bool
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of ``from_pretrained``."""
+        # Code that comes with an LLM is never run; without an answer, transformers would ask.
+        common = {"local_files_only": self.local_files_only, "trust_remote_code": False}
+        return common if self.gguf is None else {**common, "gguf_file": self.gguf.name}
+
+
+def _model(
+    source: _Source,
+    dtype: torch.dtype,
+    device: torch.device,
+    layers: Callable[[int], int] | None = None,
+) -> PreTrainedModel:
+    """Load the weights, of the leading layers if ``layers`` is given."""
+    name, arguments = source.name, source.arguments
+    with _parsing(source):
         kind: Any = AutoModelForCausalLM
         with _quietly(), _errors_in_one_line(name):
-            config = AutoConfig.from_pretrained(source, **arguments)
+            config = AutoConfig.from_pretrained(source.path, **arguments)
             _check_config(name, config)
             # The tap replaces it anyway; files may ask for a kernel from the Hub, which is code.
             config._attn_implementation = None
         if layers is not None:
             kind, config = _shallow_class(name, config, layers)
         with _quietly(), _errors_in_one_line(name):
-            if "gguf_file" in arguments and hasattr(transformers, "GgufConfig"):
+            if source.gguf is not None and hasattr(transformers, "GgufConfig"):
                 arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
             model, report = kind.from_pretrained(
-                source, config=config, dtype=dtype, output_loading_info=True, **arguments
+                source.path, config=config, dtype=dtype, output_loading_info=True, **arguments
             )
             _check_complete(name, report["missing_keys"])
             return cast(PreTrainedModel, model.to(device).eval())
 
 
-def load_tokenizer(name: str, *, local_files_only: bool = False) -> Any:
-    """Load the tokenizer; see ``load``."""
-    source, arguments = _locate(name, local_files_only)
-    with _parsing(arguments), _quietly(), _errors_in_one_line(name):
-        if source != name and "gguf_file" not in arguments:
+def _tokenizer(source: _Source) -> Any:
+    """Load the tokenizer."""
+    name, arguments = source.name, source.arguments
+    with _parsing(source), _quietly(), _errors_in_one_line(name):
+        if source.path != name and source.gguf is None:
             # Transformers knows by their ids some tokenizers that their files describe wrongly.
-            config = AutoConfig.from_pretrained(source, **arguments)
+            config = AutoConfig.from_pretrained(source.path, **arguments)
             config._name_or_path = name
             arguments["config"] = config
-        return AutoTokenizer.from_pretrained(source, **arguments)
+        return AutoTokenizer.from_pretrained(source.path, **arguments)
+
+
+def _convert(
+    source: _Source, dtype: torch.dtype, folder: Path, announce: Callable[[int], None]
+) -> None:
+    """Write all of a GGUF file's LLM into a folder, for ``converted``."""
+    with _parsing(source):
+        model = _model(source, dtype, torch.device("cpu"))
+        tokenizer = _tokenizer(source)
+    announce(model.get_memory_footprint(return_buffers=False))
+    with _quietly(), _errors_in_one_line(source.name):
+        # They say that the weights are still quantized, which is no longer so.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def check_loaded(model: object) -> None:
@@ -229,11 +297,9 @@ def _check_complete(name: str, missing_keys: Iterable[str]) -> None:
         )
 
 
-def _locate(name: str, local_files_only: bool = False) -> tuple[str, dict[str, Any]]:
-    """Turn a name into the arguments of ``from_pretrained``."""
+def _locate(name: str, local_files_only: bool = False) -> _Source:
+    """Say where the LLM of a name is loaded from."""
     check_flag("local_files_only", local_files_only)
-    # Code that comes with an LLM is never run; without an answer, transformers would ask for one.
-    arguments = {"local_files_only": local_files_only, "trust_remote_code": False}
     with _errors_in_one_line(name):
         path = _embedded_file() if name == EMBEDDED else Path(name).expanduser()
         if path.suffix == ".gguf":
@@ -244,7 +310,7 @@ def _locate(name: str, local_files_only: bool = False) -> tuple[str, dict[str, A
             for package in ("gguf", "accelerate"):
                 if importlib.util.find_spec(package) is None:
                     raise missing_extra(ImportError(name=package), "embedded")
-            return str(path.parent), {**arguments, "gguf_file": path.name}
+            return _Source(name, str(path.parent), path, local_files_only)
         if path.is_dir():
             if not (path / "config.json").is_file():
                 raise ModelLoadError(
@@ -253,8 +319,9 @@ def _locate(name: str, local_files_only: bool = False) -> tuple[str, dict[str, A
                 )
             for file in path.glob("*.json"):
                 check_nesting(file)
-            return str(path), arguments
-        return _cached_folder(name) if local_files_only else name, arguments
+            return _Source(name, str(path), None, local_files_only)
+        folder = _cached_folder(name) if local_files_only else name
+        return _Source(name, folder, None, local_files_only)
 
 
 def _cached_folder(name: str) -> str:
@@ -286,8 +353,8 @@ def _embedded_file() -> Path:
     return files[0]
 
 
-def _parsing(arguments: dict[str, Any]) -> AbstractContextManager[None]:
-    return parsed_once() if "gguf_file" in arguments else nullcontext()
+def _parsing(source: _Source) -> AbstractContextManager[None]:
+    return nullcontext() if source.gguf is None else parsed_once()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from routehead_plugins import __version__
 from routehead_plugins.cli.align import align
+from routehead_plugins.cli.cache import cache
 from routehead_plugins.cli.demo import demo
 from routehead_plugins.cli.detect import detect
 from routehead_plugins.cli.evaluate import evaluate
@@ -63,7 +64,7 @@ def _root(
     pass
 
 
-for _command in (demo, rerank, index, evaluate, detect, train, align, inspect):
+for _command in (demo, rerank, index, evaluate, detect, train, align, inspect, cache):
     app.command()(_command)
 
 

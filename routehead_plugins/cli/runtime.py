@@ -28,6 +28,7 @@ from routehead_plugins.io import (
     TOPICS_FILE,
     Collection,
     check_output,
+    user_cache,
 )
 from routehead_plugins.options import RerankerOptions
 
@@ -163,14 +164,13 @@ def signals_folder() -> Path:
     Raises:
         InputError: There is no home folder to keep a cache in.
     """
-    cache = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(cache) if cache else Path.home() / ".cache") / "routehead" / "signals"
-    except RuntimeError as error:
+    folder = user_cache("signals")
+    if folder is None:
         raise InputError(
             "there is no home folder to keep signals in; set XDG_CACHE_HOME, or name a folder for "
             "signals."
-        ) from error
+        )
+    return folder
 
 
 def check_new_file(option: str, path: Path | None, inputs: Iterable[Path | None] = ()) -> None:

@@ -9,6 +9,7 @@ from routehead_plugins.files import (
     encode_json,
     make_folder,
     read_json,
+    user_cache,
 )
 from routehead_plugins.io.beir import (
     BUNDLED,
@@ -78,6 +79,7 @@ __all__ = [
     "read_run",
     "read_topics",
     "titled_text",
+    "user_cache",
     "write_requests",
     "write_run",
 ]

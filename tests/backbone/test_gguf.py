@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from routehead_plugins.backbone import loading
+from routehead_plugins.backbone import conversions, loading
 from routehead_plugins.backbone.gguf import parsed_once
 from routehead_plugins.backbone.loading import load, load_model, load_tokenizer
 from routehead_plugins.errors import ModelLoadError
@@ -133,6 +133,44 @@ def test_leading_layers_are_those_of_the_whole_llm(path: Path) -> None:
     assert all(torch.equal(weight, whole[name]) for name, weight in shallow.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_converted_llm_is_the_same_to_the_last_bit(
+    path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("ROUTEHEAD_CACHE_LIMIT", "0")
+        direct, tokenizer = load(str(path), dtype=dtype, device=CPU)
+    converts = load(str(path), dtype=dtype, device=CPU)
+    monkeypatch.setattr(gguf, "GGUFReader", None)  # it is not parsed any more
+    for model, kept in (converts, load(str(path), dtype=dtype, device=CPU)):
+        expected = direct.state_dict()
+        assert model.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+        assert {value.dtype for value in model.state_dict().values()} == {dtype}
+        assert kept.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+        assert kept.special_tokens_map == tokenizer.special_tokens_map
+    monkeypatch.setattr(gguf, "GGUFReader", USUAL[0])
+
+
+def test_leading_layers_of_a_converted_llm_are_loaded(path: Path) -> None:
+    load(str(path), dtype=torch.float32, device=CPU)
+    model, _ = load(str(path), dtype=torch.float32, device=CPU, layers=lambda depth: depth - 1)
+    assert model.config.num_hidden_layers == LAYERS
+    assert sum("q_proj" in name for name in model.state_dict()) == LAYERS - 1
+
+
+def test_a_damaged_conversion_is_not_used(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "own.gguf"
+    copy.write_bytes(path.read_bytes() + b" ")
+    load(str(copy), dtype=torch.float32, device=CPU)
+    (kept,) = (kept for kept in conversions() if kept.name == "own.gguf")
+    weights = kept.folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    model, _ = load(str(copy), dtype=torch.float32, device=CPU)
+    assert sum("q_proj" in name for name in model.state_dict()) == LAYERS
+    kept.remove()
+
+
 class Counted(gguf.GGUFReader):
     """A reader that counts how often it is built."""
 
@@ -160,8 +198,9 @@ def test_the_file_is_parsed_once_for_a_model(path: Path, counted: type[Counted])
 
 
 def test_the_file_is_parsed_once_for_model_and_tokenizer(
-    path: Path, counted: type[Counted]
+    path: Path, counted: type[Counted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ROUTEHEAD_CACHE_LIMIT", "0")
     model, tokenizer = load(str(path), dtype=torch.float32, device=CPU, layers=lambda _: 1)
     assert counted.built == 1
     assert sum("q_proj" in name for name in model.state_dict()) == 1
