@@ -54,12 +54,12 @@ def pooled(
     if not examples:
         return []
     chance = random.Random(f"pools {seed}")
-    vectors = normalize(torch.stack([teacher.query_vector(e.query) for e in examples]), dim=-1)
+    vectors = teacher.query_vectors([example.query for example in examples])
     made: list[AlignmentExample] = []
-    for members in _groups(vectors, queries, chance):
+    for members in _groups(normalize(vectors, dim=-1), queries, chance):
         own = [examples[index] for index in members]
         texts = _documents(own, documents, chance)
-        scores = teacher.scores([example.query for example in own], texts)
+        scores = teacher.scores(vectors[members], texts)
         made += [
             AlignmentExample(example.query, texts, _grades(example, texts), row)
             for example, row in zip(own, scores.tolist(), strict=True)

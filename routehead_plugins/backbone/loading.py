@@ -181,7 +181,7 @@ def _convert(
 ) -> None:
     """Write all of a GGUF file's LLM into a folder, for ``converted``."""
     with _parsing(source):
-        model = _model(source, dtype, torch.device("cpu"))
+        model: Any = _model(source, dtype, torch.device("cpu"))
         tokenizer = _tokenizer(source)
     announce(model.get_memory_footprint(return_buffers=False))
     with _quietly(), _errors_in_one_line(source.name):

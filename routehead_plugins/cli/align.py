@@ -5,35 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from operator import add
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from routehead_plugins.cli.options import LLM, Seed, Signals, with_options
-from routehead_plugins.cli.runtime import (
-    check_bm25,
-    check_minimum,
-    check_names,
-    check_new_file,
-    check_new_folder,
-    err,
-    progress,
-    resumable,
-    signals_folder,
-    with_candidates,
+from routehead_plugins.cli.align_arguments import AlignArguments, check, config_of
+from routehead_plugins.cli.align_data import (
+    Data,
+    gather_parts,
+    in_pools,
+    load_teacher,
+    teacher_scores,
 )
+from routehead_plugins.cli.options import LLM, with_options
+from routehead_plugins.cli.runtime import err, progress, resumable, signals_folder
 from routehead_plugins.cli.train import command_line
-from routehead_plugins.cli.training_data import judged_queries_of, load_texts, training_parts
-from routehead_plugins.data import Document, non_blank_indices
 from routehead_plugins.errors import InputError
-from routehead_plugins.io import Collection
 from routehead_plugins.options import RerankerOptions
 
 if TYPE_CHECKING:
@@ -42,95 +34,10 @@ if TYPE_CHECKING:
     from routehead_plugins.alignment import Alignment, AlignmentConfig, AlignmentExample, Progress
     from routehead_plugins.backbone import Adapter, FrozenLM
     from routehead_plugins.heads import HeadSet
-    from routehead_plugins.signals import SignalSet, Teacher
+    from routehead_plugins.signals import SignalSet
 
-# Fewer queries say nothing about what held-out ones gain.
-_LEAST_QUERIES = 20
-# Looks at more held-out queries, and a choice of heads on more queries, take longer than they help.
-_MOST_HELD_OUT, _MOST_FOR_HEADS = 200, 400
 # Share of a teacher in the labels by which heads are chosen, where judgments are learned from too.
 _TEACHER_SHARE = 0.5
-_FILES = ("adapter_config.json", "adapter_model.safetensors", "heads.json", "README.md")
-
-
-@dataclass(frozen=True)
-class AlignArguments:
-    """Options of `routehead align`."""
-
-    collection: Annotated[
-        list[Path],
-        "A BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv and optionally run.bm25.trec; "
-        "with --phrases or --synthesize, corpus.jsonl is enough. Can be repeated.",
-    ]
-    output: Annotated[Path, "Output folder of the adapter."]
-    teacher: Annotated[
-        str | None,
-        "Learn from a teacher's scores as well: **minilm** (a package), **likelihood** (of the "
-        "LLM), **likelihood:NAME** (of a larger one), or the folder or Hub id of a bi- or "
-        "cross-encoder of sentence-transformers.",
-    ] = None
-    synthesize: Annotated[
-        int | None, "Number of queries that an LLM writes from each corpus, without judgments."
-    ] = None
-    writer: Annotated[
-        str | None, "The LLM that writes them: as for --model.  [default: the LLM itself]"
-    ] = None
-    phrases: Annotated[
-        int | None,
-        "Number of phrases of each corpus that serve as queries: no LLM writes them, and --teacher "
-        "says what answers them.",
-    ] = None
-    judged: Annotated[bool, "Learn from the collections' own queries and judgments, if any."] = True
-    queries: Annotated[int | None, "Maximum judged queries per collection.  [default: all]"] = None
-    hits: Annotated[int, "Candidates per query."] = 20
-    layout: Annotated[
-        str,
-        "**late**, which index and cache serve best, or **parallel**, whose tail sees documents.",
-    ] = "late"
-    layers: Annotated[
-        str | None,
-        "First and last layer whose heads are read, such as 5-13.  [default: from a sixth to just "
-        "under half of the depth]",
-    ] = None
-    rank: Annotated[int, "Rank of the adapter."] = 16
-    projections: Annotated[str, "Projections that the adapter changes."] = "q_proj,k_proj,v_proj"
-    distillation: Annotated[float, "Weight of the cross-entropy to the teacher."] = 1.0
-    preference: Annotated[
-        float, "Weight of preference pairs of adjacent grades, hard ones first."
-    ] = 1.0
-    spread: Annotated[
-        float, "Weight of the penalty on nearly equal scores in the middle of the list."
-    ] = 0.0
-    head_entropy: Annotated[float, "Weight of the entropy of the choice of heads."] = 0.0
-    attention_entropy: Annotated[float, "Weight of the entropy of attention over documents."] = 0.0
-    temperature: Annotated[float | None, "Temperature of the teacher.  [default: by its kind]"] = (
-        None
-    )
-    epochs: Annotated[int, "How often every query is seen."] = 2
-    candidates: Annotated[int, "Documents drawn per query and step; --hits of a pool."] = 8
-    batch_queries: Annotated[int, "Queries per batch; with --pool, a batch is a pool."] = 4
-    pool: Annotated[
-        int | None,
-        "Queries per pool: near queries run as one batch, each ranked against the documents of all "
-        "of them; --teacher must be a bi-encoder, such as minilm.",
-    ] = None
-    accumulate: Annotated[int, "Batches per step."] = 1
-    learning_rate: Annotated[float, "Highest learning rate of the adapter."] = 1e-3
-    head_learning_rate: Annotated[
-        float, "Highest learning rate of the heads' weights; a large one soon leaves few heads."
-    ] = 0.05
-    evaluate_every: Annotated[int, "Steps between looks at the held-out queries."] = 50
-    patience: Annotated[int, "Looks without a gain after which training stops."] = 4
-    held_out: Annotated[float, "Share of the queries that are held out to judge by."] = 0.15
-    checkpoints: Annotated[bool, "Save memory: compute intermediate results twice."] = False
-    start: Annotated[
-        str | None, "An adapter to go on from, instead of a new one: a folder or Hub id."
-    ] = None
-    keep: Annotated[bool, "Write the adapter even if the held-out queries do not clearly gain."] = (
-        False
-    )
-    signals: Signals = None
-    seed: Seed = 0
 
 
 @with_options(*(name for name in LLM if name != "adapter"), "max_doc_tokens", max_doc_tokens=96)
@@ -174,261 +81,18 @@ def align_collections(
     arguments: AlignArguments, options: RerankerOptions, keep: Callable[[], None] = lambda: None
 ) -> Alignment:
     """Prepare queries, train, and choose heads anew for the LLM with its adapter."""
-    _check(arguments)
+    check(arguments)
     start = _start(arguments, options)  # before hours of work
-    parts = [_Part(part, kind) for part, kind in _collections(arguments, options, keep)]
-    teacher = _teacher(arguments, options)
-    scores, temperature = _teacher_scores(parts, teacher, arguments, keep)
-    data = _Data.of(parts, scores, arguments)
+    parts = gather_parts(arguments, options, keep)
+    teacher = load_teacher(arguments, options)
+    scores, temperature = teacher_scores(parts, teacher, arguments, keep)
+    data = Data.of(parts, scores, arguments)
     learned = [data.examples[key] for key in data.learned]
     err.print(f"{len(learned)} queries to learn from, {len(data.held_out)} held out")
-    learned = _pooled(learned, teacher, arguments)
+    learned = in_pools(learned, teacher, arguments)
     llm, config = _llm_and_config(arguments, options, temperature)
     alignment = _train(llm, learned, data, config, start, arguments, keep)
     return _with_heads(alignment, llm, data, arguments, options, keep)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Queries of one collection and kind, with candidates."""
-
-    collection: Collection
-    kind: str
-
-    def documents(self, query_id: str, hits: int) -> list[Document]:
-        """Return the candidates that have a text."""
-        documents = self.collection.candidates(query_id, hits)
-        return [documents[index] for index in non_blank_indices(documents)]
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Examples by part and query id, which of them are held out, and the others in random order."""
-
-    parts: Sequence[_Part]
-    scores: Sequence[Mapping[str, Tensor]]
-    examples: Mapping[tuple[int, str], AlignmentExample]
-    held_out: frozenset[tuple[int, str]]
-    shuffled: Sequence[tuple[int, str]]
-
-    @property
-    def learned(self) -> list[tuple[int, str]]:
-        """Keys of the examples to learn from."""
-        return [key for key in self.examples if key not in self.held_out]
-
-    @property
-    def for_heads(self) -> list[tuple[int, str]]:
-        """Keys of the examples that heads are chosen on."""
-        return sorted(self.shuffled[:_MOST_FOR_HEADS])
-
-    @classmethod
-    def of(
-        cls,
-        parts: Sequence[_Part],
-        scores: Sequence[Mapping[str, Tensor]],
-        arguments: AlignArguments,
-    ) -> _Data:
-        """Make examples of all queries that can be learned from, and hold some out.
-
-        Raises:
-            InputError: They are too few.
-        """
-        examples = dict(_examples(parts, scores, arguments))
-        if len(examples) < _LEAST_QUERIES:
-            raise InputError(
-                f"{len(examples)} queries can be learned from, but at least {_LEAST_QUERIES} are "
-                "needed; give more queries, a teacher, or --synthesize, such as 500."
-            )
-        keys = list(examples)
-        random.Random(f"held out {arguments.seed}").shuffle(keys)
-        count = min(_MOST_HELD_OUT, max(2, math.ceil(arguments.held_out * len(keys))))
-        return cls(parts, scores, examples, frozenset(keys[:count]), keys[count:])
-
-
-def _examples(
-    parts: Sequence[_Part], scores: Sequence[Mapping[str, Tensor]], arguments: AlignArguments
-) -> Iterator[tuple[tuple[int, str], AlignmentExample]]:
-    from routehead_plugins.alignment import AlignmentExample
-
-    for number, (part, scored) in enumerate(zip(parts, scores, strict=True)):
-        for query_id, query in part.collection.topics.items():
-            documents = part.documents(query_id, arguments.hits)
-            judgments = part.collection.qrels.get(query_id, {})
-            grades = [float(max(0, judgments.get(str(doc.id), 0))) for doc in documents]
-            judged = arguments.preference > 0 and len(set(grades)) > 1
-            teacher = scored.get(query_id)
-            if len(documents) > 1 and (judged or teacher is not None):
-                yield (
-                    (number, query_id),
-                    AlignmentExample(
-                        query,
-                        [document.text for document in documents],
-                        grades if len(set(grades)) > 1 else None,
-                        None if teacher is None else teacher.tolist(),
-                    ),
-                )
-
-
-def _check(arguments: AlignArguments) -> None:
-    """Check the arguments before anything is read or loaded."""
-    if not arguments.collection:
-        raise InputError("--collection is missing; give a BEIR folder.")
-    check_names(arguments.collection)
-    _check_queries(arguments)
-    temperature = 1.0 if arguments.temperature is None else arguments.temperature
-    _config(arguments, layers=(0, 1), temperature=temperature, max_doc_tokens=None)
-    if not 0 < arguments.held_out <= 0.9:
-        raise InputError(f"--held-out={arguments.held_out} must be above 0, and 0.9 or less.")
-    check_new_folder("--output", arguments.output)
-    check_new_folder("--signals", arguments.signals or signals_folder())
-    for name in _FILES:
-        check_new_file("--output", arguments.output / name)
-    card = arguments.output / "README.md"
-    if card.exists() and b"routehead-plugins" not in card.read_bytes():
-        raise InputError(
-            f"--output={arguments.output} has a README.md that is no adapter's, and would be "
-            "overwritten; name another folder."
-        )
-
-
-def _check_queries(arguments: AlignArguments) -> None:
-    """Check the options on queries."""
-    for name in ("synthesize", "phrases", "queries", "hits", "pool"):
-        check_minimum(f"--{name}", getattr(arguments, name))
-    if arguments.writer is not None and arguments.synthesize is None:
-        raise InputError(
-            f"--writer={arguments.writer} is for --synthesize; give the number of queries to write."
-        )
-    if not arguments.judged and arguments.synthesize is None and arguments.phrases is None:
-        raise InputError(
-            "without queries there is nothing to learn from; give --phrases or --synthesize."
-        )
-    for name in ("phrases", "pool"):
-        if getattr(arguments, name) is not None and _unscored(arguments):
-            raise InputError(
-                f"--{name}={getattr(arguments, name)} needs scores to learn from; give --teacher, "
-                "such as minilm."
-            )
-
-
-def _unscored(arguments: AlignArguments) -> bool:
-    """Whether no teacher is learned from."""
-    return arguments.teacher is None or not arguments.distillation
-
-
-def _collections(
-    arguments: AlignArguments, options: RerankerOptions, keep: Callable[[], None]
-) -> list[tuple[Collection, str]]:
-    """Return judged and written queries with their candidates, and which kind each part is."""
-    from routehead_plugins.backbone import FrozenLM
-
-    phrases = arguments.phrases is not None
-    collections = [load_texts(path, arguments, phrases=phrases) for path in arguments.collection]
-    judged = [_own_queries(collection, arguments) for collection in collections]
-    parts = [(part, "judged") for part in judged if part is not None]
-    if arguments.phrases is not None:
-        parts += [(_phrases(part, arguments.phrases, arguments), "phrases") for part in collections]
-    if arguments.synthesize is None:
-        return parts
-    check_bm25()
-    name = arguments.writer or options.model
-    with err.status(f"Loading {name} ..."):
-        writer = FrozenLM.from_options(replace(options, model=name))
-    return parts + [
-        (part, kind)
-        for collection in collections
-        for kind, part in training_parts(collection, None, writer, arguments, keep)
-    ]
-
-
-def _phrases(collection: Collection, count: int, arguments: AlignArguments) -> Collection:
-    """Draw phrases of a corpus as queries, with candidates."""
-    from routehead_plugins.signals import phrase_queries
-
-    drawn = phrase_queries(collection, count, seed=arguments.seed)
-    return with_candidates(drawn, drawn.topics, arguments.hits)
-
-
-def _own_queries(collection: Collection, arguments: AlignArguments) -> Collection | None:
-    """Return a collection's own queries with candidates; with a teacher, unjudged ones as well."""
-    if arguments.teacher is None or not arguments.judged or not collection.topics:
-        return judged_queries_of(collection, arguments)
-    ids = list(collection.topics)
-    random.Random(f"{arguments.seed} {collection.name}").shuffle(ids)
-    chosen = set(ids[: arguments.queries])
-    topics = {key: query for key, query in collection.topics.items() if key in chosen}
-    return with_candidates(replace(collection, topics=topics), topics, arguments.hits)
-
-
-def _teacher(arguments: AlignArguments, options: RerankerOptions) -> Teacher | None:
-    """Load the teacher, if there is one."""
-    from routehead_plugins.backbone import FrozenLM
-    from routehead_plugins.signals import load_teacher
-
-    if arguments.teacher is None or not arguments.distillation:
-        return None
-    with err.status(f"Loading {arguments.teacher} ..."):
-        own = FrozenLM.from_options(options) if arguments.teacher == "likelihood" else None
-        return load_teacher(
-            arguments.teacher,
-            own,
-            device=options.device,
-            max_doc_tokens=options.max_doc_tokens,
-            local_files_only=options.local_files_only,
-        )
-
-
-def _teacher_scores(
-    parts: Sequence[_Part],
-    teacher: Teacher | None,
-    arguments: AlignArguments,
-    keep: Callable[[], None],
-) -> tuple[list[Mapping[str, Tensor]], float]:
-    """Return the scores of each part, none without a teacher, and their temperature."""
-    from routehead_plugins.signals import collect_teacher
-
-    if teacher is None:
-        return [{} for _ in parts], 1.0
-    folder = arguments.signals or signals_folder()
-    scores: list[Mapping[str, Tensor]] = []
-    for part in parts:
-        name, total = part.collection.name, len(part.collection.topics)
-        with progress(f"{name}: {teacher.name}", total, keep) as advance:
-            scores.append(
-                collect_teacher(
-                    part.collection, teacher, folder, hits=arguments.hits, advance=advance
-                )
-            )
-    chosen = arguments.temperature
-    return scores, teacher.temperature if chosen is None else chosen
-
-
-def _pooled(
-    examples: list[AlignmentExample], teacher: Teacher | None, arguments: AlignArguments
-) -> list[AlignmentExample]:
-    """Gather examples into pools, if that is asked for.
-
-    Raises:
-        InputError: The teacher is no bi-encoder.
-    """
-    from routehead_plugins.alignment import pooled
-    from routehead_plugins.signals import EncoderTeacher
-
-    if arguments.pool is None:
-        return examples
-    if not isinstance(teacher, EncoderTeacher):
-        raise InputError(
-            f"--teacher={arguments.teacher} scores pairs one by one; for --pool, give a "
-            "bi-encoder, such as minilm."
-        )
-    with err.status("Gathering pools ..."):
-        return pooled(
-            examples,
-            teacher,
-            queries=arguments.pool,
-            documents=arguments.hits,
-            seed=arguments.seed,
-        )
 
 
 def _llm_and_config(
@@ -447,7 +111,7 @@ def _llm_and_config(
         llm = FrozenLM.from_options(options, layers)
     if not chosen:  # a model of a kind that is loaded whole
         layers(llm.num_layers)
-    config = _config(
+    config = config_of(
         arguments,
         layers=chosen[0],
         temperature=temperature,
@@ -469,35 +133,10 @@ def _layers(text: str | None, depth: int) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _config(
-    arguments: AlignArguments,
-    *,
-    layers: tuple[int, int],
-    temperature: float,
-    max_doc_tokens: int | None,
-) -> AlignmentConfig:
-    from routehead_plugins.alignment import AlignmentConfig, LossWeights
-
-    weights = ("distillation", "preference", "spread", "head_entropy", "attention_entropy")
-    same = (
-        *("layout", "rank", "candidates", "epochs", "accumulate", "learning_rate"),
-        *("head_learning_rate", "evaluate_every", "patience", "checkpoints", "seed"),
-    )
-    return AlignmentConfig(
-        layers=layers,
-        temperature=temperature,
-        max_doc_tokens=max_doc_tokens,
-        projections=tuple(arguments.projections.split(",")),
-        batch_queries=arguments.pool or arguments.batch_queries,
-        losses=LossWeights(**{name: getattr(arguments, name) for name in weights}),
-        **{name: getattr(arguments, name) for name in same},
-    )
-
-
 def _train(
     llm: FrozenLM,
     learned: Sequence[AlignmentExample],
-    data: _Data,
+    data: Data,
     config: AlignmentConfig,
     start: Adapter | None,
     arguments: AlignArguments,
@@ -556,7 +195,7 @@ def _training_bar(steps: int, keep: Callable[[], None]) -> Iterator[Callable[[Pr
 def _with_heads(
     alignment: Alignment,
     llm: FrozenLM,
-    data: _Data,
+    data: Data,
     arguments: AlignArguments,
     options: RerankerOptions,
     keep: Callable[[], None],
@@ -593,7 +232,7 @@ def _ndcg(heads: HeadSet, signals: SignalSet) -> Tensor:
 
 def _signals(
     llm: FrozenLM,
-    data: _Data,
+    data: Data,
     arguments: AlignArguments,
     options: RerankerOptions,
     keep: Callable[[], None],
@@ -630,7 +269,7 @@ def _signals(
 
 
 def _labelled(
-    signals: tuple[SignalSet, SignalSet], data: _Data, temperature: float, share: float
+    signals: tuple[SignalSet, SignalSet], data: Data, temperature: float, share: float
 ) -> tuple[SignalSet, SignalSet]:
     """Add the teacher's judgments: a share for learning; for judging, where there are no others."""
     from routehead_plugins.signals import with_teacher

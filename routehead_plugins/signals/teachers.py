@@ -26,7 +26,9 @@ LIKELIHOOD, MINILM = "likelihood", "minilm"
 """Names of the teachers that are no models of sentence-transformers."""
 
 # Texts whose embeddings are kept: candidates of one query are often those of others.
-_KEPT = 20_000
+_KEPT = 50_000
+# Queries whose texts are embedded together.
+_AHEAD = 256
 
 
 class Teacher(Protocol):
@@ -94,7 +96,7 @@ class EncoderTeacher:
     def __init__(
         self,
         name: str,
-        embed_query: Callable[[str], Tensor],
+        embed_queries: Callable[[Sequence[str]], Tensor],
         embed_documents: Callable[[Sequence[str]], Tensor],
         similarity: Callable[[Tensor, Tensor], Tensor] = torch.mv,
     ) -> None:
@@ -102,15 +104,14 @@ class EncoderTeacher:
 
         Args:
             name: Name for records.
-            embed_query: Returns a vector, shape (width,).
+            embed_queries: Returns vectors, shape (queries, width).
             embed_documents: Returns vectors, shape (documents, width).
             similarity: Compares vectors of documents with that of a query, shape (documents,).
         """
         self.name = name
-        self._embed_query, self._embed_documents = embed_query, embed_documents
+        self._queries = _Embeddings(embed_queries)
+        self._documents = _Embeddings(embed_documents)
         self._similarity = similarity
-        self._kept: LRUCache[str, Tensor] = LRUCache(_KEPT)
-        self._kept_queries: LRUCache[str, Tensor] = LRUCache(_KEPT)
 
     @property
     def settings(self) -> Mapping[str, JSON]:
@@ -124,29 +125,45 @@ class EncoderTeacher:
         ].tolist()
         return scores
 
-    def query_vector(self, query: str) -> Tensor:
-        """Embed a query, shape (width,)."""
-        if query not in self._kept_queries:
-            self._kept_queries[query] = self._embed_query(query).float().cpu()
-        return self._kept_queries[query]
+    def query_vectors(self, queries: Sequence[str]) -> Tensor:
+        """Embed queries, shape (queries, width)."""
+        return self._queries.of(queries)
 
-    def scores(self, queries: Sequence[str], texts: Sequence[str]) -> Tensor:
+    def prepare(self, queries: Sequence[str], texts: Sequence[str]) -> None:
+        """Embed texts that will be scored soon: together they take less time than one by one."""
+        self._queries.of(queries)
+        self._documents.of(texts)
+
+    def scores(self, queries: Sequence[str] | Tensor, texts: Sequence[str]) -> Tensor:
         """Score texts for several queries, each text embedded once.
 
         Args:
-            queries: The queries, at least one.
+            queries: The queries, at least one, or their vectors.
             texts: The texts, at least one.
 
         Returns:
             Similarities, shape (queries, texts).
         """
+        vectors = queries if isinstance(queries, Tensor) else self.query_vectors(queries)
+        table = self._documents.of(texts)
+        return torch.stack([self._similarity(table, vector) for vector in vectors])
+
+
+class _Embeddings:
+    """Vectors of texts; those of the last many texts are kept."""
+
+    def __init__(self, embed: Callable[[Sequence[str]], Tensor]) -> None:
+        self._embed = embed
+        self._kept: LRUCache[str, Tensor] = LRUCache(_KEPT)
+
+    def of(self, texts: Sequence[str]) -> Tensor:
+        """Return the vectors of texts, shape (texts, width)."""
         vectors = {text: self._kept[text] for text in texts if text in self._kept}
         new = [text for text in dict.fromkeys(texts) if text not in vectors]
         if new:
-            vectors |= zip(new, self._embed_documents(new).float().cpu(), strict=True)
+            vectors |= zip(new, self._embed(new).float().cpu(), strict=True)
         self._kept.update(vectors)
-        table = torch.stack([vectors[text] for text in texts])
-        return torch.stack([self._similarity(table, self.query_vector(query)) for query in queries])
+        return torch.stack([vectors[text] for text in texts])
 
 
 @dataclass(frozen=True)
@@ -209,7 +226,7 @@ def load_teacher(
     picked = pick_device(device)
     if name == MINILM:
         encoder = MiniLM(picked)
-        return EncoderTeacher(name, lambda query: encoder.embed([query])[0], encoder.embed)
+        return EncoderTeacher(name, encoder.embed, encoder.embed)
     if kind == LIKELIHOOD and model:
         other = FrozenLM.from_pretrained(model, device=picked, local_files_only=local_files_only)
         return LikelihoodTeacher(other, max_doc_tokens)
@@ -240,8 +257,8 @@ def _sentence_transformer(name: str, device: torch.device, local_files_only: boo
             "minilm, or the folder or Hub id of a model of sentence-transformers."
         ) from error
 
-    def embed_query(query: str) -> Tensor:
-        return torch.as_tensor(model.encode_query(query, show_progress_bar=False))
+    def embed_queries(queries: Sequence[str]) -> Tensor:
+        return torch.as_tensor(model.encode_query(list(queries), show_progress_bar=False))
 
     def embed_documents(texts: Sequence[str]) -> Tensor:
         return torch.as_tensor(model.encode_document(list(texts), show_progress_bar=False))
@@ -249,7 +266,7 @@ def _sentence_transformer(name: str, device: torch.device, local_files_only: boo
     def similarity(documents: Tensor, query: Tensor) -> Tensor:
         return torch.as_tensor(model.similarity(query[None], documents))[0]
 
-    return EncoderTeacher(name, embed_query, embed_documents, similarity)
+    return EncoderTeacher(name, embed_queries, embed_documents, similarity)
 
 
 def _is_cross_encoder(name: str, local_files_only: bool) -> bool:
@@ -293,18 +310,33 @@ def collect_teacher(
     # A journal with other settings is dropped when it is opened, so each has a file of its own.
     kind = LIKELIHOOD if isinstance(teacher, LikelihoodTeacher) else "teacher"
     name = f"{kind}-{collection.name}-{_digest(settings)}"
-    scores = {}
+    scores: dict[str, Tensor] = {}
+    topics, ids = collection.topics, list(collection.topics)
     with Journal(make_folder(folder, "a teacher's scores") / name, settings) as journal:
-        for query_id, query in collection.topics.items():
-            documents = non_blank_candidates(collection, query_id, hits)
-            if documents:
-                content = [query, [[document.id, document.text] for document in documents]]
-                key = f"{query_id} {_digest(content)}"
-                if key not in journal.done:
-                    journal.append(key, _finite_scores(teacher, query_id, query, documents))
-                scores[query_id] = torch.tensor(journal.done[key])
-            advance()
+        for start in range(0, len(ids), _AHEAD):
+            candidates = {
+                query_id: non_blank_candidates(collection, query_id, hits)
+                for query_id in ids[start : start + _AHEAD]
+            }
+            keys = {key: _key(key, topics[key], own) for key, own in candidates.items()}
+            new = [key for key, own in candidates.items() if own and keys[key] not in journal.done]
+            if new and isinstance(teacher, EncoderTeacher):
+                texts = [document.text for key in new for document in candidates[key]]
+                teacher.prepare([topics[key] for key in new], texts)
+            for query_id, documents in candidates.items():
+                if query_id in new:
+                    own = _finite_scores(teacher, query_id, topics[query_id], documents)
+                    journal.append(keys[query_id], own)
+                if documents:
+                    scores[query_id] = torch.tensor(journal.done[keys[query_id]])
+                advance()
     return scores
+
+
+def _key(query_id: str, query: str, documents: Sequence[Document]) -> str:
+    """Name the scores of a query's candidates."""
+    content = [query, [[document.id, document.text] for document in documents]]
+    return f"{query_id} {_digest(content)}"
 
 
 def _finite_scores(

@@ -25,7 +25,7 @@ def teacher() -> EncoderTeacher:
     def embed_all(texts: Sequence[str]) -> Tensor:
         return torch.stack([embed(text) for text in texts])
 
-    return EncoderTeacher("counts", embed, embed_all)
+    return EncoderTeacher("counts", embed_all, embed_all)
 
 
 def example(thing: str, number: int, *, grades: bool = False) -> AlignmentExample:

@@ -1006,9 +1006,9 @@ def test_the_embedded_llm_is_what_it_is_said_to_be(embedded: Embedded) -> None:
 
 
 def test_embedded_is_a_name_for_the_path_of_its_file(embedded: Embedded) -> None:
-    assert loading._locate("embedded") == loading._locate(str(embedded.path))
-    folder, arguments = loading._locate("embedded")
-    assert (folder, arguments["gguf_file"]) == (str(embedded.path.parent), embedded.path.name)
+    source = loading._locate("embedded")
+    assert (source.path, source.gguf) == (str(embedded.path.parent), embedded.path)
+    assert source.arguments == loading._locate(str(embedded.path)).arguments
 
 
 def test_the_package_of_the_embedded_llm_is_never_imported(embedded: Embedded) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from typer.testing import CliRunner, Result
 from routehead_plugins import FrozenLM, HeadRoutedAttentionReranker, alignment, signals
 from routehead_plugins.alignment import AlignmentExample
 from routehead_plugins.backbone import Adapter
-from routehead_plugins.cli import align as command
-from routehead_plugins.cli import app, training_data
+from routehead_plugins.cli import align_data, app, training_data
 from routehead_plugins.cli.align import _layers
 from routehead_plugins.errors import InputError
 from routehead_plugins.io import Collection, Run, write_run
@@ -200,7 +199,7 @@ def test_a_corpus_alone_is_enough(
 
     monkeypatch.setattr(FrozenLM, "write", write)
     monkeypatch.setattr(training_data, "with_candidates", retrieve)
-    monkeypatch.setattr(command, "check_bm25", lambda: None)
+    monkeypatch.setattr(align_data, "check_bm25", lambda: None)
     copy = tmp_path / "writer"
     copy.symlink_to(model)
     result = align(texts, synthesize=24, writer=copy)
@@ -211,10 +210,10 @@ def test_a_corpus_alone_is_enough(
 def encoder() -> EncoderTeacher:
     """A bi-encoder that knows the things."""
 
-    def embed(text: str) -> Tensor:
-        return torch.tensor([float(thing in text) for thing in THINGS]) + 0.01
+    def embed(texts: Sequence[str]) -> Tensor:
+        return torch.tensor([[float(thing in text) for thing in THINGS] for text in texts]) + 0.01
 
-    return EncoderTeacher("things", embed, lambda texts: torch.stack([embed(t) for t in texts]))
+    return EncoderTeacher("things", embed, embed)
 
 
 def retrieve_all(collection: Collection, topics: Mapping[str, str], hits: int) -> Collection:
@@ -238,8 +237,8 @@ def test_phrases_of_a_corpus_are_queries_in_pools(
         return whole(llm, examples, *args, **options)
 
     monkeypatch.setattr(signals, "load_teacher", lambda *_, **__: encoder())
-    monkeypatch.setattr(command, "with_candidates", retrieve_all)
-    monkeypatch.setattr(command, "check_bm25", lambda: None)
+    monkeypatch.setattr(align_data, "with_candidates", retrieve_all)
+    monkeypatch.setattr(align_data, "check_bm25", lambda: None)
     monkeypatch.setattr(alignment, "align", count)
     result = align(texts, phrases=40, pool=6, teacher="things", hits=8)
     assert result.exit_code == 0, result.output

@@ -94,7 +94,7 @@ def test_documents_of_several_queries_are_embedded_once() -> None:
         seen.extend(texts)
         return torch.ones(len(texts), 2)
 
-    teacher = EncoderTeacher("ones", lambda _: torch.ones(2), embed)
+    teacher = EncoderTeacher("ones", lambda queries: torch.ones(len(queries), 2), embed)
     for _ in range(2):
         assert teacher.score("any", [*DOCUMENTS, DOCUMENTS[0]]) == [2.0] * 4
     assert seen == [document.text for document in DOCUMENTS]
@@ -103,15 +103,17 @@ def test_documents_of_several_queries_are_embedded_once() -> None:
 def test_texts_are_scored_for_several_queries_at_once() -> None:
     embedded: list[str] = []
 
-    def embed(text: str) -> Tensor:
-        embedded.append(text)
-        return torch.tensor([float(len(text)), 1.0])
+    def embed(texts: Sequence[str]) -> Tensor:
+        embedded.extend(texts)
+        return torch.tensor([[float(len(text)), 1.0] for text in texts])
 
-    teacher = EncoderTeacher("sizes", embed, lambda texts: torch.stack([embed(t) for t in texts]))
+    teacher = EncoderTeacher("sizes", embed, embed)
     scores = teacher.scores(["a", "bcd"], ["xy", "", "xy"])
     assert scores.tolist() == [[3.0, 1.0, 3.0], [7.0, 1.0, 7.0]]
     assert sorted(embedded) == ["", "a", "bcd", "xy"]
-    assert teacher.query_vector("a").tolist() == [1.0, 1.0]
+    vectors = teacher.query_vectors(["a"])
+    assert vectors.tolist() == [[1.0, 1.0]]
+    assert teacher.scores(vectors, ["xy"]).tolist() == [[3.0]]
     assert len(embedded) == 4
 
 
