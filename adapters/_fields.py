@@ -14,6 +14,9 @@ from routehead_plugins.options import RerankerOptions
 
 from ._lazy import LOADING, OPTION_NAMES, LazyReranker
 
+# Fields that are neither shown nor written.
+_SECRET = {"token"}
+
 
 class _LazyModel(BaseModel):
     """A pydantic model that loads the re-ranker of its fields at first use.
@@ -76,7 +79,15 @@ def _option_fields() -> dict[str, Any]:
     types = get_type_hints(RerankerOptions, localns={"torch": torch})
     descriptions, defaults = _descriptions(), RerankerOptions()
     return {
-        name: (types[name], Field(getattr(defaults, name), description=descriptions.get(name)))
+        name: (
+            types[name],
+            Field(
+                getattr(defaults, name),
+                description=descriptions.get(name),
+                repr=name not in _SECRET,
+                exclude=name in _SECRET,
+            ),
+        )
         for name in OPTION_NAMES
     }
 

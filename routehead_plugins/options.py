@@ -9,8 +9,8 @@ torch, so that importing an adapter and printing ``--help`` do not either.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
@@ -25,7 +25,18 @@ HeadsLike: TypeAlias = HeadSet | str | Path | Sequence[tuple[int, int]]
 """A head set, its name, its file, or ``(layer, head)`` pairs."""
 
 
-class OptionValues(TypedDict, total=False):
+class LoadValues(TypedDict, total=False):
+    """The fields of ``LoadOptions``, as keyword arguments."""
+
+    local_files_only: bool
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    trust_remote_code: bool
+    model_kwargs: Mapping[str, Any] | None
+
+
+class OptionValues(LoadValues, total=False):
     """The fields of ``RerankerOptions`` except ``model``, as keyword arguments."""
 
     heads: HeadsLike | None
@@ -42,11 +53,88 @@ class OptionValues(TypedDict, total=False):
     documents: str | Path | None
     refine: int | None
     adapter: Any
-    local_files_only: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Options for finding and loading an LLM, named as in transformers' ``from_pretrained``.
+
+    Attributes:
+        local_files_only: Whether to use only the local cache of the Hub, never the network.
+        revision: Branch, tag or commit of the LLM on the Hub.
+        token: Access token of the Hub, for the LLM, router and adapter.
+        cache_dir: Local cache of the Hub.
+        trust_remote_code: Whether code that comes with the LLM may run.
+        model_kwargs: Further arguments for loading the weights.
+
+    Raises:
+        InputError: A value is of another type, or an argument is one that is not free to choose.
+    """
+
+    local_files_only: bool = False
+    revision: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: str | Path | None = None
+    trust_remote_code: bool = False
+    model_kwargs: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        given: Any = self  # callers need not check types
+        for name in ("local_files_only", "trust_remote_code"):
+            self._set(name, check_flag(name, getattr(given, name)))
+        self._set("cache_dir", _as_text(given.cache_dir))
+        for name in ("revision", "cache_dir"):
+            if getattr(given, name) is not None:
+                check_text(name, getattr(given, name))
+        if not isinstance(given.token, str | bool | None) or given.token == "":
+            raise InputError(
+                f"token is a {class_name(given.token)}; give the text of an access token, or leave "
+                "it out."
+            )
+        self._check_model_kwargs(given.model_kwargs)
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """The options that hold for routers and adapters from the Hub as well."""
+        names = ("local_files_only", "token", "cache_dir")
+        return {name: getattr(self, name) for name in names}
+
+    def _check_model_kwargs(self, kwargs: object) -> None:
+        if kwargs is None:
+            return
+        if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+            raise InputError(
+                f"model_kwargs={short_repr(kwargs)} is not a mapping of names to values; give "
+                'such as {"quantization_config": ...}.'
+            )
+        for key in kwargs:
+            if key in _NOT_FREE:
+                raise InputError(f"model_kwargs has {key!r}, {_NOT_FREE[key]}.")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+_TWICE = "which is an option of its own; give it there"
+_DEVICES = "but an LLM is read whole on one device; give device= alone"
+# Arguments that would contradict what the library does itself, and why.
+_NOT_FREE = {
+    "attn_implementation": "but attention is computed by the library, whatever the model has; "
+    "leave it out",
+    **dict.fromkeys((f.name for f in fields(LoadOptions)), _TWICE),
+    **dict.fromkeys(("dtype", "torch_dtype"), "which is the option dtype; give it there"),
+    **dict.fromkeys(("device_map", "max_memory", "offload_folder", "tp_plan"), _DEVICES),
+    "gguf_file": "which is the model itself; give the path of the file as the model",
+    **dict.fromkeys(
+        ("config", "output_loading_info", "state_dict", "subfolder"),
+        "which the library gives itself; load the model yourself and wrap it: FrozenLM(model, "
+        "tokenizer)",
+    ),
+}
 
 
 @dataclass(frozen=True)
-class RerankerOptions:
+class RerankerOptions(LoadOptions):
     """Options for loading an LLM, choosing its heads and laying out the prompt.
 
     Types and ranges are checked here, before an LLM is loaded; whether a name exists, such as that
@@ -88,6 +176,14 @@ class RerankerOptions:
             layout, with the heads that come with the library for it, and put in that order;
             ``None`` for none.
         local_files_only: Whether to use only the local cache of the Hub, never the network.
+        revision: Branch, tag or commit of the LLM on the Hub; ``None`` for the latest.
+        token: Access token of the Hub for LLM, router and adapter; ``None`` takes that of
+            ``hf auth login`` or ``$HF_TOKEN``, ``False`` none. Never recorded or shown.
+        cache_dir: Folder of the Hub's local cache; ``None`` for the usual one.
+        trust_remote_code: Whether code that comes with the LLM may run. Its attention is compared
+            with the library's all the same.
+        model_kwargs: Further arguments of transformers' ``from_pretrained`` for the weights, such
+            as ``{"quantization_config": ...}``.
 
     Raises:
         InputError: A value is out of range or of another type.
@@ -108,9 +204,9 @@ class RerankerOptions:
     documents: str | Path | None = None
     refine: int | None = None
     adapter: Any = None
-    local_files_only: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given: Any = self  # callers need not check types
         self._set("model", _as_text(given.model))
         self._set("documents", _as_text(given.documents))
@@ -131,11 +227,7 @@ class RerankerOptions:
         weight = given.first_stage_weight
         if weight is not None:
             self._set("first_stage_weight", check_number("first_stage_weight", weight, least=0))
-        for name in ("drop_query_copies", "local_files_only"):
-            self._set(name, check_flag(name, getattr(given, name)))
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
+        self._set("drop_query_copies", check_flag("drop_query_copies", given.drop_query_copies))
 
 
 def _as_text(value: object) -> object:

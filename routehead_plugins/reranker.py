@@ -147,7 +147,8 @@ class HeadRoutedAttentionReranker:
             **options: ``heads``, ``router``, ``device``, ``dtype``, ``layout``,
                 ``document_cache``, ``window``, ``stride``, ``max_doc_tokens``,
                 ``first_stage_weight``, ``drop_query_copies``, ``documents``, ``refine``,
-                ``adapter`` and ``local_files_only``; see ``RerankerOptions``.
+                ``adapter``, ``local_files_only``, ``revision``, ``token``, ``cache_dir``,
+                ``trust_remote_code`` and ``model_kwargs``; see ``RerankerOptions``.
 
         Raises:
             InputError: An argument cannot be used.
@@ -630,7 +631,7 @@ def _with_adapter(options: RerankerOptions, llm: FrozenLM | None) -> RerankerOpt
         return options if llm.adapter is None else replace(options, adapter=llm.adapter)
     if not isinstance(adapter, str):
         return options
-    loaded = Adapter.from_pretrained(adapter, local_files_only=options.local_files_only)
+    loaded = Adapter.from_pretrained(adapter, **options.hub)
     return replace(options, adapter=loaded)
 
 

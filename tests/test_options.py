@@ -30,6 +30,13 @@ def test_every_option_has_a_default_and_a_sentence_on_its_meaning() -> None:
         assert f"\n    {field.name}: " in section
 
 
+def test_a_token_is_never_shown() -> None:
+    assert "hf_secret" not in repr(RerankerOptions(token="hf_secret"))
+    with pytest.raises(InputError) as error:
+        RerankerOptions(token=["hf_secret"])  # type: ignore[arg-type]
+    assert "hf_secret" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

@@ -102,19 +102,31 @@ class Adapter:
         return digest.hexdigest()
 
     @classmethod
-    def from_pretrained(cls, name: StrPath, *, local_files_only: bool = False) -> Adapter:
+    def from_pretrained(
+        cls,
+        name: StrPath,
+        *,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: StrPath | None = None,
+    ) -> Adapter:
         """Load an adapter.
 
         Args:
-            name: A folder as peft writes it, or an id on the Hub.
+            name: A folder as peft writes it, or an id on the Hub, to which all options apply.
             local_files_only: Whether to use only the local cache of the Hub, never the network.
+            revision: Branch, tag or commit; ``None`` for the latest.
+            token: Access token; ``None`` takes the one of ``hf auth login``, ``False`` none.
+            cache_dir: Folder of the local cache; ``None`` for the usual one.
 
         Raises:
             InputError: The name is not a text.
             ModelLoadError: There is no such adapter, or it is not a plain LoRA adapter.
             HeadError: The head set in its folder is damaged.
         """
-        folder = _find_folder(name, local_files_only)
+        hub = {"local_files_only": local_files_only, "revision": revision, "token": token}
+        folder = _find_folder(name, {**hub, "cache_dir": cache_dir})
         try:
             config: Any = parse_json(_content(folder / CONFIG_FILE).decode("utf-8-sig"))
             weights = load(_content(folder / WEIGHTS_FILE))
@@ -337,7 +349,7 @@ def _check_kind(config: Any, weights: Mapping[str, Tensor]) -> None:
         raise ValueError(f"it holds {show_path(strange[0], 60)}" if strange else "it is empty")
 
 
-def _find_folder(name: object, local_files_only: bool) -> Path:
+def _find_folder(name: object, hub: Mapping[str, Any]) -> Path:
     """Return an adapter's folder, in the Hub's cache if the name is a repository's id."""
     if not isinstance(name, str | Path):
         raise InputError(
@@ -349,20 +361,18 @@ def _find_folder(name: object, local_files_only: bool) -> Path:
         if path.is_dir() and name:
             return path
         if isinstance(name, str) and name.count("/") == 1 and not path.exists():
-            return _fetched(name, local_files_only)
+            return _fetched(name, hub)
     raise ModelLoadError(
         f"adapter={_shown(name)} is not a folder; give the one that `routehead align` wrote, or "
         "the id of a repository on the Hub."
     )
 
 
-def _fetched(name: str, local_files_only: bool) -> Path:
+def _fetched(name: str, hub: Mapping[str, Any]) -> Path:
     # Which errors a broken connection raises depends on the release of the Hub's client.
     try:
         patterns = [CONFIG_FILE, WEIGHTS_FILE, HEADS_FILE]
-        return Path(
-            snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only)
-        )
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except Exception as error:
         raise ModelLoadError(
             f"adapter={_shown(name)} is not a folder and cannot be fetched from the Hub "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ from routehead_plugins.backbone.view import recomputing, tapped_view
 from routehead_plugins.data import check_text
 from routehead_plugins.errors import InputError, UnsupportedModelError, short_repr
 from routehead_plugins.heads import HeadSet
-from routehead_plugins.options import RerankerOptions
+from routehead_plugins.options import LoadOptions, LoadValues, RerankerOptions
 
 
 class FrozenLM(TextTasks):
@@ -168,9 +168,9 @@ class FrozenLM(TextTasks):
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "auto",
-        local_files_only: bool = False,
         layers: Callable[[int], int] | None = None,
         adapter: Adapter | str | os.PathLike[str] | None = None,
+        **options: Unpack[LoadValues],
     ) -> FrozenLM:
         """Load an LLM and its tokenizer.
 
@@ -179,9 +179,10 @@ class FrozenLM(TextTasks):
                 ``pathlib.Path``.
             device: ``None`` picks cuda, then mps, then cpu.
             dtype: ``"auto"`` takes bfloat16 where the device is fast at it, float32 elsewhere.
-            local_files_only: Whether to use only the local cache of the Hub, never the network.
             layers: Maps the model's depth to the number of leading layers to load; ``None``: all.
             adapter: A LoRA adapter, its folder, or its id on the Hub.
+            **options: ``local_files_only``, ``revision``, ``token``, ``cache_dir``,
+                ``trust_remote_code`` and ``model_kwargs``; see ``RerankerOptions``.
 
         Raises:
             ModelLoadError: No LLM of that name can be loaded.
@@ -194,15 +195,15 @@ class FrozenLM(TextTasks):
         if layers is not None and not callable(layers):
             raise InputError(f"layers={short_repr(layers)} must be a function, or None.")
         if adapter is not None and not isinstance(adapter, Adapter):
-            adapter = Adapter.from_pretrained(adapter, local_files_only=local_files_only)
+            adapter = Adapter.from_pretrained(adapter, **LoadOptions(**options).hub)
         picked_device = pick_device(device)
         with isolated(picked_device):
             loaded, tokenizer = load(
                 model,
                 dtype=pick_dtype(dtype, picked_device),
                 device=picked_device,
-                local_files_only=local_files_only,
                 layers=None if layers is None else partial(_at_most, layers),
+                **options,
             )
         return cls(loaded, tokenizer, name=model, adapter=adapter)
 
@@ -215,9 +216,14 @@ class FrozenLM(TextTasks):
             options.model,
             device=options.device,
             dtype=options.dtype,
-            local_files_only=options.local_files_only,
             layers=layers,
             adapter=options.adapter,
+            local_files_only=options.local_files_only,
+            revision=options.revision,
+            token=options.token,
+            cache_dir=options.cache_dir,
+            trust_remote_code=options.trust_remote_code,
+            model_kwargs=options.model_kwargs,
         )
 
     @property

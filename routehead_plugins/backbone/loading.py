@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 import transformers
@@ -35,7 +35,6 @@ from transformers.utils import logging
 
 from routehead_plugins.backbone.conversions import converted
 from routehead_plugins.backbone.gguf import parsed_once
-from routehead_plugins.data import check_flag
 from routehead_plugins.errors import (
     EMBEDDED_LLM,
     InputError,
@@ -48,6 +47,7 @@ from routehead_plugins.errors import (
     short_repr,
 )
 from routehead_plugins.files import check_nesting, reason, show_path
+from routehead_plugins.options import LoadOptions, LoadValues
 
 EMBEDDED = "embedded"
 # Settings of a configuration that say how many modules are built, and the most that are.
@@ -61,8 +61,8 @@ def load(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    local_files_only: bool = False,
     layers: Callable[[int], int] | None = None,
+    **options: Unpack[LoadValues],
 ) -> tuple[PreTrainedModel, Any]:
     """Load the weights and the tokenizer; a GGUF file is parsed once for both.
 
@@ -70,11 +70,11 @@ def load(
         name: ``"embedded"``, a Hub id, a local directory, or a ``.gguf`` file.
         dtype: Number format of the parameters.
         device: Device for the parameters.
-        local_files_only: Use the local cache of the Hub only, never the network.
         layers: Maps the model's depth to the number of leading layers to load; ``None`` loads
             all. Deeper layers take no memory, and are not read from safetensors files. A
             decoder without a single list of its layers is loaded whole. Exceptions of ``layers``
             are passed on.
+        **options: See ``LoadOptions``.
 
     Returns:
         The LLM in evaluation mode, whose configuration names the full number of layers, and the
@@ -83,9 +83,10 @@ def load(
     Raises:
         ModelLoadError: There is no such LLM, or it cannot be loaded.
         MissingExtraError: A package that this kind of file needs is not installed.
-        InputError: ``layers`` returns less than 1 or more than the depth.
+        InputError: ``layers`` returns less than 1 or more than the depth, or an option cannot be
+            used.
     """
-    source = _locate(name, local_files_only)
+    source = _locate(name, LoadOptions(**options))
     if source.gguf is not None:
         folder = converted(source.gguf, dtype, partial(_convert, source, dtype))
         if folder is not None:
@@ -101,16 +102,16 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    local_files_only: bool = False,
     layers: Callable[[int], int] | None = None,
+    **options: Unpack[LoadValues],
 ) -> PreTrainedModel:
     """Load the weights; see ``load``."""
-    return _model(_locate(name, local_files_only), dtype, device, layers)
+    return _model(_locate(name, LoadOptions(**options)), dtype, device, layers)
 
 
-def load_tokenizer(name: str, *, local_files_only: bool = False) -> Any:
+def load_tokenizer(name: str, **options: Unpack[LoadValues]) -> Any:
     """Load the tokenizer; see ``load``."""
-    return _tokenizer(_locate(name, local_files_only))
+    return _tokenizer(_locate(name, LoadOptions(**options)))
 
 
 @dataclass(frozen=True)
@@ -121,19 +122,21 @@ class _Source:
         name: Name that the caller gave.
         path: A folder, or an id on the Hub.
         gguf: A GGUF file in that folder; ``None`` for files of transformers.
-        local_files_only: Whether to use the local cache of the Hub only.
+        options: The caller's options.
     """
 
     name: str
     path: str
     gguf: Path | None
-    local_files_only: bool
+    options: LoadOptions
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of ``from_pretrained``."""
-        # Code that comes with an LLM is never run; without an answer, transformers would ask.
-        common = {"local_files_only": self.local_files_only, "trust_remote_code": False}
+        """Arguments of ``from_pretrained`` for configuration, weights and tokenizer."""
+        # Without an answer, transformers would ask whether to trust code that comes with an LLM.
+        common = {**self.options.hub, "trust_remote_code": self.options.trust_remote_code}
+        if self.options.revision is not None:
+            common["revision"] = self.options.revision
         return common if self.gguf is None else {**common, "gguf_file": self.gguf.name}
 
 
@@ -153,15 +156,21 @@ def _model(
             # The tap replaces it anyway; files may ask for a kernel from the Hub, which is code.
             config._attn_implementation = None
         if layers is not None:
-            kind, config = _shallow_class(name, config, layers)
+            kind, config = _shallow_class(source, config, layers)
+        arguments |= source.options.model_kwargs or {}
+        # Weights that are quantized are put on their device at once, and cannot be moved.
+        quantized = getattr(config, "quantization_config", arguments.get("quantization_config"))
+        if quantized is not None:
+            arguments["device_map"] = {"": device}
+        if source.gguf is not None and hasattr(transformers, "GgufConfig"):
+            arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
         with _quietly(), _errors_in_one_line(name):
-            if source.gguf is not None and hasattr(transformers, "GgufConfig"):
-                arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
             model, report = kind.from_pretrained(
                 source.path, config=config, dtype=dtype, output_loading_info=True, **arguments
             )
             _check_complete(name, report["missing_keys"])
-            return cast(PreTrainedModel, model.to(device).eval())
+            model = model if quantized is not None else model.to(device)
+            return cast(PreTrainedModel, model.eval())
 
 
 def _tokenizer(source: _Source) -> Any:
@@ -236,12 +245,13 @@ def _check_config(name: str, config: PreTrainedConfig) -> None:
 
 
 def _shallow_class(
-    name: str, config: PreTrainedConfig, layers: Callable[[int], int]
+    source: _Source, config: PreTrainedConfig, layers: Callable[[int], int]
 ) -> tuple[Any, PreTrainedConfig]:
     """Return a class that builds the leading layers only, and the unchanged configuration."""
+    name, trusted = source.name, source.options.trust_remote_code
     with _quietly(), _errors_in_one_line(name):
         with torch.device("meta"):  # without memory for the parameters
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
         depth = _depth(model)
     if depth < 1:
         raise ModelLoadError(_broken(name, "it has no layers"))
@@ -297,34 +307,67 @@ def _check_complete(name: str, missing_keys: Iterable[str]) -> None:
         )
 
 
-def _locate(name: str, local_files_only: bool = False) -> _Source:
+def _locate(name: str, options: LoadOptions) -> _Source:
     """Say where the LLM of a name is loaded from."""
-    check_flag("local_files_only", local_files_only)
     with _errors_in_one_line(name):
         path = _embedded_file() if name == EMBEDDED else Path(name).expanduser()
         if path.suffix == ".gguf":
-            if not path.is_file():
-                raise ModelLoadError(
-                    f"model file {_shown(str(path))} does not exist; check the path."
-                )
-            for package in ("gguf", "accelerate"):
-                if importlib.util.find_spec(package) is None:
-                    raise missing_extra(ImportError(name=package), "embedded")
-            return _Source(name, str(path.parent), path, local_files_only)
+            return _file(name, path, options)
         if path.is_dir():
-            if not (path / "config.json").is_file():
-                raise ModelLoadError(
-                    f"directory {_shown(str(path))} has no config.json; "
-                    "give a directory written by save_pretrained, or the .gguf file inside it."
-                )
-            for file in path.glob("*.json"):
-                check_nesting(file)
-            return _Source(name, str(path), None, local_files_only)
-        folder = _cached_folder(name) if local_files_only else name
-        return _Source(name, folder, None, local_files_only)
+            return _folder(name, path, options)
+        folder = _cached_folder(name, options) if options.local_files_only else name
+        return _Source(name, folder, None, options)
 
 
-def _cached_folder(name: str) -> str:
+def _file(name: str, path: Path, options: LoadOptions) -> _Source:
+    """Say how a GGUF file is loaded.
+
+    Raises:
+        ModelLoadError: It does not exist.
+        MissingExtraError: A package that reads it is not installed.
+        InputError: An option is for other LLMs.
+    """
+    if not path.is_file():
+        raise ModelLoadError(f"model file {_shown(str(path))} does not exist; check the path.")
+    _check_local(name, options)
+    if "quantization_config" in (options.model_kwargs or {}):
+        raise InputError(
+            f"quantization_config is given for {_shown(name)}, whose weights are quantized "
+            "already; leave it out."
+        )
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            error: MissingExtraError = missing_extra(ImportError(name=package), "embedded")
+            raise error
+    return _Source(name, str(path.parent), path, options)
+
+
+def _folder(name: str, path: Path, options: LoadOptions) -> _Source:
+    """Say how a folder is loaded.
+
+    Raises:
+        ModelLoadError: It holds no LLM.
+    """
+    if not (path / "config.json").is_file():
+        raise ModelLoadError(
+            f"directory {_shown(str(path))} has no config.json; "
+            "give a directory written by save_pretrained, or the .gguf file inside it."
+        )
+    for file in path.glob("*.json"):
+        check_nesting(file)
+    _check_local(name, options)
+    return _Source(name, str(path), None, options)
+
+
+def _check_local(name: str, options: LoadOptions) -> None:
+    if options.revision is not None:
+        raise InputError(
+            f"revision={short_repr(options.revision)} is for LLMs on the Hub, but {_shown(name)} "
+            "is on this machine; leave it out."
+        )
+
+
+def _cached_folder(name: str, options: LoadOptions) -> str:
     """Return the folder of an LLM in the local cache of the Hub.
 
     Given a folder, transformers never contacts the Hub; given an id, it looks up one thing or
@@ -333,7 +376,9 @@ def _cached_folder(name: str) -> str:
     Raises:
         ModelLoadError: It is not there.
     """
-    file = try_to_load_from_cache(name, "config.json")
+    file = try_to_load_from_cache(
+        name, "config.json", cache_dir=options.cache_dir, revision=options.revision
+    )
     if not isinstance(file, str):
         raise ModelLoadError(_broken(name, "not a folder, and not in the local cache of the Hub"))
     return os.path.dirname(file)
@@ -373,8 +418,8 @@ def _errors_in_one_line(name: str) -> Iterator[None]:
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ModelLoadError(
-                f"model {_shown(name)} brings code of its own, which is never run here; "
-                "load it yourself and wrap it: FrozenLM(model, tokenizer)."
+                f"model {_shown(name)} brings code of its own, which runs only with "
+                "trust_remote_code=True; read it before you say so."
             ) from error
         raise ModelLoadError(_broken(name, reason(error))) from error
 

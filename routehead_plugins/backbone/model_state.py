@@ -209,7 +209,10 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         if tensor.is_meta or not tensor.numel():
             continue
-        flat = tensor.detach().reshape(-1)
+        plain: Any = tensor.detach()
+        if type(plain) is not Tensor and hasattr(plain, "dequantize"):
+            plain = plain.dequantize()  # a kind of its own, such as torchao's
+        flat = plain.reshape(-1)
         count = min(_FINGERPRINT_SAMPLES, len(flat))
         indices = torch.arange(count, device=flat.device) * (len(flat) // count)
         digest.update(str(tuple(tensor.shape)).encode())

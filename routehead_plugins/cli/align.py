@@ -171,7 +171,7 @@ def _start(arguments: AlignArguments, options: RerankerOptions) -> Adapter | Non
 
     if arguments.start is None:
         return None
-    return Adapter.from_pretrained(arguments.start, local_files_only=options.local_files_only)
+    return Adapter.from_pretrained(arguments.start, **options.hub)
 
 
 @contextmanager

@@ -41,6 +41,12 @@ LLM: Mapping[str, Any] = {
     "adapter": Annotated[
         str | None, "A LoRA adapter for the LLM: a folder from `routehead align`, or a Hub id."
     ],
+    "revision": Annotated[
+        str | None, "Branch, tag or commit of the LLM on the Hub.  [default: the latest]"
+    ],
+    "trust_remote_code": Annotated[
+        bool, "Run code that comes with the LLM: only if you have read it."
+    ],
     "device": Annotated[str | None, "cuda, mps or cpu.  [default: the fastest available]"],
     "dtype": Annotated[str, "auto (the faster on the device), float32, bfloat16 or float16."],
 }

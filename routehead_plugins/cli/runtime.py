@@ -63,7 +63,7 @@ ROUTER_FILES = ("config.json", "model.safetensors", "README.md")
 
 # Options that do not change scores, and those that every command records in a way of its own.
 NOT_SETTINGS = {
-    *("document_cache", "local_files_only", "adapter"),
+    *("document_cache", "local_files_only", "token", "cache_dir", "adapter"),
     *("heads", "router", "first_stage_weight"),
 }
 
@@ -75,9 +75,9 @@ def settings(options: RerankerOptions) -> dict[str, Any]:
     """
     from routehead_plugins.backbone import Adapter, pick_device, pick_dtype
 
-    adapter, local = options.adapter, options.local_files_only
+    adapter = options.adapter
     if isinstance(adapter, str):
-        adapter = Adapter.from_pretrained(adapter, local_files_only=local)
+        adapter = Adapter.from_pretrained(adapter, **options.hub)
     device = pick_device(options.device)
     names = [field.name for field in fields(options) if field.name not in NOT_SETTINGS]
     own = {} if adapter is None else {"adapter": adapter.label}

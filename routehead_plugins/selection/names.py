@@ -81,7 +81,7 @@ def choose_selector(options: RerankerOptions) -> Selector:
     if isinstance(router, Router):
         return router
     if router is not None:
-        return Router.from_pretrained(router, local_files_only=options.local_files_only)
+        return Router.from_pretrained(router, **options.hub)
     return _heads_of_the_llm(options) if options.adapter is None else _adapters_heads(options)
 
 
@@ -101,7 +101,7 @@ def _adapters_heads(options: RerankerOptions) -> Selector:
     """Return the heads in the folder of the options' adapter, or all."""
     adapter = options.adapter
     if not isinstance(adapter, Adapter):
-        adapter = Adapter.from_pretrained(adapter, local_files_only=options.local_files_only)
+        adapter = Adapter.from_pretrained(adapter, **options.hub)
     return AllHeads() if adapter.heads is None else FixedHeads(adapter.heads)
 
 

@@ -170,3 +170,11 @@ def test_loading_does_not_make_equal_models_differ(loads: list[RerankerOptions])
     assert one == other
     assert one != HeadRoutedCompressor(model="n")
     assert len(loads) == 1
+
+
+@BOTH
+def test_a_token_is_neither_shown_nor_written(adapter: Any) -> None:
+    made = adapter(token="hf_secret")
+    assert made.token == "hf_secret"
+    assert "hf_secret" not in repr(made)
+    assert "hf_secret" not in str(made.model_dump())

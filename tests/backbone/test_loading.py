@@ -22,6 +22,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    dynamic_module_utils,
     modeling_utils,
 )
 from transformers.utils import logging
@@ -47,6 +49,7 @@ from routehead_plugins.errors import (
     ModelLoadError,
     UnsupportedModelError,
 )
+from routehead_plugins.options import LoadOptions
 
 CPU = torch.device("cpu")
 QUERY = "which <think> wolf?"
@@ -150,6 +153,77 @@ def test_the_local_cache_of_the_hub_is_enough_when_offline(
     )
     assert llm.name == "someone/tiny"
     assert_same_signals(llm, original)
+
+
+def test_a_revision_and_the_folder_of_the_cache_are_as_transformers_has_them(
+    saved_family: Callable[[str], Path], saved: Path, original: PreTrainedModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models--someone--tiny"
+    (folder / "refs").mkdir(parents=True)
+    for ref, source, digit in (("main", saved_family("gemma2"), "0"), ("older", saved, "1")):
+        shutil.copytree(source, folder / "snapshots" / (digit * 40))
+        (folder / "refs" / ref).write_text(digit * 40)
+    for local_files_only in (True, False):
+        llm = FrozenLM.from_pretrained(
+            "someone/tiny",
+            dtype="float32",
+            device="cpu",
+            revision="older",
+            cache_dir=tmp_path,
+            local_files_only=local_files_only,
+        )
+        assert_same_signals(llm, original)
+    with pytest.raises(ModelLoadError, match="cannot be loaded"):
+        FrozenLM.from_pretrained("someone/tiny", revision="no", cache_dir=tmp_path, device="cpu")
+
+
+def test_a_revision_of_a_local_folder_is_refused(saved: Path) -> None:
+    with pytest.raises(InputError) as error:
+        FrozenLM.from_pretrained(saved, revision="main", device="cpu")
+    assert str(error.value) == (
+        f"revision='main' is for LLMs on the Hub, but {shown(saved)} is on this machine; leave it "
+        "out."
+    )
+
+
+def test_a_quantization_of_a_gguf_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(InputError, match=r"^quantization_config is given for .* already; leave"):
+        FrozenLM.from_pretrained(
+            tmp_path / "a.gguf", device="cpu", model_kwargs={"quantization_config": {}}
+        )
+
+
+def test_further_arguments_reach_transformers(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    theirs = AutoModelForCausalLM.from_pretrained
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs)
+        return theirs(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", record)
+    kwargs = {"use_safetensors": True}
+    load_model(str(saved), dtype=torch.float32, device=CPU, token="hf_own", model_kwargs=kwargs)
+    assert kwargs == {"use_safetensors": True}
+    assert seen[0]["use_safetensors"] is True
+    assert seen[0]["token"] == "hf_own"
+
+
+OWNERS: dict[str, Callable[[PreTrainedModel], Any]] = {
+    "in training mode": lambda model: model.train(),
+    "compiled": torch.compile,
+    "in peft": lambda model: get_peft_model(model, LoraConfig(target_modules=["q_proj"])),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft and of compiling
+@pytest.mark.parametrize("owner", OWNERS)
+def test_a_model_is_read_as_its_owner_has_it(owner: str, original: PreTrainedModel) -> None:
+    model = OWNERS[owner](families.tiny_model("llama"))
+    training = model.training
+    assert_same_signals(FrozenLM(model, families.tiny_tokenizer()), original)
+    assert model.training == training
 
 
 def test_the_model_is_loaded_for_inference_in_the_format_asked_for(saved: Path) -> None:
@@ -723,8 +797,8 @@ def with_code(
 
 def refused_code(name: str) -> str:
     return (
-        f"model {name} brings code of its own, which is never run here; load it yourself and wrap "
-        "it: FrozenLM(model, tokenizer)."
+        f"model {name} brings code of its own, which runs only with trust_remote_code=True; read "
+        "it before you say so."
     )
 
 
@@ -774,6 +848,24 @@ def test_code_in_the_local_cache_of_the_hub_is_never_run(
         with pytest.raises(ModelLoadError) as error:
             FrozenLM.from_pretrained("someone/theirs", local_files_only=local_files_only)
         assert one_line(error) == refused_code("'someone/theirs'")
+
+
+def test_code_that_is_trusted_is_run(
+    copied: Path, trace: Path, original: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(trace.parent / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (copied / "theirs.py").write_text(THEIR_CODE.format(trace=str(trace)))
+    config = json.loads((copied / "config.json").read_text())
+    config |= {"model_type": "theirs", "auto_map": THEIR_MODEL}
+    (copied / "config.json").write_text(json.dumps(config))
+    llm = FrozenLM.from_pretrained(copied, dtype="float32", device="cpu", trust_remote_code=True)
+    assert trace.exists()
+    assert_same_signals(llm, original)
+    shallow = FrozenLM.from_pretrained(
+        copied, dtype="float32", device="cpu", trust_remote_code=True, layers=lambda _: 2
+    )
+    assert shallow.heads.last_layer == 1
 
 
 def test_code_for_a_known_model_and_tokenizer_is_not_needed(
@@ -895,6 +987,33 @@ def test_a_path_may_be_one_of_pathlib(copied: Path) -> None:
         ({"local_files_only": "yes"}, "local_files_only='yes' must be True or False."),
         ({"local_files_only": None}, "local_files_only=None must be True or False."),
         ({"layers": 3}, "layers=3 must be a function, or None."),
+        ({"revision": 3}, "revision=3 is a int; give a text."),
+        ({"token": 3}, "token is a int; give the text of an access token, or leave it out."),
+        ({"token": ""}, "token is a str; give the text of an access token, or leave it out."),
+        ({"trust_remote_code": 1}, "trust_remote_code=1 must be True or False."),
+        (
+            {"model_kwargs": [3]},
+            "model_kwargs=[3] is not a mapping of names to values; give such as "
+            '{"quantization_config": ...}.',
+        ),
+        (
+            {"model_kwargs": {"attn_implementation": "sdpa"}},
+            "model_kwargs has 'attn_implementation', but attention is computed by the library, "
+            "whatever the model has; leave it out.",
+        ),
+        (
+            {"model_kwargs": {"device_map": "auto"}},
+            "model_kwargs has 'device_map', but an LLM is read whole on one device; give device= "
+            "alone.",
+        ),
+        (
+            {"model_kwargs": {"torch_dtype": "float16"}},
+            "model_kwargs has 'torch_dtype', which is the option dtype; give it there.",
+        ),
+        (
+            {"model_kwargs": {"token": "hf_secret"}},
+            "model_kwargs has 'token', which is an option of its own; give it there.",
+        ),
     ],
 )
 def test_arguments_of_the_wrong_type_are_refused(
@@ -1006,9 +1125,9 @@ def test_the_embedded_llm_is_what_it_is_said_to_be(embedded: Embedded) -> None:
 
 
 def test_embedded_is_a_name_for_the_path_of_its_file(embedded: Embedded) -> None:
-    source = loading._locate("embedded")
+    source = loading._locate("embedded", LoadOptions())
     assert (source.path, source.gguf) == (str(embedded.path.parent), embedded.path)
-    assert source.arguments == loading._locate(str(embedded.path)).arguments
+    assert source.arguments == loading._locate(str(embedded.path), LoadOptions()).arguments
 
 
 def test_the_package_of_the_embedded_llm_is_never_imported(embedded: Embedded) -> None:
