@@ -8,13 +8,18 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from routehead_plugins.data import check_text
 from routehead_plugins.errors import InputError, class_name
-from routehead_plugins.options import RerankerOptions
+from routehead_plugins.options import LoadOptions, RerankerOptions
 
 if TYPE_CHECKING:
     from routehead_plugins.data import Document, Ranking
 
-OPTION_NAMES = tuple(field.name for field in fields(RerankerOptions))
+_LOADING_NAMES = [field.name for field in fields(LoadOptions)]
+OPTION_NAMES = (
+    *(field.name for field in fields(RerankerOptions) if field.name not in _LOADING_NAMES),
+    *_LOADING_NAMES,
+)
 
 # One lock for all loaders: loading sets stderr and transformers' verbosity for the whole process.
 LOADING = threading.Lock()
@@ -24,7 +29,12 @@ class Reranker(Protocol):
     """The part of ``HeadRoutedAttentionReranker`` that the adapters need."""
 
     def rerank(
-        self, query: str, documents: Sequence[Document], top_n: int | None = None
+        self,
+        query: str,
+        documents: Sequence[Document],
+        top_n: int | None = None,
+        *,
+        instruction: str | None = None,
     ) -> Ranking:
         """Rank the documents, best first."""
         ...
@@ -109,6 +119,20 @@ def check_reranker(ready: Any) -> Any:
             "arguments to load one."
         )
     return ready
+
+
+def asking(instruction: object) -> dict[str, str]:
+    """Return the argument of ``rerank`` for an instruction, none where there is none.
+
+    A re-ranker of another kind then needs no such argument.
+
+    Raises:
+        InputError: It is blank, or not a text.
+    """
+    if instruction is None:
+        return {}
+    check_text("instruction", instruction)
+    return {"instruction": str(instruction)}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from routehead_plugins import data
 from routehead_plugins.errors import InputError, class_name, missing_extra
 
-from ._lazy import OPTION_NAMES, check_options, check_reranker, naming
+from ._lazy import OPTION_NAMES, asking, check_options, check_reranker, naming
 
 try:
     from langchain_core.documents import BaseDocumentCompressor, Document
@@ -61,6 +61,9 @@ class HeadRoutedCompressor(OptionFields, BaseDocumentCompressor):
         "start and end (half-open, in characters) and score of each span, highest score first, "
         "as in Cohere's API.",
     )
+    instruction: str | None = Field(
+        None, description="A sentence or two on which documents are relevant to a query."
+    )
 
     def __init__(self, **fields: Any) -> None:
         """Check the fields.
@@ -81,6 +84,7 @@ class HeadRoutedCompressor(OptionFields, BaseDocumentCompressor):
             raise InputError(one_line(error)) from error
         # Not in a validator: pydantic would spread the one line over several of its own.
         data.check_top_n(self.top_n)
+        asking(self.instruction)
         if self.score_threshold is not None and math.isnan(self.score_threshold):
             raise InputError("score_threshold=nan is not a number; give one, or None for no limit.")
         defaults = HeadRoutedCompressor.model_fields
@@ -175,7 +179,8 @@ class HeadRoutedCompressor(OptionFields, BaseDocumentCompressor):
         for index, document in enumerate(documents):
             with naming(f"documents[{index}]"):
                 candidates.append(_to_document(document, self.score_key))
-        ranking = reranker.rerank(query, candidates, top_n, spans=self.relevant_spans)
+        options = {"spans": self.relevant_spans, **asking(self.instruction)}
+        ranking = reranker.rerank(query, candidates, top_n, **options)
         threshold = self.score_threshold
         return [hit for hit in ranking if threshold is None or hit.score >= threshold]
 

@@ -26,7 +26,7 @@ from routehead_plugins.data import (
 from routehead_plugins.errors import InputError, class_name, missing_extra, short_repr
 from routehead_plugins.heads import HeadSet
 
-from ._lazy import LazyReranker, check_options, check_reranker, naming
+from ._lazy import LazyReranker, asking, check_options, check_reranker, naming
 
 try:
     from llama_index.core import instrumentation
@@ -68,6 +68,7 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
         metadata_mode: Which metadata is read with the text.
         score_threshold: Lowest score of a node that is returned; ``None`` for no limit.
         relevant_spans: Whether to say in the metadata where in the text a score came from.
+        instruction: A sentence or two on which nodes are relevant to a query.
         reranker: A ready re-ranker, used instead of loading one.
         callback_manager: Receives the events of re-ranking.
         **options: The other options of ``RerankerOptions``. Pairs of heads become a ``HeadSet``;
@@ -91,6 +92,9 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
         description='Whether metadata "relevant_spans" says where in the node\'s text the score '
         "came from: start, end (half-open, in characters) and score of each span, highest first."
     )
+    instruction: str | None = Field(
+        None, description="A sentence or two on which nodes are relevant to a query."
+    )
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
         metadata_mode: MetadataMode = MetadataMode.EMBED,
         score_threshold: float | None = None,
         relevant_spans: bool = False,
+        instruction: str | None = None,
         reranker: HeadRoutedAttentionReranker | None = None,
         callback_manager: CallbackManager | None = None,
         **options: Unpack[OptionValues],
@@ -110,6 +115,7 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
             check_reranker(reranker)
         if isinstance(top_n, int):
             check_top_n(top_n)
+        asking(instruction)
         heads = options.get("heads")
         fields: dict[str, Any] = {
             **options,
@@ -122,6 +128,7 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
             "metadata_mode": metadata_mode,
             "score_threshold": score_threshold,
             "relevant_spans": relevant_spans,
+            "instruction": instruction,
             "callback_manager": callback_manager or CallbackManager(),
         }
         try:
@@ -163,7 +170,13 @@ class HeadRoutedRerank(OptionFields, BaseNodePostprocessor):
             EventPayload.TOP_K: top_n,
         }
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-            ranking = reranker.rerank(query, documents, top_n=top_n, spans=self.relevant_spans)
+            ranking = reranker.rerank(
+                query,
+                documents,
+                top_n=top_n,
+                spans=self.relevant_spans,
+                **asking(self.instruction),
+            )
             reranked = self._from_ranking(ranking, nodes)
             event.on_end(payload={EventPayload.NODES: reranked})
         dispatcher.event(ReRankEndEvent(nodes=reranked))

@@ -33,7 +33,7 @@ from routehead_plugins.options import RerankerOptions
 # Nothing here imports Pyserini, which starts a JVM; ``_jvm.load`` does, and reports its absence.
 from . import _jvm
 from ._hits import Hit, hits_of
-from ._lazy import LazyReranker, Reranker, check_options, check_reranker
+from ._lazy import LazyReranker, Reranker, asking, check_options, check_reranker
 from ._lucene import (
     as_score,
     bm25_run,
@@ -74,6 +74,8 @@ class HeadRoutedStage:
         text_fields: Fields of a stored JSON document that may hold its text, in order of
             preference.
         remove_query: Whether to drop the candidate whose id is the query's (as ArguAna needs).
+        instruction: A sentence or two on which documents are relevant to a query, where a query
+            has none of its own.
         **options: Options of ``RerankerOptions`` to load the re-ranker with, such as
             ``model="embedded"``; only without ``reranker``.
 
@@ -93,6 +95,7 @@ class HeadRoutedStage:
         top_n: int | None = None,
         text_fields: Sequence[str] = TEXT_FIELDS,
         remove_query: bool = False,
+        instruction: str | None = None,
         **options: Any,
     ) -> None:
         check_options(options, reranker)
@@ -100,6 +103,8 @@ class HeadRoutedStage:
         self.hits = check_count("hits", hits)
         self.top_n = check_top_n(top_n)
         self.remove_query = check_flag("remove_query", remove_query)
+        asking(instruction)
+        self.instruction = instruction
         self._texts = TextSource(searcher, corpus, text_fields)
         self._lazy = LazyReranker(RerankerOptions(**options) if options else None, reranker)
 
@@ -182,13 +187,21 @@ class HeadRoutedStage:
         """The re-ranker, loaded at first use."""
         return check_reranker(self._lazy.get())  # type: ignore[no-any-return]
 
-    def search(self, query: str, k: int = 10, *, query_id: str | None = None) -> list[Hit]:
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        query_id: str | None = None,
+        instruction: str | None = None,
+    ) -> list[Hit]:
         """Retrieve ``hits`` candidates, re-rank them and return the best.
 
         Args:
             query: The query.
             k: Number of results; those beyond ``hits`` follow in first-stage order.
             query_id: The query's id, for ``remove_query``.
+            instruction: Which documents are relevant to this query; by default the stage's.
 
         Raises:
             CollectionError: The text of a candidate is missing.
@@ -196,7 +209,7 @@ class HeadRoutedStage:
         """
         k = check_count("k", k)
         candidates = self._retrieve(query, max(k, self.hits), query_id)
-        return self._rerank(query, candidates, self.hits)[:k]
+        return self._rerank(query, candidates, self.hits, instruction)[:k]
 
     def retrieve(self, query: str, *, query_id: str | None = None) -> list[Document]:
         """Return the candidates in the order and with the scores of the first stage.
@@ -232,7 +245,12 @@ class HeadRoutedStage:
         return self._texts.documents(self._candidates(pairs, query_id))
 
     def rerank_hits(
-        self, query: str, hits: Iterable[Any], *, query_id: str | None = None
+        self,
+        query: str,
+        hits: Iterable[Any],
+        *,
+        query_id: str | None = None,
+        instruction: str | None = None,
     ) -> list[Hit]:
         """Re-rank all hits of any Pyserini searcher.
 
@@ -240,6 +258,7 @@ class HeadRoutedStage:
             query: The query that they were retrieved for.
             hits: Objects with ``docid`` and ``score``, best first; not modified.
             query_id: The query's id, for ``remove_query``.
+            instruction: See ``search``.
 
         Raises:
             CollectionError: The text of a hit is missing.
@@ -248,10 +267,15 @@ class HeadRoutedStage:
         check_text("query", query)
         listed = as_list(hits, "hits", "objects with docid and score")
         candidates = self._candidates(scored_ids(listed), query_id)
-        return self._rerank(query, candidates, len(candidates))
+        return self._rerank(query, candidates, len(candidates), instruction)
 
     def rerank_documents(
-        self, query: str, documents: Sequence[Document], depth: int | None = None
+        self,
+        query: str,
+        documents: Sequence[Document],
+        depth: int | None = None,
+        *,
+        instruction: str | None = None,
     ) -> list[Hit]:
         """Re-rank documents from any source.
 
@@ -260,6 +284,7 @@ class HeadRoutedStage:
             documents: Best first; not modified.
             depth: Number of documents to re-rank; the others follow in their order. ``None`` for
                 all.
+            instruction: See ``search``.
 
         Raises:
             InputError: The query is blank, ``depth`` is below 1, or an item is not a document.
@@ -270,7 +295,10 @@ class HeadRoutedStage:
         if not candidates:
             return []
         check_text("query", query)
-        ranking = self.reranker.rerank(query, candidates[:depth])
+        own = asking(self.instruction if instruction is None else instruction)
+        # A re-ranker of another kind needs no such argument.
+        reranker: Any = self.reranker
+        ranking = reranker.rerank(query, candidates[:depth], **own)
         return hits_of(ranking, candidates)[: self.top_n]
 
     def rerank_run(
@@ -280,6 +308,7 @@ class HeadRoutedStage:
         *,
         depth: int | None = None,
         keep_tail: bool = True,
+        instructions: Mapping[str, str] | None = None,
         on_query: Callable[[str, list[Hit]], None] | None = None,
     ) -> Iterator[tuple[str, list[Hit]]]:
         """Re-rank the best candidates of every query of a run, one query at a time.
@@ -290,6 +319,7 @@ class HeadRoutedStage:
             depth: Number of candidates to re-rank; ``None`` for ``hits``.
             keep_tail: Whether to append the candidates below ``depth`` in first-stage order, which
                 keeps recall, instead of dropping them.
+            instructions: Which documents are relevant, by query id; others have the stage's.
             on_query: Called with the id and the hits of each finished query, such as for a
                 progress bar.
 
@@ -305,13 +335,13 @@ class HeadRoutedStage:
         keep_tail = check_flag("keep_tail", keep_tail)
         queries = texts_by_id(topics)
         _check_run(run, queries)
+        asked = texts_by_id({} if instructions is None else instructions)
 
         def rerank_queries() -> Iterator[tuple[str, list[Hit]]]:
             for qid, scores in run.items():
                 candidates = sorted(self._candidates(scores.items(), str(qid)), key=_rank_last)
-                hits = self._rerank(
-                    queries[str(qid)], candidates if keep_tail else candidates[:depth], depth
-                )
+                candidates = candidates if keep_tail else candidates[:depth]
+                hits = self._rerank(queries[str(qid)], candidates, depth, asked.get(str(qid)))
                 if on_query is not None:
                     on_query(str(qid), hits)
                 yield str(qid), hits
@@ -333,8 +363,15 @@ class HeadRoutedStage:
             (str(docid), as_score(docid, score)) for docid, score in scored if str(docid) != dropped
         ]
 
-    def _rerank(self, query: str, candidates: Sequence[tuple[str, float]], depth: int) -> list[Hit]:
-        return self.rerank_documents(query, self._texts.documents(candidates), depth)
+    def _rerank(
+        self,
+        query: str,
+        candidates: Sequence[tuple[str, float]],
+        depth: int,
+        instruction: str | None = None,
+    ) -> list[Hit]:
+        documents = self._texts.documents(candidates)
+        return self.rerank_documents(query, documents, depth, instruction=instruction)
 
 
 def _check_bm25(k1: object, b: object) -> tuple[float, float]:

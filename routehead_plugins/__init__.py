@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from routehead_plugins.data import Document, Ranking, ScoredDocument, Span, TextSpan
+from routehead_plugins.data import Document, Ranking, ScoredDocument, Span, TextSpan, Usage
 from routehead_plugins.heads import Head, HeadSet, Recipe
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "ScoredDocument",
     "Span",
     "TextSpan",
+    "Usage",
     "__version__",
 ]
 

@@ -100,6 +100,25 @@ class ScoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """How much was read for a ranking.
+
+    Attributes:
+        query_tokens: Tokens of the query.
+        document_tokens: Tokens of all documents' texts together.
+        passages: Number of texts that were read: documents, or the passages of long ones.
+        documents_cut: Number of those that did not fit the LLM's context, and were cut.
+        query_cut: Whether the query was.
+    """
+
+    query_tokens: int = 0
+    document_tokens: int = 0
+    passages: int = 0
+    documents_cut: int = 0
+    query_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking(Sequence[ScoredDocument]):
     """Documents, best first; ties keep the caller's order.
 
@@ -109,6 +128,7 @@ class Ranking(Sequence[ScoredDocument]):
         heads: The heads that were read for this query.
         layout: Name of the prompt layout.
         adapter: Label of the LLM's LoRA adapter; ``None`` for none.
+        usage: How much was read.
     """
 
     query: str
@@ -116,6 +136,7 @@ class Ranking(Sequence[ScoredDocument]):
     heads: HeadSet
     layout: str | None = None
     adapter: str | None = None
+    usage: Usage = field(default_factory=Usage)
 
     @overload
     def __getitem__(self, index: int) -> ScoredDocument: ...

@@ -56,6 +56,14 @@ class PromptTooLongError(RouteHeadError):
         self.limit = limit
 
 
+class TooLargeError(RouteHeadError):
+    """What is to be kept does not fit the cache or the disk; handled where it is raised."""
+
+
+class TruncationWarning(UserWarning):
+    """A document or query did not fit the LLM's context, and its beginning was read."""
+
+
 class CollectionError(RouteHeadError):
     """A corpus, topics, qrels or run file is missing, malformed or inconsistent.
 

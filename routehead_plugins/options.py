@@ -53,6 +53,11 @@ class OptionValues(LoadValues, total=False):
     documents: str | Path | None
     refine: int | None
     adapter: Any
+    long_documents: str
+    chunk_tokens: int | None
+    chunk_stride: int | None
+    chunk_aggregation: str
+    on_too_long: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,8 @@ class LoadOptions:
         object.__setattr__(self, name, value)
 
 
+_COUNTS = ("window", "stride", "max_doc_tokens", "refine", "chunk_tokens", "chunk_stride")
+_LONG_TEXTS = {"long_documents": ("truncate", "chunk"), "on_too_long": ("cut", "error")}
 _TWICE = "which is an option of its own; give it there"
 _DEVICES = "but an LLM is read whole on one device; give device= alone"
 # Arguments that would contradict what the library does itself, and why.
@@ -175,6 +182,16 @@ class RerankerOptions(LoadOptions):
         refine: Late layout: how many of the best documents are read once more in the parallel
             layout, with the heads that come with the library for it, and put in that order;
             ``None`` for none.
+        long_documents: ``"truncate"`` reads a document up to ``max_doc_tokens``; ``"chunk"``
+            divides one that is longer than ``chunk_tokens`` into passages, each read on its own.
+        chunk_tokens: Longest passage; ``None`` for 256. Sentences are not torn where one ends
+            near the end of a passage.
+        chunk_stride: Tokens from the start of a passage to that of the next; ``None``: passages
+            have no common part.
+        chunk_aggregation: What a document gets at each head: ``"max"`` of its passages,
+            ``"first"``, or ``"mean_of_top(3)"``.
+        on_too_long: What becomes of documents and queries that do not fit the LLM's context:
+            ``"cut"`` reads their beginning and warns, ``"error"`` raises ``PromptTooLongError``.
         local_files_only: Whether to use only the local cache of the Hub, never the network.
         revision: Branch, tag or commit of the LLM on the Hub; ``None`` for the latest.
         token: Access token of the Hub for LLM, router and adapter; ``None`` takes that of
@@ -204,6 +221,11 @@ class RerankerOptions(LoadOptions):
     documents: str | Path | None = None
     refine: int | None = None
     adapter: Any = None
+    long_documents: str = "truncate"
+    chunk_tokens: int | None = None
+    chunk_stride: int | None = None
+    chunk_aggregation: str = "max"
+    on_too_long: str = "cut"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -221,13 +243,32 @@ class RerankerOptions(LoadOptions):
         _check_kind("documents", given.documents, "the folder of an index")
         if not hasattr(given.adapter, "fingerprint"):
             _check_kind("adapter", given.adapter, "an Adapter, its folder or its id on the Hub")
-        for name in ("window", "stride", "max_doc_tokens", "refine"):
+        for name in _COUNTS:
             if getattr(given, name) is not None:
                 self._set(name, check_count(name, getattr(given, name)))
+        self._check_long_texts(given)
         weight = given.first_stage_weight
         if weight is not None:
             self._set("first_stage_weight", check_number("first_stage_weight", weight, least=0))
         self._set("drop_query_copies", check_flag("drop_query_copies", given.drop_query_copies))
+
+    @staticmethod
+    def _check_long_texts(given: Any) -> None:
+        """Check what is said of long texts; ``Chunking`` checks the rest."""
+        for name, allowed in _LONG_TEXTS.items():
+            if getattr(given, name) not in allowed:
+                raise InputError(
+                    f"{name}={short_repr(getattr(given, name))} does not exist; give "
+                    f"{' or '.join(allowed)}."
+                )
+        if given.long_documents == "chunk":
+            return
+        for name in ("chunk_tokens", "chunk_stride", "chunk_aggregation"):
+            if getattr(given, name) not in (None, "max"):
+                raise InputError(
+                    f"{name}={short_repr(getattr(given, name))} is for long_documents='chunk'; "
+                    "give that too, or leave it out."
+                )
 
 
 def _as_text(value: object) -> object:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,20 +17,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from routehead_plugins.backbone import Adapter, FrozenLM, check_finite, check_max_doc_tokens
+from routehead_plugins.cross_encoder import CrossEncoderMethods
 from routehead_plugins.data import (
     Document,
     Ranking,
     ScoredDocument,
+    Span,
     TextSpan,
+    Usage,
     as_documents,
     as_list,
     check_count,
     check_flag,
     check_text,
     check_top_n,
-    non_blank_indices,
 )
-from routehead_plugins.errors import InputError, class_name
+from routehead_plugins.errors import InputError, TruncationWarning, class_name
 from routehead_plugins.heads import HeadSet
 from routehead_plugins.index import (
     DocumentIndex,
@@ -51,11 +55,15 @@ from routehead_plugins.layouts import (
 )
 from routehead_plugins.options import OptionValues, RerankerOptions
 from routehead_plugins.scoring import (
+    Chunking,
     Excerpt,
+    LongTexts,
+    Passage,
     Readout,
     Refinement,
     Reweighting,
     TokenAttention,
+    apart,
     evidence_spans,
     excerpt_documents,
     residuals,
@@ -67,7 +75,7 @@ from routehead_plugins.selection import AllHeads, Router, Selector, choose_selec
 BLANK_SCORE = -1.0
 
 
-class HeadRoutedAttentionReranker:
+class HeadRoutedAttentionReranker(CrossEncoderMethods):
     """Re-ranker of documents by the attention that chosen heads of a frozen LLM pay to them.
 
     Safe to use from several threads at once; nothing given to it is changed.
@@ -78,6 +86,7 @@ class HeadRoutedAttentionReranker:
         layout: Arrangement of documents and query.
         readout: Options for turning attention into scores.
         refinement: Second reading of the best documents; ``None`` for none.
+        long_texts: What becomes of long documents and queries.
     """
 
     def __init__(
@@ -94,6 +103,7 @@ class HeadRoutedAttentionReranker:
         max_doc_tokens: int | None = None,
         drop_query_copies: bool = False,
         refinement: Refinement | None = None,
+        long_texts: LongTexts | None = None,
     ) -> None:
         """Compose a re-ranker from objects.
 
@@ -113,17 +123,19 @@ class HeadRoutedAttentionReranker:
             drop_query_copies: Whether passages of documents that repeat the query are left out
                 before the LLM reads them; see ``RerankerOptions``.
             refinement: Re-ranks the best documents once more; none by default.
+            long_texts: What becomes of long documents, and of texts that do not fit the LLM's
+                context; by default these are cut.
 
         Raises:
             InputError: A setting is out of range or of another type, or the heads were chosen for
                 another layout.
         """
-        _check_parts(backbone, selector, layout, reweighting)
-        if refinement is not None and not isinstance(refinement, Refinement):
-            raise InputError(
-                f"refinement is a {class_name(refinement)}; give a Refinement, or None for none."
-            )
+        _check_parts(backbone, selector, layout)
+        _check_optional(reweighting, Reweighting)
+        _check_optional(refinement, Refinement)
+        _check_optional(long_texts, LongTexts)
         self.refinement = refinement
+        self.long_texts = LongTexts() if long_texts is None else long_texts
         self.calibrate = check_flag("calibrate", calibrate)
         self.null_share = check_null_share(null_share)
         self.max_doc_tokens = check_max_doc_tokens(max_doc_tokens)
@@ -135,6 +147,8 @@ class HeadRoutedAttentionReranker:
             layout = get_layout(self.selector.layout if layout is None else layout)
         check_layout(layout, self.selector.layout)
         self.layout = layout
+        if self.documents is not None:
+            self._check_whole("reads an index")
 
     @classmethod
     def from_pretrained(
@@ -147,6 +161,8 @@ class HeadRoutedAttentionReranker:
             **options: ``heads``, ``router``, ``device``, ``dtype``, ``layout``,
                 ``document_cache``, ``window``, ``stride``, ``max_doc_tokens``,
                 ``first_stage_weight``, ``drop_query_copies``, ``documents``, ``refine``,
+                ``long_documents``, ``chunk_tokens``, ``chunk_stride``, ``chunk_aggregation``,
+                ``on_too_long``,
                 ``adapter``, ``local_files_only``, ``revision``, ``token``, ``cache_dir``,
                 ``trust_remote_code`` and ``model_kwargs``; see ``RerankerOptions``.
 
@@ -194,6 +210,7 @@ class HeadRoutedAttentionReranker:
             max_doc_tokens=options.max_doc_tokens,
             drop_query_copies=options.drop_query_copies,
             refinement=refinement,
+            long_texts=_long_texts(options),
         )
         if documents is not None:
             reranker.check_documents()
@@ -241,9 +258,11 @@ class HeadRoutedAttentionReranker:
         Raises:
             InputError: The query is blank or has no tokens, ``top_n`` is below 1, a candidate is
                 not a text, or another argument has a wrong type.
-            PromptTooLongError: The candidates do not fit the LLM's context.
+            PromptTooLongError: The candidates do not fit the LLM's context, and are not to be cut,
+                or are too many for one prompt.
             RouteHeadError: The scores are not finite.
-            UnsupportedModelError: Spans are wanted, and the tokenizer records no offsets.
+            UnsupportedModelError: Spans are wanted, or documents are to be divided, and the
+                tokenizer records no offsets.
         """
         top_n = check_top_n(top_n)
         candidates = as_documents(documents)
@@ -261,7 +280,8 @@ class HeadRoutedAttentionReranker:
             for index in order
         ]
         name, adapter = self.layout.name, self.llm.adapter_label
-        return Ranking(query, tuple(hits), asked.heads, name, adapter)
+        usage = Usage() if read is None else read.usage
+        return Ranking(query, tuple(hits), asked.heads, name, adapter, usage)
 
     def score(
         self,
@@ -354,7 +374,7 @@ class HeadRoutedAttentionReranker:
         for index, document in enumerate(candidates):
             if document.is_blank:
                 raise InputError(f"documents[{index}] is blank and has no signals; leave it out.")
-        readable = self._readable(candidates)
+        readable = self._readable([document.text for document in candidates])
         missing = set(range(len(candidates))).difference(readable)
         if missing:
             raise InputError(
@@ -365,7 +385,8 @@ class HeadRoutedAttentionReranker:
         asked.heads.check_within(self.llm.heads, self.llm.name)
         if not candidates:
             return torch.empty(len(asked.heads), 0, dtype=torch.float32, device="cpu")
-        signals = self.readout.signals(self._read(asked, candidates))
+        texts = [document.text for document in candidates]
+        signals = self.readout.signals(self._read(asked, texts))
         check_finite(signals, self.llm.name, self.llm.dtype)
         return signals
 
@@ -411,6 +432,7 @@ class HeadRoutedAttentionReranker:
         self, folder: str | os.PathLike[str], *, dtype: str = "int8", budget: float = 1.0
     ) -> IndexBuilder:
         """Prepare an index builder for this LLM, these heads and this prompt; see ``index``."""
+        self._check_whole("writes an index")
         if not isinstance(self.layout, LateLayout):
             raise InputError(
                 f"layout={self.layout.name!r} keeps no documents on disk; give layout='late'."
@@ -461,6 +483,7 @@ class HeadRoutedAttentionReranker:
         heads, tails = asked.heads, asked.tails
         if tails is None:
             tails = layout.tails(self.llm, query, heads, asked.options)
+        self._warn_of_cuts(0, 0, tails.pieces.query_is_cut)
         numbers, sums = read_all(index, self.llm, layout, tails, heads, self.readout)
         if not numbers:
             return []
@@ -491,23 +514,51 @@ class HeadRoutedAttentionReranker:
     def _asked(self, query: str, heads: HeadSet, instruction: str | None = None) -> _Asked:
         return _Asked(query, heads, self._read_options(heads, instruction))
 
-    def _readable(self, documents: Sequence[Document]) -> list[int]:
-        """Return the indices of the documents that have tokens to read."""
-        indices = non_blank_indices(documents)
-        texts = [documents[index].text for index in indices]
-        layout = self.layout
+    def _check_whole(self, what: str) -> None:
+        """Check that documents are read as they are.
+
+        Raises:
+            InputError: They are divided.
+        """
+        if self.long_texts.chunking is not None:
+            raise InputError(
+                f"long_documents='chunk' divides documents, but this re-ranker {what} of whole "
+                "ones; leave it out, and index passages if documents are long."
+            )
+
+    def _readable(self, texts: Sequence[str]) -> list[int]:
+        """Return the indices of the texts that have tokens to read."""
+        indices = [index for index, text in enumerate(texts) if text.strip()]
+        texts, layout = [texts[index] for index in indices], self.layout
         if isinstance(layout, LateLayout):
             has_tokens = layout.has_tokens(self.llm, texts)
         else:
             has_tokens = self.llm.encoder.has_tokens(texts)
         return [index for index, has in zip(indices, has_tokens, strict=True) if has]
 
-    def _read(self, asked: _Asked, documents: Sequence[Document]) -> TokenAttention:
-        texts = [document.text for document in documents]
+    def _passages(self, excerpts: Sequence[Excerpt]) -> list[Passage]:
+        """Return what is read of documents, without texts that have no tokens."""
+        chunking, encoder = self.long_texts.chunking, self.llm.encoder
+        passages = []
+        for index, excerpt in enumerate(excerpts):
+            spans = [Span(0, len(excerpt.text))]
+            if chunking is not None and excerpt.text.strip():
+                offsets = encoder.offsets(excerpt.text)[: self.max_doc_tokens]
+                text = excerpt.text
+                if self.max_doc_tokens is not None and len(offsets) == self.max_doc_tokens:
+                    text = text[: offsets[-1][1]]
+                spans = chunking.divide(text, offsets)
+            passages += [Passage(index, excerpt, span) for span in spans]
+        return [passages[i] for i in self._readable([passage.text for passage in passages])]
+
+    def _read(self, asked: _Asked, texts: Sequence[str]) -> TokenAttention:
         layout, heads, options = self.layout, asked.heads, asked.options
         if asked.tails is not None and isinstance(layout, LateLayout):
-            return layout.read_behind(asked.tails, self.llm, texts, heads, options)
-        return layout.read(self.llm, asked.query, texts, heads, options)
+            attention = layout.read_behind(asked.tails, self.llm, texts, heads, options)
+        else:
+            attention = layout.read(self.llm, asked.query, texts, heads, options)
+        self._warn_of_cuts(len(attention.cut), len(texts), attention.query_is_cut)
+        return attention
 
     def _read_options(self, heads: HeadSet, instruction: str | None) -> ReadOptions:
         return ReadOptions(
@@ -516,6 +567,7 @@ class HeadRoutedAttentionReranker:
             null_share=1.0 if instruction is None else self.null_share,
             max_doc_tokens=self.max_doc_tokens,
             candidates=self._candidates(heads),
+            cut=self.long_texts.on_too_long == "cut",
         )
 
     def _all_candidates(self) -> HeadSet:
@@ -540,39 +592,66 @@ class HeadRoutedAttentionReranker:
         if self.drop_query_copies:
             excerpts = [without_copies(asked.query, document.text) for document in documents]
             documents = excerpt_documents(documents, excerpts)
-        indices = self._readable(documents)
-        if not indices:
+        passages = self._passages(excerpts)
+        if not passages:
             return [BLANK_SCORE] * len(documents), None
-        candidates = [documents[index] for index in indices]
-        attention = self._read(asked, candidates)
-        first_stage = [document.score for document in candidates]
-        read_scores = self.readout.scores(attention, asked.heads.recipe, first_stage)
-        check_finite(read_scores, self.llm.name, self.llm.dtype)
+        reading = _Reading(passages, self._read(asked, [passage.text for passage in passages]))
+        read_scores = self._read_scores(reading, asked, documents)
         # Fused scores have no fixed floor: blank documents then go below the lowest, which may be
         # so large that one less is the same number.
         lowest = float(read_scores.min())
         below = min(lowest - 1.0, math.nextafter(lowest, -math.inf))
         scores = [BLANK_SCORE if lowest > BLANK_SCORE else below] * len(documents)
-        for index, score in zip(indices, read_scores.tolist(), strict=True):
+        for index, score in zip(reading.documents, read_scores.tolist(), strict=True):
             scores[index] = score
-        return scores, _Reading(indices, [excerpts[index] for index in indices], attention)
+        return scores, reading
+
+    def _read_scores(
+        self, reading: _Reading, asked: _Asked, documents: Sequence[Document]
+    ) -> Tensor:
+        """Score the documents that were read."""
+        recipe, chunking, indices = asked.heads.recipe, self.long_texts.chunking, reading.documents
+        sums = self.readout.sums(reading.attention, recipe)
+        if chunking is not None:
+            order = {index: number for number, index in enumerate(indices)}
+            sums = sums.gathered(chunking, [order[p.document] for p in reading.passages])
+        first_stage = [documents[index].score for index in indices]
+        scores = self.readout.combined([sums], recipe, first_stage)
+        check_finite(scores, self.llm.name, self.llm.dtype)
+        return scores
+
+    def _warn_of_cuts(self, cut: int, count: int, query_is_cut: bool) -> None:
+        """Warn of texts that did not fit the LLM's context, once for a list."""
+        texts = [f"{cut} of {count} documents"] if cut else []
+        texts += ["the query"] if query_is_cut else []
+        if not texts:
+            return
+        advice = "shorten it" if not cut else "long_documents='chunk' reads documents whole"
+        if cut and self.layout.name == "sequential":
+            advice = "layout='parallel' has more room"
+        warnings.warn(
+            f"{' and '.join(texts)} did not fit the context of {self.llm.name!r}, and only the "
+            f"beginning was read; {advice}.",
+            TruncationWarning,
+            stacklevel=5,
+        )
 
     def _spans(self, read: _Reading, wanted: Set[int]) -> dict[int, tuple[TextSpan, ...]]:
         """Find the evidence in the wanted ones of the documents that were read."""
         tokens = residuals(read.attention.query, read.attention.null).tolist()
-        evidence = {}
-        documents = zip(read.indices, read.excerpts, read.attention.spans, strict=True)
-        for number, (index, excerpt, span) in enumerate(documents):
-            if index in wanted:
-                offsets = self.llm.encoder.offsets(excerpt.text)
+        evidence: dict[int, list[TextSpan]] = {}
+        for number, (passage, span) in enumerate(
+            zip(read.passages, read.attention.spans, strict=True)
+        ):
+            if passage.document in wanted:
+                offsets = self.llm.encoder.offsets(passage.text)
                 kept = read.attention.kept[number] if read.attention.kept else None
                 offsets = offsets[: span.size] if kept is None else [offsets[i] for i in kept]
-                passages = evidence_spans(excerpt.text, offsets, tokens[span.start : span.end])
-                evidence[index] = tuple(
-                    TextSpan(*excerpt.original(passage.start, passage.end), passage.score)
-                    for passage in passages
+                spans = evidence_spans(passage.text, offsets, tokens[span.start : span.end])
+                evidence.setdefault(passage.document, []).extend(
+                    TextSpan(*passage.original(one.start, one.end), one.score) for one in spans
                 )
-        return evidence
+        return {index: apart(spans) for index, spans in evidence.items()}
 
 
 @dataclass(frozen=True)
@@ -587,11 +666,37 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What was read: indices of the documents that have tokens, their texts, and the attention."""
+    """What was read: documents, or their passages, and the attention to them."""
 
-    indices: list[int]
-    excerpts: list[Excerpt]
+    passages: list[Passage]
     attention: TokenAttention
+
+    @property
+    def documents(self) -> list[int]:
+        """Indices of the documents, ascending."""
+        return list(dict.fromkeys(passage.document for passage in self.passages))
+
+    @property
+    def usage(self) -> Usage:
+        """How much that was."""
+        attention = self.attention
+        return Usage(
+            query_tokens=len(attention.query_ids),
+            document_tokens=sum(span.size for span in attention.spans),
+            passages=len(self.passages),
+            documents_cut=len({self.passages[index].document for index in attention.cut}),
+            query_cut=attention.query_is_cut,
+        )
+
+
+def _long_texts(options: RerankerOptions) -> LongTexts:
+    """Return what the options say of long texts."""
+    if options.long_documents == "truncate":
+        return LongTexts(None, options.on_too_long)
+    defaults = Chunking()
+    tokens = defaults.tokens if options.chunk_tokens is None else options.chunk_tokens
+    chunking = Chunking(tokens, options.chunk_stride, options.chunk_aggregation)
+    return LongTexts(chunking, options.on_too_long)
 
 
 def _second_options(options: RerankerOptions, layout: Layout) -> RerankerOptions | None:
@@ -635,7 +740,16 @@ def _with_adapter(options: RerankerOptions, llm: FrozenLM | None) -> RerankerOpt
     return replace(options, adapter=loaded)
 
 
-def _check_parts(backbone: object, selector: object, layout: object, reweighting: object) -> None:
+def _check_optional(part: object, kind: type) -> None:
+    """Check an object that may be left out."""
+    if part is not None and not isinstance(part, kind):
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+        raise InputError(
+            f"{name} is a {class_name(part)}; give a {kind.__name__}, or None for none."
+        )
+
+
+def _check_parts(backbone: object, selector: object, layout: object) -> None:
     """Check the objects that a re-ranker is composed of."""
     if not isinstance(backbone, FrozenLM):
         raise InputError(
@@ -653,10 +767,6 @@ def _check_parts(backbone: object, selector: object, layout: object, reweighting
         raise InputError(
             f"layout is a {class_name(layout)}; give a layout, its name, or None for the one that "
             "the heads were chosen for."
-        )
-    if reweighting is not None and not isinstance(reweighting, Reweighting):
-        raise InputError(
-            f"reweighting is a {class_name(reweighting)}; give a Reweighting, or None for none."
         )
 
 

@@ -30,7 +30,7 @@ from routehead_plugins.errors import (
 from routehead_plugins.layouts import ParallelLayout, SequentialLayout
 from routehead_plugins.options import RerankerOptions
 from routehead_plugins.reranker import BLANK_SCORE
-from routehead_plugins.scoring import Reweighting
+from routehead_plugins.scoring import LongTexts, Reweighting
 from routehead_plugins.selection import AllHeads, FixedHeads, HeadRouter, QuerySpace, as_selector
 
 QUERY = "which wolf ran?"
@@ -249,10 +249,13 @@ def test_signals_of_no_documents_are_empty(reranker: HeadRoutedAttentionReranker
     assert reranker.signals(QUERY, []).shape == (len(reranker.llm.heads), 0)
 
 
+STRICT = LongTexts(on_too_long="error")
+
+
 def test_a_document_of_fifty_thousand_words_is_refused_with_a_way_out(llm: FrozenLM) -> None:
     documents = ["a wolf", "wolf " * 50_000]
     with pytest.raises(PromptTooLongError) as error:
-        HeadRoutedAttentionReranker(llm).rerank(QUERY, documents)
+        HeadRoutedAttentionReranker(llm, long_texts=STRICT).rerank(QUERY, documents)
     assert error.value.tokens > 250_000
     assert error.value.limit == 4096
     cut = int(str(error.value).split("max_doc_tokens=")[1].split()[0])

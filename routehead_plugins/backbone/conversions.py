@@ -23,7 +23,7 @@ import transformers
 from filelock import FileLock
 
 from routehead_plugins.backbone.kv_cache import parse_bytes
-from routehead_plugins.errors import InputError
+from routehead_plugins.errors import InputError, TooLargeError
 from routehead_plugins.files import atomic_write_bytes, user_cache
 
 LIMIT_VARIABLE = "ROUTEHEAD_CACHE_LIMIT"
@@ -36,10 +36,6 @@ DEFAULT_LIMIT = "20GB"
 _FORMAT = 1
 _RECORD = "conversion.json"
 _KNOWN = "files"
-
-
-class TooLargeError(Exception):
-    """A conversion does not fit the cache or the disk."""
 
 
 @dataclass(frozen=True)
@@ -201,12 +197,12 @@ def _make_room(root: Path, limit: int, size: int, known: _Known, dtype: torch.dt
     if size > limit:
         known.sizes[str(dtype)] = size
         known.save()
-        raise TooLargeError
+        raise TooLargeError(f"{size:,} bytes are above the limit, {limit:,}.")
     kept = conversions()
     while kept and sum(conversion.size for conversion in kept) + size > limit:
         kept.pop().remove()
     if shutil.disk_usage(root).free < 1.1 * size:
-        raise TooLargeError
+        raise TooLargeError(f"{size:,} bytes do not fit the disk.")
 
 
 def _size(folder: Path) -> int:

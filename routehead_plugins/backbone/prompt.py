@@ -17,7 +17,7 @@ import copy
 import reprlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -61,11 +61,25 @@ class DocumentPiece:
         ids: Label, text and separator.
         text: Span of the text in ``ids``; labels and separators are not scored.
         kept: Where only some tokens of the text are read, their indices among all of them.
+        is_cut: Whether the text was longer than fits the LLM's context.
     """
 
     ids: tuple[int, ...]
     text: Span
     kept: tuple[int, ...] | None = None
+    is_cut: bool = False
+
+    def cut(self, size: int) -> DocumentPiece:
+        """Cut the text after some tokens; label and separator stay.
+
+        Args:
+            size: Number of tokens to keep; a shorter text stays whole, and at least one token.
+        """
+        if self.text.size <= size:
+            return self
+        end = self.text.start + max(1, size)
+        ids = self.ids[:end] + self.ids[self.text.end :]
+        return replace(self, ids=ids, text=Span(self.text.start, end), is_cut=True)
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,9 @@ class Pieces:
         tail: Token ids after the documents, with the query.
         null_tail: The same for the null query, "N/A".
         bare_null_tail: The tail of the null query without the caller's instruction.
-        query: Token ids of the query alone.
+        query: Token ids of the query alone, as far as it is in the tail.
+        after_query: Number of tokens of the tail behind the query.
+        query_is_cut: Whether the query was longer.
     """
 
     prefix: tuple[int, ...]
@@ -87,6 +103,21 @@ class Pieces:
     null_tail: tuple[int, ...]
     bare_null_tail: tuple[int, ...] = ()
     query: tuple[int, ...] = ()
+    after_query: int = 0
+    query_is_cut: bool = False
+
+    def cut_query(self, excess: int) -> Pieces:
+        """Cut the end of the query, so that the tail is shorter by some tokens.
+
+        Args:
+            excess: Number of tokens to leave out; at least the first token of the query stays.
+        """
+        excess = min(excess, len(self.query) - 1)
+        if excess <= 0:
+            return self
+        end = len(self.tail) - self.after_query
+        tail = self.tail[: end - excess] + self.tail[end:]
+        return replace(self, tail=tail, query=self.query[:-excess], query_is_cut=True)
 
     @property
     def opening(self) -> tuple[int, ...]:
@@ -291,6 +322,7 @@ class PromptEncoder:
             null_tail=self._tail(NULL_QUERY, instruction),
             bare_null_tail=self._tail(NULL_QUERY),
             query=self._query_ids(query),
+            after_query=len(self._after),
         )
 
     def documents(

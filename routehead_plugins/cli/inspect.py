@@ -66,7 +66,7 @@ class InspectArguments:
     model: Annotated[str | None, "The LLM.  [default: the one the router was trained for]"] = None
 
 
-@with_options("adapter", "device", "dtype")
+@with_options("adapter", "revision", "trust_remote_code", "device", "dtype")
 def inspect(arguments: InspectArguments, options: RerankerOptions) -> None:
     """Show which heads a router reads, how often, and how much queries differ.
 

@@ -87,6 +87,21 @@ SINGLE: Mapping[str, Any] = {
         "Read this many of the best documents once more in the parallel layout (late layout).  "
         "[default: none]",
     ],
+    "long_documents": Annotated[
+        str,
+        "**truncate** after --max-doc-tokens, or **chunk**: divide long documents into passages, "
+        "each read on its own.",
+    ],
+    "chunk_tokens": Annotated[int | None, "Longest passage, in tokens.  [default: 256]"],
+    "chunk_stride": Annotated[
+        int | None, "Tokens from passage to passage.  [default: no common part]"
+    ],
+    "chunk_aggregation": Annotated[
+        str, "What a document gets of its passages: **max**, **first**, or **mean_of_top(3)**."
+    ],
+    "on_too_long": Annotated[
+        str, "Documents and queries that do not fit the LLM's context: **cut** or **error**."
+    ],
     "drop_query_copies": Annotated[
         bool, "Leave out passages of documents that repeat the query before they are read."
     ],

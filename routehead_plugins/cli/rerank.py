@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,7 @@ from routehead_plugins.cli.runtime import (
     resumable,
     settings,
 )
-from routehead_plugins.data import Document
+from routehead_plugins.data import Document, check_text
 from routehead_plugins.errors import CollectionError, InputError
 from routehead_plugins.io import (
     CORPUS_FILE,
@@ -35,6 +35,7 @@ from routehead_plugins.io import (
     encode_json,
     query_key,
     read_corpus,
+    read_instructions,
     read_requests,
     read_run,
     write_requests,
@@ -61,6 +62,11 @@ class RerankArguments:
         Path | None, "Queries with candidates as rank_llm's JSONL, instead of all the above."
     ] = None
     hits: Annotated[int, "Candidates to re-rank per query; the others follow in order."] = 100
+    instruction: Annotated[
+        str | None,
+        "Which documents are relevant, in a sentence or two; a query in a .jsonl file may have an "
+        "instruction of its own.",
+    ] = None
     tag: Annotated[str, "Name of the run, its last column."] = "routehead"
     remove_query: Annotated[bool, "Drop the candidate whose id is the query's (ArguAna)."] = False
 
@@ -71,6 +77,7 @@ class RerankArguments:
     *LLM,
     *PROMPT,
     *("document_cache", "documents", "refine", "drop_query_copies"),
+    *("long_documents", "chunk_tokens", "chunk_stride", "chunk_aggregation", "on_too_long"),
 )
 def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
     """Re-rank a run, or the candidates of BM25, and write a run.
@@ -102,8 +109,12 @@ def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
                 stage = HeadRoutedStage(None, load_reranker(options, selector), corpus={})
                 with progress("Re-ranking", len(missing), keep) as advance:
                     for query_id in missing:
-                        query, documents = inputs.queries[query_id], inputs.candidates(query_id)
-                        hits = stage.rerank_documents(query, documents, arguments.hits)
+                        hits = stage.rerank_documents(
+                            inputs.queries[query_id],
+                            inputs.candidates(query_id),
+                            arguments.hits,
+                            instruction=inputs.instruction(query_id, arguments),
+                        )
                         journal.append(keys[query_id], [[hit.docid, hit.score] for hit in hits])
                         advance()
             _write(arguments, inputs, {key: journal.done[value] for key, value in keys.items()})
@@ -113,10 +124,15 @@ def rerank(arguments: RerankArguments, options: RerankerOptions) -> None:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Queries by id, and a function that returns the candidates of a query id, best first."""
+    """Queries by id, the candidates of a query id, best first, and instructions of some queries."""
 
     queries: Mapping[str, str]
     candidates: Callable[[str], Sequence[Document]]
+    instructions: Mapping[str, str] = field(default_factory=dict)
+
+    def instruction(self, query_id: str, arguments: RerankArguments) -> str | None:
+        """Return the instruction of a query: its own, or that of all."""
+        return self.instructions.get(query_id, arguments.instruction)
 
 
 def _check(arguments: RerankArguments, options: RerankerOptions) -> None:
@@ -131,6 +147,8 @@ def _check(arguments: RerankArguments, options: RerankerOptions) -> None:
     elif arguments.corpus is None and arguments.index is None:
         raise InputError("there are no texts; give --corpus or --index.")
     check_minimum("--hits", arguments.hits)
+    if arguments.instruction is not None:
+        check_text("--instruction", arguments.instruction)
     if not os.path.isdir(arguments.output.parent):
         raise InputError(f"folder {str(arguments.output.parent)!r} does not exist; make it first.")
     files = [arguments.run, arguments.requests, _corpus_file(arguments.corpus)]
@@ -176,7 +194,9 @@ def _keys(arguments: RerankArguments, inputs: _Inputs) -> dict[str, str]:
                 encode_json(dict(document.metadata), name, allow_nan=False)
         else:
             check_run_names(arguments.tag, (), (str(document.id) for document in documents))
-        keys[query_id] = query_key(query_id, query, documents)
+        instruction = inputs.instruction(query_id, arguments)
+        asked = query if instruction is None else f"{instruction}\n{query}"
+        keys[query_id] = query_key(query_id, asked, documents)
     return keys
 
 
@@ -186,15 +206,20 @@ def _inputs(arguments: RerankArguments) -> Iterator[_Inputs]:
     if arguments.requests is not None:
         requests = {request.query_id: request for request in read_requests(arguments.requests)}
         queries = {query_id: request.query for query_id, request in requests.items()}
-        yield _Inputs(queries, lambda query_id: requests[query_id].candidates)
+        own = {query_id: request.instruction for query_id, request in requests.items()}
+        instructions = {query_id: text for query_id, text in own.items() if text is not None}
+        yield _Inputs(queries, lambda query_id: requests[query_id].candidates, instructions)
         return
     topics = load_topics(arguments.topics or "")
+    path = Path(arguments.topics or "")
+    instructions = read_instructions(path) if path.is_file() else {}
     corpus_file = _corpus_file(arguments.corpus)
     corpus = None if corpus_file is None else read_corpus(corpus_file)
     run = None if arguments.run is None else read_run(arguments.run)
     drop = arguments.remove_query
     if run is not None and arguments.index is None:
-        yield _run_inputs(topics, run, HeadRoutedStage(None, corpus=corpus, remove_query=drop))
+        stage = HeadRoutedStage(None, corpus=corpus, remove_query=drop)
+        yield _run_inputs(topics, run, stage, instructions)
         return
     with bm25_stage(arguments.corpus or Path(), arguments.hits, arguments.index) as stage:
         if run is None:
@@ -202,10 +227,12 @@ def _inputs(arguments: RerankArguments) -> Iterator[_Inputs]:
                 # One more candidate, since the query's own document may be dropped.
                 run = bm25_run(stage.searcher, topics, arguments.hits + drop)
         texts = HeadRoutedStage(stage.searcher, corpus=corpus, remove_query=drop)
-        yield _run_inputs(topics, run, texts)
+        yield _run_inputs(topics, run, texts, instructions)
 
 
-def _run_inputs(topics: Topics, run: Run, texts: HeadRoutedStage) -> _Inputs:
+def _run_inputs(
+    topics: Topics, run: Run, texts: HeadRoutedStage, instructions: Mapping[str, str]
+) -> _Inputs:
     """Combine a run with the texts of its queries and documents."""
     unknown = [query_id for query_id in run if query_id not in topics]
     if unknown:
@@ -216,6 +243,7 @@ def _run_inputs(topics: Topics, run: Run, texts: HeadRoutedStage) -> _Inputs:
     return _Inputs(
         {query_id: topics[query_id] for query_id in run},
         lambda query_id: texts.documents(run[query_id].items(), query_id=query_id),
+        instructions,
     )
 
 
@@ -234,5 +262,6 @@ def _write(
     for query_id, hits in results.items():
         documents = {document.id: document for document in inputs.candidates(query_id)}
         candidates = tuple(replace(documents[docid], score=score) for docid, score in hits)
-        requests.append(Request(query_id, inputs.queries[query_id], candidates))
+        own = inputs.instructions.get(query_id)
+        requests.append(Request(query_id, inputs.queries[query_id], candidates, own))
     write_requests(arguments.output, requests)

@@ -24,6 +24,7 @@ from routehead_plugins.io.beir import (
     load_collection,
     read_corpus,
     read_documents,
+    read_instructions,
     read_topics,
     titled_text,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "query_key",
     "read_corpus",
     "read_documents",
+    "read_instructions",
     "read_json",
     "read_qrels",
     "read_requests",

@@ -34,6 +34,7 @@ QRELS_FILE = "qrels/test.tsv"
 RUN_FILE = "run.bm25.trec"
 
 _ID_KEYS = ("_id", "id")
+_TOPIC_IDS = ("_id", "qid", "query_id", "id")
 _TEXT_KEYS = ("text", "contents")
 
 
@@ -225,12 +226,36 @@ def read_topics(path: StrPath) -> Topics:
     return topics
 
 
+def read_instructions(path: StrPath) -> dict[str, str]:
+    """Read the instructions that a topics file in JSON has for some of its queries.
+
+    Args:
+        path: A file as for ``read_topics``; files in other formats have none.
+
+    Returns:
+        Query id -> the text of its ``instruction``.
+
+    Raises:
+        CollectionError: The file is missing or malformed, or an instruction is no text.
+    """
+    if Path(path).suffix not in (".jsonl", ".json"):
+        return {}
+    expected = "one JSON object per line with '_id' and 'text'"
+    return {
+        json_id(record, _TOPIC_IDS, location): json_text(
+            record, ("instruction",), location, blank=False
+        )
+        for location, record in json_records(path, expected)
+        if record.get("instruction") is not None
+    }
+
+
 def _topics(path: StrPath) -> Iterator[tuple[str, str, str]]:
     """Yield the location, id and text of each query."""
     if Path(path).suffix in (".jsonl", ".json"):
         expected = "one JSON object per line with '_id' and 'text'"
         for location, record in json_records(path, expected):
-            query_id = json_id(record, ("_id", "qid", "query_id", "id"), location)
+            query_id = json_id(record, _TOPIC_IDS, location)
             yield location, query_id, json_text(record, ("text", "query"), location, blank=False)
         return
     is_trec = Path(path).suffix == ".trec"

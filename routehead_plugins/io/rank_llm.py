@@ -31,11 +31,13 @@ class Request:
         query_id: Id of the query.
         query: Text of the query.
         candidates: Documents, best first, with first-stage scores and ``doc`` as metadata.
+        instruction: Which documents are relevant to the query; ``None`` where it does not say.
     """
 
     query_id: str
     query: str
     candidates: tuple[Document, ...]
+    instruction: str | None = None
 
 
 def read_requests(path: StrPath) -> list[Request]:
@@ -43,7 +45,8 @@ def read_requests(path: StrPath) -> list[Request]:
 
     Args:
         path: Lines of ``{"query": {"text", "qid"}, "candidates": [{"docid", "score", "doc"}]}``;
-            a document's text is its title and the first field of `TEXT_FIELDS` that it has.
+            a document's text is its title and the first field of `TEXT_FIELDS` that it has. A query
+            may have an ``instruction`` as well.
 
     Raises:
         CollectionError: The file is missing or malformed, a query is blank, or an id repeated.
@@ -66,7 +69,10 @@ def read_requests(path: StrPath) -> list[Request]:
             doc_id = str(document.id)
             reject_repeated(doc_id, documents, f"for query {show(query_id)}, document", location)
             documents[doc_id] = document
-        requests[query_id] = Request(query_id, text, tuple(documents.values()))
+        instruction = None
+        if query.get("instruction") is not None:
+            instruction = json_text(query, ("instruction",), location, blank=False)
+        requests[query_id] = Request(query_id, text, tuple(documents.values()), instruction)
     return list(requests.values())
 
 
@@ -114,6 +120,8 @@ def _line(request: Request) -> str:
             )
         candidates.append({"docid": document.id, "score": document.score, "doc": _doc(document)})
     query = {"text": request.query, "qid": request.query_id}
+    if request.instruction is not None:
+        query["instruction"] = request.instruction
     name = f"the metadata or a score of query {show(request.query_id)}"
     return encode_json({"query": query, "candidates": candidates}, name, allow_nan=False) + "\n"
 

@@ -32,6 +32,8 @@ class ReadOptions:
         max_doc_tokens: Longer documents are cut here.
         candidates: Every head that any query may read, for which the late layout keeps documents'
             keys; ``None`` for the heads of this reading.
+        cut: Whether documents and queries that do not fit the LLM's context are cut, instead of
+            refused.
 
     Raises:
         InputError: A value is out of range.
@@ -42,6 +44,7 @@ class ReadOptions:
     null_share: float = 1.0
     max_doc_tokens: int | None = None
     candidates: HeadSet | None = None
+    cut: bool = False
 
     def __post_init__(self) -> None:
         check_max_doc_tokens(self.max_doc_tokens)
@@ -87,8 +90,20 @@ class Layout(Protocol):
             options: Instruction, calibration and length of documents.
 
         Raises:
-            PromptTooLongError: The prompt does not fit the LLM's context.
+            PromptTooLongError: The prompt does not fit the LLM's context, and is not to be cut.
         """
+
+
+def with_room_for_documents(pieces: Pieces, room: int, documents: int) -> Pieces:
+    """Cut a query that leaves less than half of the room to the documents, if they need it.
+
+    Args:
+        pieces: The pieces of a prompt.
+        room: Tokens of documents and tail together.
+        documents: Tokens that the documents need.
+    """
+    share = max(room // 2, room - documents)
+    return pieces.cut_query(len(pieces.tail) - share)
 
 
 def prompt_key(llm: FrozenLM, length: int) -> Hashable:
@@ -142,6 +157,8 @@ def token_attention(
         query_ids=pieces.query,
         document_ids=tuple(piece.ids[slice(*piece.text)] for piece in pieces.documents),
         kept=tuple(piece.kept for piece in pieces.documents),
+        cut=frozenset(index for index, piece in enumerate(pieces.documents) if piece.is_cut),
+        query_is_cut=pieces.query_is_cut,
     )
 
 

@@ -58,6 +58,19 @@ class LateFrame:
     start: int
     length: int
 
+    def fitted_tail(self, pieces: Pieces) -> Pieces:
+        """Cut a query whose tail is longer than its room."""
+        return pieces.cut_query(len(pieces.tail) - (self.length - self.start))
+
+    def fitted_documents(
+        self, documents: Sequence[DocumentPiece], llm: FrozenLM
+    ) -> list[DocumentPiece]:
+        """Cut documents to the LLM's context."""
+        if llm.max_tokens is None:
+            return list(documents)
+        room = llm.max_tokens - len(self.prefix)
+        return [piece.cut(room - len(piece.ids) + piece.text.size) for piece in documents]
+
     def check_tail(self, pieces: Pieces, llm: FrozenLM) -> None:
         """Check that the longest tail of a prompt fits behind the documents' room.
 
@@ -258,6 +271,8 @@ class LateLayout:
         """
         pieces = llm.encoder.pieces(query, [], numbered=False, instruction=options.instruction)
         frame = self.frame(llm)
+        if options.cut:
+            pieces = frame.fitted_tail(pieces)
         frame.check_tail(pieces, llm)
         tails = tails_of(pieces, options)
         queries = [self._queries(llm, frame, tails[0], heads, keep=False, states=states_before)]
@@ -372,6 +387,8 @@ class LateLayout:
             kept, columns = store.look_up(texts), store.columns
         others = [text for text, document in zip(texts, kept, strict=True) if document is None]
         pieces = llm.encoder.documents(others, max_doc_tokens=options.max_doc_tokens)
+        if options.cut:
+            pieces = frame.fitted_documents(pieces, llm)
         frame.check_documents(pieces, llm)
         run = iter(self._run(llm, frame, pieces, columns) if pieces else [])
         return [next(run) if document is None else document for document in kept]
@@ -437,7 +454,8 @@ class LateTails:
     def attention_to_spans(self, spans: tuple[Span, ...], attention: Tensor) -> TokenAttention:
         """The same for documents whose tokens are not known, only the rows of their texts."""
         query, null = query_and_null(attention, self.options)
-        return TokenAttention(query, null, spans, self.pieces.query)
+        cut = self.pieces.query_is_cut
+        return TokenAttention(query, null, spans, self.pieces.query, query_is_cut=cut)
 
 
 def piece_of_rows(piece: DocumentPiece, keys: DocumentKeys, frame: LateFrame) -> DocumentPiece:
@@ -447,7 +465,7 @@ def piece_of_rows(piece: DocumentPiece, keys: DocumentKeys, frame: LateFrame) ->
     indices = (keys.positions - len(frame.prefix)).tolist()
     kept = tuple(index for index in indices if index < piece.text.end)
     ids = tuple(piece.ids[index] for index in indices)
-    return DocumentPiece(ids, Span(0, len(kept)), kept)
+    return DocumentPiece(ids, Span(0, len(kept)), kept, piece.is_cut)
 
 
 def document_keys(

@@ -6,7 +6,7 @@ The attention pattern of BlockRank (arXiv 2510.05396), read from an LLM that was
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from routehead_plugins.backbone import FrozenLM, KeyValueCache, KeyValues, Pieces, batches
@@ -18,6 +18,7 @@ from routehead_plugins.layouts.base import (
     prompt_key,
     tails_of,
     token_attention,
+    with_room_for_documents,
 )
 from routehead_plugins.scoring import TokenAttention
 
@@ -59,6 +60,8 @@ class ParallelLayout:
             max_doc_tokens=options.max_doc_tokens,
             instruction=options.instruction,
         )
+        if options.cut:
+            pieces = self._fitted(pieces, llm)
         self.check_fits(pieces, llm)
         tails = tails_of(pieces, options)
         longest = max(len(document.ids) for document in pieces.documents)
@@ -66,6 +69,19 @@ class ParallelLayout:
         context = partial(self._context, llm, pieces, heads.last_layer, length)
         attention = llm.read(context, tails, heads)
         return token_attention(attention, pieces, options)
+
+    def _fitted(self, pieces: Pieces, llm: FrozenLM) -> Pieces:
+        """Cut query and documents to the LLM's context."""
+        if llm.max_tokens is None:
+            return pieces
+        room = llm.max_tokens - len(pieces.prefix)
+        longest = max(len(piece.ids) for piece in pieces.documents)
+        pieces = with_room_for_documents(pieces, room, longest)
+        room -= pieces.tail_size
+        documents = [
+            piece.cut(room - len(piece.ids) + piece.text.size) for piece in pieces.documents
+        ]
+        return replace(pieces, documents=tuple(documents))
 
     def check_fits(self, pieces: Pieces, llm: FrozenLM) -> None:
         """Check that the longest document fits the LLM's context together with the query.

@@ -19,6 +19,7 @@ from routehead_plugins.layouts.base import (
     prompt_key,
     tails_of,
     token_attention,
+    with_room_for_documents,
 )
 from routehead_plugins.scoring import TokenAttention
 
@@ -64,15 +65,15 @@ class SequentialLayout:
         options: ReadOptions,
     ) -> TokenAttention:
         """Run the LLM and read the heads; see ``Layout.read``."""
-        windows = [
-            (start, _pieces(llm, query, texts[start:end], options))
-            for start, end in self._windows(len(texts))
-        ]
-        for _, pieces in windows:
+        ranges = list(self._windows(len(texts)))
+        windows = [_pieces(llm, query, texts[start:end], options) for start, end in ranges]
+        if options.cut:
+            windows = _fitted(windows, llm)
+        for pieces in windows:
             check_fits(pieces, llm)  # every window, before the first one is run
         read = [
             (start, _read_window(llm, pieces, heads, self.cache, options))
-            for start, pieces in windows
+            for (start, _), pieces in zip(ranges, windows, strict=True)
         ]
         return read[0][1] if len(read) == 1 else _mean_over_windows(read, len(texts))
 
@@ -96,6 +97,27 @@ def _pieces(llm: FrozenLM, query: str, texts: Sequence[str], options: ReadOption
     )
 
 
+def _fitted(windows: Sequence[Pieces], llm: FrozenLM) -> list[Pieces]:
+    """Cut query and longest documents to the LLM's context, alike in all windows."""
+    limit = llm.max_tokens
+    if limit is None or max(pieces.size for pieces in windows) <= limit:
+        return list(windows)
+    room = limit - len(windows[0].prefix)
+    most = max(sum(len(piece.ids) for piece in pieces.documents) for pieces in windows)
+    windows = [with_room_for_documents(pieces, room, most) for pieces in windows]
+    cut = min(_largest_cut(pieces, limit) for pieces in windows)
+    return [
+        replace(pieces, documents=tuple(piece.cut(cut) for piece in pieces.documents))
+        for pieces in windows
+    ]
+
+
+def _largest_cut(pieces: Pieces, limit: int) -> int:
+    """Return the largest cut of documents at which a prompt fits."""
+    lengths = sorted(document.text.size for document in pieces.documents)
+    return longest_cut(lengths, limit - (pieces.size - sum(lengths)))
+
+
 def _read_window(
     llm: FrozenLM, pieces: Pieces, heads: HeadSet, cache: KeyValueCache, options: ReadOptions
 ) -> TokenAttention:
@@ -110,7 +132,13 @@ def _read_window(
     attention = llm.read(context, tails, heads)
     read = token_attention(attention, pieces, options)
     # From the prompt's order back to the caller's.
-    return replace(read, spans=read.spans[::-1], document_ids=read.document_ids[::-1])
+    last = len(read.spans) - 1
+    return replace(
+        read,
+        spans=read.spans[::-1],
+        document_ids=read.document_ids[::-1],
+        cut=frozenset(last - index for index in read.cut),
+    )
 
 
 def _mean_over_windows(read: Sequence[tuple[int, TokenAttention]], count: int) -> TokenAttention:
@@ -130,6 +158,8 @@ def _mean_over_windows(read: Sequence[tuple[int, TokenAttention]], count: int) -
         spans=tuple(Span(end - len(text), end) for text, end in zip(ids, ends, strict=True)),
         query_ids=read[0][1].query_ids,
         document_ids=tuple(ids),
+        cut=frozenset(start + index for start, window in read for index in window.cut),
+        query_is_cut=read[0][1].query_is_cut,
     )
 
 
@@ -156,8 +186,8 @@ def check_fits(pieces: Pieces, llm: FrozenLM) -> None:
     if limit is None or pieces.size <= limit:
         return
     advice = []
-    lengths = sorted(document.text.size for document in pieces.documents)
-    cut = longest_cut(lengths, limit - (pieces.size - sum(lengths)))
+    lengths = [document.text.size for document in pieces.documents]
+    cut = _largest_cut(pieces, limit)
     if cut:
         advice.append(f"set max_doc_tokens={cut} or less")
     window = _widest_window(pieces, limit)

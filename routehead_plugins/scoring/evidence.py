@@ -48,6 +48,15 @@ def evidence_spans(
     return tuple(sorted(spans, key=lambda span: (-span.score, span.start)))
 
 
+def apart(spans: Sequence[TextSpan]) -> tuple[TextSpan, ...]:
+    """Leave out spans that overlap one of a higher score; the highest score comes first."""
+    kept: list[TextSpan] = []
+    for span in sorted(spans, key=lambda span: (-span.score, span.start)):
+        if all(span.end <= other.start or other.end <= span.start for other in kept):
+            kept.append(span)
+    return tuple(kept)
+
+
 def _word_scores(
     words: Sequence[Span], offsets: Sequence[tuple[int, int]], scores: Sequence[float]
 ) -> list[float]:

@@ -13,6 +13,7 @@ from routehead_plugins.data import check_flag, check_number
 from routehead_plugins.errors import InputError
 from routehead_plugins.heads import Recipe
 from routehead_plugins.scoring.aggregation import aggregate
+from routehead_plugins.scoring.passages import Chunking
 from routehead_plugins.scoring.reattn import Reweighting, reweighted_signals
 from routehead_plugins.scoring.token_scores import (
     TokenAttention,
@@ -38,6 +39,11 @@ class DocumentSums:
 
     calibrated: Tensor
     mass: Tensor | None
+
+    def gathered(self, chunking: Chunking, owners: Sequence[int]) -> DocumentSums:
+        """Gather passages into documents; see ``Chunking.gathered``."""
+        mass = None if self.mass is None else chunking.gathered(self.mass, owners)
+        return DocumentSums(chunking.gathered(self.calibrated, owners), mass)
 
 
 @dataclass(frozen=True)

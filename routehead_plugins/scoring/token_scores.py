@@ -31,6 +31,8 @@ class TokenAttention:
         document_ids: Token ids of each document's text, in the caller's order.
         kept: Where only some tokens of a document's text are read, their indices among all of
             them; ``None`` for a document that is read whole. Empty if all are.
+        cut: Indices of the documents that were cut to fit the LLM's context.
+        query_is_cut: Whether the query was.
     """
 
     query: Tensor
@@ -39,6 +41,8 @@ class TokenAttention:
     query_ids: tuple[int, ...] = ()
     document_ids: tuple[tuple[int, ...], ...] = ()
     kept: tuple[tuple[int, ...] | None, ...] = ()
+    cut: frozenset[int] = frozenset()
+    query_is_cut: bool = False
 
 
 def document_signals(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import routehead_plugins
+from routehead_plugins.adapters._lazy import OPTION_NAMES
 from routehead_plugins.adapters.langchain import HeadRoutedCompressor
 from routehead_plugins.adapters.llama_index import HeadRoutedRerank
 from routehead_plugins.options import RerankerOptions
@@ -24,6 +25,7 @@ OWN_FIELDS = {
         "score_threshold",
         "score_key",
         "relevant_spans",
+        "instruction",
     },
     HeadRoutedRerank: {
         "callback_manager",
@@ -32,6 +34,7 @@ OWN_FIELDS = {
         "metadata_mode",
         "score_threshold",
         "relevant_spans",
+        "instruction",
     },
 }
 BOTH = pytest.mark.parametrize("adapter", OWN_FIELDS)
@@ -72,7 +75,7 @@ def test_fields_are_the_options_and_the_adapters_own(adapter: Any) -> None:
         if name not in OWN_FIELDS[adapter]
     }
     assert inherited == options
-    assert list(inherited) == list(options)
+    assert list(inherited) == list(OPTION_NAMES)
     assert OWN_FIELDS[adapter] <= set(adapter.model_fields)
 
 

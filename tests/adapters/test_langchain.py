@@ -32,6 +32,7 @@ from routehead_plugins.adapters.langchain import HeadRoutedCompressor
 from routehead_plugins.data import Ranking, ScoredDocument
 from routehead_plugins.errors import InputError
 from routehead_plugins.options import RerankerOptions
+from routehead_plugins.scoring import LongTexts
 from routehead_plugins.selection import as_selector
 
 NO_HEADS: Any = None
@@ -485,7 +486,8 @@ def test_an_error_inside_the_model_is_told_of_and_the_next_call_works(
 def test_an_error_of_the_core_comes_through_with_its_type(
     tiny: HeadRoutedAttentionReranker,
 ) -> None:
-    compressor = HeadRoutedCompressor(reranker=tiny)
+    strict = HeadRoutedAttentionReranker(tiny.llm, long_texts=LongTexts(on_too_long="error"))
+    compressor = HeadRoutedCompressor(reranker=strict)
     with pytest.raises(routehead_plugins.errors.PromptTooLongError) as error:
         compress(compressor, [Document("x" * 5000)])
     assert error.value.limit == 4096

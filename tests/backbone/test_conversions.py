@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from routehead_plugins.backbone.conversions import TooLargeError, conversions, converted
-from routehead_plugins.errors import InputError, ModelLoadError
+from routehead_plugins.backbone.conversions import conversions, converted
+from routehead_plugins.errors import InputError, ModelLoadError, TooLargeError
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 Convert = Callable[[Path, Callable[[int], None]], None]
@@ -198,6 +198,6 @@ def test_a_full_disk_is_no_error(tmp_path: Path) -> None:
     assert converted(file, FLOAT, full) is None
 
     def too_large(*_: object) -> None:
-        raise TooLargeError
+        raise TooLargeError("too large")
 
     assert converted(file, FLOAT, too_large) is None

@@ -103,7 +103,8 @@ def test_local_files_are_loaded_without_a_look_at_the_network(folder: Path, tmp_
     lines = printed.splitlines()
     assert len(lines) == 6
     assert all("missing" in line and len(line) < 300 for line in lines)
-    assert list(home.iterdir()) == []
+    kept = {path.relative_to(home).parts[:3] for path in home.rglob("*") if path.is_file()}
+    assert kept <= {(".cache", "routehead", "gguf"), (".cache", "routehead", "dtype")}
 
 
 def test_imports_and_help_touch_neither_the_network_nor_the_home_folder(tmp_path: Path) -> None:

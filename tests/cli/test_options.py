@@ -15,7 +15,8 @@ from routehead_plugins.cli import app
 from routehead_plugins.cli.options import HEADS, LLM, PROMPT, SINGLE, with_options
 from routehead_plugins.options import RerankerOptions
 
-LOADING = {"model", "adapter", "device", "dtype"}
+LOADING = {"model", "adapter", "revision", "trust_remote_code", "device", "dtype"}
+LONG = {"long_documents", "chunk_tokens", "chunk_stride", "chunk_aggregation", "on_too_long"}
 READING = {"max_doc_tokens", "layout", "window", "stride"}
 SCORING = {"first_stage_weight", "document_cache", "refine", "drop_query_copies"}
 KEPT = {"documents"}
@@ -79,7 +80,8 @@ def test_every_option_of_the_table_is_a_field_of_the_core() -> None:
     fields = {field.name for field in dataclasses.fields(RerankerOptions)}
     table = [*HEADS, *LLM, *PROMPT, *SINGLE]
     assert len(table) == len(set(table))
-    assert fields - set(table) == {"local_files_only"}
+    # Those of the Hub come from its own environment; others are objects of Python.
+    assert fields - set(table) == {"local_files_only", "token", "cache_dir", "model_kwargs"}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_every_option_of_the_table_is_a_field_of_the_core() -> None:
         ("demo", LOADING | {"heads", "router"}),
         (
             "rerank",
-            LOADING | READING | SCORING | KEPT | {"heads", "router"},
+            LOADING | READING | SCORING | KEPT | LONG | {"heads", "router"},
         ),
         ("index", LOADING | {"heads", "router", "max_doc_tokens"}),
         ("detect", LOADING | READING),

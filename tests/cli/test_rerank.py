@@ -77,6 +77,50 @@ def test_requests_go_in_and_come_out(invoke: Invoke, inputs: list[object], tmp_p
     assert [request.query for request in read_requests(second)] == list(QUERIES.values())
 
 
+def test_instructions_are_those_of_queries_or_of_all(
+    invoke: Invoke, inputs: list[object], collection: Path, tmp_path: Path
+) -> None:
+    def scores(*options: object) -> dict[str, dict[str, float]]:
+        result = invoke("rerank", *inputs, "--output", tmp_path / "out.trec", *options)
+        assert result.exit_code == 0, result.output
+        return {key: dict(hits) for key, hits in read_run(tmp_path / "out.trec").items()}
+
+    plain, rain = scores(), scores("--instruction", "Only rain counts.")
+    assert plain["1"] != rain["1"]
+    topics = collection / "queries.jsonl"
+    records = [json.loads(line) for line in topics.read_text().splitlines()]
+    records[0]["instruction"] = "Only rain counts."
+    topics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert scores() == {"1": rain["1"], "2": plain["2"]}
+    hill = scores("--instruction", "Only hills count.")
+    assert hill["1"] == rain["1"]
+    assert hill["2"] != plain["2"]
+    requests = tmp_path / "out.jsonl"
+    assert invoke("rerank", *inputs, "--output", requests).exit_code == 0
+    assert [request.instruction for request in read_requests(requests)] == [
+        "Only rain counts.",
+        None,
+    ]
+    again = tmp_path / "again.trec"
+    assert invoke("rerank", "--requests", requests, "--output", again).exit_code == 0
+    assert {key: set(hits) for key, hits in read_run(again).items()} == {
+        key: set(hits) for key, hits in plain.items()
+    }
+
+
+def test_long_documents_are_divided_on_request(
+    invoke: Invoke, inputs: list[object], tmp_path: Path
+) -> None:
+    output = tmp_path / "out.trec"
+    chunk = ("--long-documents", "chunk", "--chunk-tokens", 8, "--chunk-stride", 4)
+    assert invoke("rerank", *inputs, "--output", output).exit_code == 0
+    whole = output.read_text()
+    assert invoke("rerank", *inputs, "--output", output, *chunk).exit_code == 0
+    assert output.read_text() != whole
+    result = invoke("rerank", *inputs, "--output", output, "--chunk-tokens", 8)
+    assert "chunk_tokens=8 is for long_documents='chunk'" in str(result.exception)
+
+
 def test_a_stopped_job_goes_on_where_it_was(
     invoke: Invoke, inputs: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,11 +130,11 @@ def test_a_stopped_job_goes_on_where_it_was(
     stop_at = [QUERIES["2"]]
     rerank = HeadRoutedStage.rerank_documents
 
-    def watched(self: Any, query: str, *rest: Any) -> Any:
+    def watched(self: Any, query: str, *rest: Any, **options: Any) -> Any:
         if query in stop_at:
             raise KeyboardInterrupt
         asked.append(query)
-        return rerank(self, query, *rest)
+        return rerank(self, query, *rest, **options)
 
     monkeypatch.setattr(HeadRoutedStage, "rerank_documents", watched)
     assert invoke("rerank", *inputs, "--output", output).exit_code != 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,13 @@ from text_files import Reader, check_malformed, file
 
 from routehead_plugins.data import Document
 from routehead_plugins.errors import CollectionError, InputError
-from routehead_plugins.io.beir import Collection, load_collection, read_corpus, read_topics
+from routehead_plugins.io.beir import (
+    Collection,
+    load_collection,
+    read_corpus,
+    read_instructions,
+    read_topics,
+)
 
 NAME = "expected text or an integer that names the record; add it."
 CELLS = "BEIR's 'query-id<TAB>corpus-id<TAB>score' or TREC's 'qid 0 docid relevance'"
@@ -262,3 +269,18 @@ def test_a_malformed_line_is_named_with_its_problem(
     tmp_path: Path, reader: Reader, name: str, content: str | bytes, line: int, problem: str
 ) -> None:
     check_malformed(reader, file(tmp_path, name, content), line, problem)
+
+
+def test_instructions_of_queries_are_read_from_json(tmp_path: Path) -> None:
+    topics = tmp_path / "queries.jsonl"
+    lines = [
+        {"_id": "1", "text": "a wolf", "instruction": "Only facts count."},
+        {"qid": 2, "query": "rain"},
+        {"_id": "3", "text": "hill", "instruction": None},
+    ]
+    topics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_instructions(topics) == {"1": "Only facts count."}
+    assert read_instructions(tmp_path / "topics.tsv") == {}
+    topics.write_text(json.dumps({"_id": "1", "text": "a wolf", "instruction": " "}))
+    with pytest.raises(CollectionError, match=r"queries\.jsonl:1: 'instruction' is ' '"):
+        read_instructions(topics)

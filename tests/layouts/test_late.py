@@ -24,6 +24,7 @@ from routehead_plugins.errors import InputError, PromptTooLongError
 from routehead_plugins.layouts import LateLayout
 from routehead_plugins.layouts.late import document_keys
 from routehead_plugins.options import RerankerOptions
+from routehead_plugins.scoring import LongTexts
 from routehead_plugins.selection import FixedHeads, QuerySpace, Router
 
 QUERY = "which wolf ran?"
@@ -225,7 +226,9 @@ def test_a_tail_longer_than_its_room_is_refused_and_so_is_a_document_over_the_co
     config.max_position_embeddings = 400
     model = AutoModelForCausalLM.from_config(config).eval()
     llm = FrozenLM(model, families.tiny_tokenizer(), name="tiny")
-    reranker = HeadRoutedAttentionReranker(llm, layout="late")
+    reranker = HeadRoutedAttentionReranker(
+        llm, layout="late", long_texts=LongTexts(on_too_long="error")
+    )
     # 29 tokens are the prefix, of the other 371 the tail has 186; its fixed part has 112.
     assert len(reranker.score("q" * 70, ["x" * 300] * 3)) == 3
     with pytest.raises(PromptTooLongError) as error:

@@ -19,6 +19,7 @@ from routehead_plugins.backbone import frozen_lm as backbone
 from routehead_plugins.errors import PromptTooLongError
 from routehead_plugins.layouts import ParallelLayout, ReadOptions
 from routehead_plugins.layouts import parallel as parallel_module
+from routehead_plugins.scoring import LongTexts
 
 QUERY = "which wolf ran?"
 DOCUMENTS = ["a wolf ran over the hill", "rain", "seven grey stones by a river, one of them wet"]
@@ -201,7 +202,9 @@ def test_any_number_of_documents_fits_and_one_too_long_is_refused() -> None:
     config.max_position_embeddings = 200
     model = AutoModelForCausalLM.from_config(config).eval()
     llm = FrozenLM(model, families.tiny_tokenizer(), name="tiny")
-    reranker = HeadRoutedAttentionReranker(llm, layout="parallel")
+    reranker = HeadRoutedAttentionReranker(
+        llm, layout="parallel", long_texts=LongTexts(on_too_long="error")
+    )
     # 29 tokens open the prompt, the tail has 115, the separator 2: 54 are left for a text.
     assert len(reranker.score(QUERY, ["x" * 54] * 40 + ["y"] * 20)) == 60
     with pytest.raises(PromptTooLongError) as error:

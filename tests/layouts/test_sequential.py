@@ -27,7 +27,7 @@ from routehead_plugins.layouts import (
 )
 from routehead_plugins.layouts.names import LAYOUTS
 from routehead_plugins.layouts.sequential import check_fits, longest_cut
-from routehead_plugins.scoring import TokenAttention
+from routehead_plugins.scoring import LongTexts, TokenAttention
 
 LIMIT = 400
 QUERY = "which wolf ran?"
@@ -226,10 +226,13 @@ def test_a_window_as_wide_as_the_list_changes_nothing() -> None:
     assert torch.equal(wide.query, plain.query)
 
 
+STRICT = LongTexts(on_too_long="error")
+
+
 def test_windows_take_lists_that_do_not_fit_at_once() -> None:
     texts = ["x" * size for size in range(20, 80, 4)]
     with pytest.raises(PromptTooLongError, match="set window=3 or layout='parallel'"):
-        HeadRoutedAttentionReranker(LLM).rerank(QUERY, texts)
+        HeadRoutedAttentionReranker(LLM, long_texts=STRICT).rerank(QUERY, texts)
     windowed = HeadRoutedAttentionReranker(LLM, layout=SequentialLayout(window=3))
     assert sorted(hit.index for hit in windowed.rerank(QUERY, texts)) == list(range(15))
     assert windowed.signals(QUERY, texts, HEADS).shape == (3, 15)
@@ -315,9 +318,10 @@ def test_advice_can_be_followed_and_one_token_more_is_too_much(sizes: list[int])
 def test_a_reranker_refuses_takes_the_advice_and_then_ranks() -> None:
     texts = ["x" * 300, "y" * 40, "z" * 300]
     with pytest.raises(PromptTooLongError, match="set max_doc_tokens=100 or less"):
-        HeadRoutedAttentionReranker(LLM).rerank(QUERY, texts)
+        HeadRoutedAttentionReranker(LLM, long_texts=STRICT).rerank(QUERY, texts)
+    strict = HeadRoutedAttentionReranker(LLM, max_doc_tokens=101, long_texts=STRICT)
     with pytest.raises(PromptTooLongError, match="set max_doc_tokens=100 or less"):
-        HeadRoutedAttentionReranker(LLM, max_doc_tokens=101).rerank(QUERY, texts)
+        strict.rerank(QUERY, texts)
     ranking = HeadRoutedAttentionReranker(LLM, max_doc_tokens=100).rerank(QUERY, texts)
     assert sorted(hit.index for hit in ranking) == [0, 1, 2]
 

@@ -190,14 +190,15 @@ def test_the_hub_is_not_asked_with_local_files_only(
 ) -> None:
     loaded = []
 
-    def load(name: str, *, local_files_only: bool = False) -> Router:
-        loaded.append((name, local_files_only))
+    def load(name: str, **options: Any) -> Router:
+        loaded.append((name, options))
         return make()
 
     monkeypatch.setattr(Router, "from_pretrained", load)
-    choose("embedded", router="me/mine", local_files_only=local)
-    choose("embedded", "routed:me/mine", local_files_only=local)
-    assert loaded == [("me/mine", local)] * 2
+    options = {"local_files_only": local, "token": "hf_own", "cache_dir": "cache"}
+    choose("embedded", router="me/mine", **options)
+    choose("embedded", "routed:me/mine", **options)
+    assert loaded == [("me/mine", options)] * 2
 
 
 def test_a_router_that_does_not_exist_is_refused(tmp_path: Path) -> None:
