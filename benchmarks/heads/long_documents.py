@@ -20,10 +20,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.common import RESULTS, command_line, folders_by_name, results_json, run
-from routehead_plugins import Document, HeadRoutedAttentionReranker
+from routehead_plugins import Document, FrozenLM, HeadRoutedAttentionReranker
 from routehead_plugins.cli.runtime import load_llm, progress, settings, with_candidates
 from routehead_plugins.evaluation import Evaluation, compare, evaluate
-from routehead_plugins.io import Collection, atomic_write_text, load_collection
+from routehead_plugins.io import Collection, Rankings, atomic_write_text, load_collection
 from routehead_plugins.options import RerankerOptions
 
 _TOGETHER = 5
@@ -87,43 +87,51 @@ def main(
     options = RerankerOptions(dtype=dtype, first_stage_weight=first_stage_weight)
     llm = load_llm(options)
     for name, folder in folders_by_name(collections).items():
-        collection = load_collection(folder)
-        judged = sorted(set(collection.topics) & set(collection.qrels))
-        chosen = random.Random(f"queries {name}").sample(judged, min(queries, len(judged)))
-        topics = {query_id: collection.topics[query_id] for query_id in chosen}
-        hits = 20 * _TOGETHER
-        collection = with_candidates(replace(collection, run=None), topics, hits)
-        lists = {query_id: long_documents(collection, query_id, hits) for query_id in chosen}
-        runs: dict[str, dict[str, list[tuple[str, float]]]] = {
-            "bm25": {
-                query_id: [(str(document.id), document.score or 0.0) for document in documents]
-                for query_id, documents in lists.items()
-            }
-        }
-        for way, own in ways(tokens).items():
-            reranker = HeadRoutedAttentionReranker.from_options(replace(options, **own), llm)
-            runs[way] = _read(reranker, topics, lists, f"{name}: {way}")
-        qrels = grades(collection, lists)
+        runs, qrels = _runs(load_collection(folder), name, queries, llm, options, tokens)
         parts = _figures({way: evaluate(own, qrels, [_MEASURE]) for way, own in runs.items()})
-        command = command_line(
-            "benchmarks.heads.long_documents",
-            [str(folder)],
-            {
-                "queries": queries,
-                "tokens": tokens,
-                "dtype": dtype,
-                "first_stage_weight": first_stage_weight,
-            },
-        )
+        given = {
+            "queries": queries,
+            "tokens": tokens,
+            "dtype": dtype,
+            "first_stage_weight": first_stage_weight,
+        }
+        command = command_line("benchmarks.heads.long_documents", [name], given)
         own_settings = {"heads": "the LLM's router", "first_stage_weight": first_stage_weight}
         text = results_json(command, settings(options) | own_settings, parts)
         atomic_write_text(RESULTS / f"long-documents-{name}.json", text)
         typer.echo(text)
 
 
+def _runs(
+    collection: Collection,
+    name: str,
+    queries: int,
+    llm: FrozenLM,
+    options: RerankerOptions,
+    tokens: int,
+) -> tuple[dict[str, Rankings], dict[str, dict[str, int]]]:
+    """Read the long documents of some queries in every way; return rankings and judgments."""
+    judged = sorted(set(collection.topics) & set(collection.qrels))
+    chosen = random.Random(f"queries {name}").sample(judged, min(queries, len(judged)))
+    topics = {query_id: collection.topics[query_id] for query_id in chosen}
+    hits = 20 * _TOGETHER
+    collection = with_candidates(replace(collection, run=None), topics, hits)
+    lists = {query_id: long_documents(collection, query_id, hits) for query_id in chosen}
+    runs: dict[str, Rankings] = {
+        "bm25": {
+            query_id: [(str(document.id), document.score or 0.0) for document in documents]
+            for query_id, documents in lists.items()
+        }
+    }
+    for way, own in ways(tokens).items():
+        reranker = HeadRoutedAttentionReranker.from_options(replace(options, **own), llm)
+        runs[way] = _read(reranker, topics, lists, f"{name}: {way}")
+    return runs, grades(collection, lists)
+
+
 def _read(
     reranker: HeadRoutedAttentionReranker, topics: Mapping[str, str], lists: Lists, title: str
-) -> dict[str, list[tuple[str, float]]]:
+) -> Rankings:
     """Re-rank the lists of all queries."""
     runs = {}
     with progress(title, len(lists)) as advance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import families
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.latency import loading
 from routehead_plugins import Document
 from routehead_plugins.evaluation import significance
 from routehead_plugins.io import Collection, load_collection, write_run
+from routehead_plugins.options import RerankerOptions
 
 
 @pytest.fixture
@@ -57,10 +59,10 @@ def test_every_way_is_compared_with_a_cut(
 ) -> None:
     families.tiny_model("llama").save_pretrained(tmp_path / "tiny")
     families.tiny_tokenizer().save_pretrained(tmp_path / "tiny")
-    options = long_documents.RerankerOptions
 
-    def tiny(**given: object) -> object:
-        return options(model=str(tmp_path / "tiny"), heads="all", layout="parallel", **given)
+    def tiny(**given: Any) -> RerankerOptions:
+        model = str(tmp_path / "tiny")
+        return RerankerOptions(model=model, heads="all", layout="parallel", **given)
 
     def own_run(collection: Collection, *_: object) -> Collection:
         return load_collection(collection.path)
