@@ -249,8 +249,8 @@ def _signals(
         for number, part in enumerate(data.parts):
             ids = [query_id for own, query_id in keys if own == number]
             # Queries without judgments are read as well.
-            qrels = {**{key: {} for key in ids}, **part.collection.qrels}
-            collection = replace(part.collection, qrels=qrels)
+            qrels = {**{key: {} for key in ids}, **part.qrels}
+            collection = replace(part, qrels=qrels)
             title = f"{collection.name}: signals {label}"
             with progress(title, len(ids), keep) as advance:
                 signals = collect_signals(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from routehead_plugins.cli.align_arguments import AlignArguments
 from routehead_plugins.cli.runtime import check_bm25, err, progress, signals_folder, with_candidates
 from routehead_plugins.cli.training_data import judged_queries_of, load_texts, training_parts
-from routehead_plugins.data import Document, non_blank_indices
 from routehead_plugins.errors import InputError
 from routehead_plugins.io import Collection
 from routehead_plugins.options import RerankerOptions
@@ -29,22 +28,10 @@ _MOST_HELD_OUT, _MOST_FOR_HEADS = 200, 400
 
 
 @dataclass(frozen=True)
-class Part:
-    """Queries of one collection and kind, with candidates."""
-
-    collection: Collection
-
-    def documents(self, query_id: str, hits: int) -> list[Document]:
-        """Return the candidates that have a text."""
-        documents = self.collection.candidates(query_id, hits)
-        return [documents[index] for index in non_blank_indices(documents)]
-
-
-@dataclass(frozen=True)
 class Data:
     """Examples by part and query id, which of them are held out, and the others in random order."""
 
-    parts: Sequence[Part]
+    parts: Sequence[Collection]
     scores: Sequence[Mapping[str, Tensor]]
     examples: Mapping[tuple[int, str], AlignmentExample]
     held_out: frozenset[tuple[int, str]]
@@ -63,7 +50,7 @@ class Data:
     @classmethod
     def of(
         cls,
-        parts: Sequence[Part],
+        parts: Sequence[Collection],
         scores: Sequence[Mapping[str, Tensor]],
         arguments: AlignArguments,
     ) -> Data:
@@ -85,14 +72,15 @@ class Data:
 
 
 def _examples(
-    parts: Sequence[Part], scores: Sequence[Mapping[str, Tensor]], arguments: AlignArguments
+    parts: Sequence[Collection], scores: Sequence[Mapping[str, Tensor]], arguments: AlignArguments
 ) -> Iterator[tuple[tuple[int, str], AlignmentExample]]:
     from routehead_plugins.alignment import AlignmentExample
+    from routehead_plugins.signals import non_blank_candidates
 
     for number, (part, scored) in enumerate(zip(parts, scores, strict=True)):
-        for query_id, query in part.collection.topics.items():
-            documents = part.documents(query_id, arguments.hits)
-            judgments = part.collection.qrels.get(query_id, {})
+        for query_id, query in part.topics.items():
+            documents = non_blank_candidates(part, query_id, arguments.hits)
+            judgments = part.qrels.get(query_id, {})
             grades = [float(max(0, judgments.get(str(doc.id), 0))) for doc in documents]
             judged = arguments.preference > 0 and len(set(grades)) > 1
             teacher = scored.get(query_id)
@@ -110,16 +98,16 @@ def _examples(
 
 def gather_parts(
     arguments: AlignArguments, options: RerankerOptions, keep: Callable[[], None]
-) -> list[Part]:
+) -> list[Collection]:
     """Return judged queries, phrases and written queries, with their candidates."""
     from routehead_plugins.backbone import FrozenLM
 
     phrases = arguments.phrases is not None
     collections = [load_texts(path, arguments, phrases=phrases) for path in arguments.collection]
     judged = [_own_queries(collection, arguments) for collection in collections]
-    parts = [Part(part) for part in judged if part is not None]
+    parts = [part for part in judged if part is not None]
     if arguments.phrases is not None:
-        parts += [Part(_phrases(part, arguments.phrases, arguments)) for part in collections]
+        parts += [_phrases(part, arguments.phrases, arguments) for part in collections]
     if arguments.synthesize is None:
         return parts
     check_bm25()
@@ -127,7 +115,7 @@ def gather_parts(
     with err.status(f"Loading {name} ..."):
         writer = FrozenLM.from_options(replace(options, model=name))
     return parts + [
-        Part(part)
+        part
         for collection in collections
         for _, part in training_parts(collection, None, writer, arguments, keep)
     ]
@@ -171,7 +159,7 @@ def load_teacher(arguments: AlignArguments, options: RerankerOptions) -> Teacher
 
 
 def teacher_scores(
-    parts: Sequence[Part],
+    parts: Sequence[Collection],
     teacher: Teacher | None,
     arguments: AlignArguments,
     keep: Callable[[], None],
@@ -184,12 +172,10 @@ def teacher_scores(
     folder = arguments.signals or signals_folder()
     scores: list[Mapping[str, Tensor]] = []
     for part in parts:
-        name, total = part.collection.name, len(part.collection.topics)
+        name, total = part.name, len(part.topics)
         with progress(f"{name}: {teacher.name}", total, keep) as advance:
             scores.append(
-                collect_teacher(
-                    part.collection, teacher, folder, hits=arguments.hits, advance=advance
-                )
+                collect_teacher(part, teacher, folder, hits=arguments.hits, advance=advance)
             )
     chosen = arguments.temperature
     return scores, teacher.temperature if chosen is None else chosen

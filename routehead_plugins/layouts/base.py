@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from routehead_plugins.backbone import (
+    DocumentPiece,
     FrozenLM,
     KeyValueCache,
     KeyValues,
@@ -104,6 +105,11 @@ def with_room_for_documents(pieces: Pieces, room: int, documents: int) -> Pieces
     """
     share = max(room // 2, room - documents)
     return pieces.cut_query(len(pieces.tail) - share)
+
+
+def cut_to(documents: Sequence[DocumentPiece], room: int) -> tuple[DocumentPiece, ...]:
+    """Cut each document to some tokens, label and separator included."""
+    return tuple(piece.cut(room - (len(piece.ids) - piece.text.size)) for piece in documents)
 
 
 def prompt_key(llm: FrozenLM, length: int) -> Hashable:

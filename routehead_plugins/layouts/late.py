@@ -33,6 +33,7 @@ from routehead_plugins.heads import HeadSet
 from routehead_plugins.layouts.base import (
     ReadOptions,
     cached_prefill,
+    cut_to,
     prompt_key,
     query_and_null,
     tails_of,
@@ -64,12 +65,11 @@ class LateFrame:
 
     def fitted_documents(
         self, documents: Sequence[DocumentPiece], llm: FrozenLM
-    ) -> list[DocumentPiece]:
+    ) -> Sequence[DocumentPiece]:
         """Cut documents to the LLM's context."""
         if llm.max_tokens is None:
-            return list(documents)
-        room = llm.max_tokens - len(self.prefix)
-        return [piece.cut(room - len(piece.ids) + piece.text.size) for piece in documents]
+            return documents
+        return cut_to(documents, llm.max_tokens - len(self.prefix))
 
     def check_tail(self, pieces: Pieces, llm: FrozenLM) -> None:
         """Check that the longest tail of a prompt fits behind the documents' room.
@@ -386,7 +386,9 @@ class LateLayout:
             store.check(llm, frame, heads, options.max_doc_tokens)
             kept, columns = store.look_up(texts), store.columns
         others = [text for text, document in zip(texts, kept, strict=True) if document is None]
-        pieces = llm.encoder.documents(others, max_doc_tokens=options.max_doc_tokens)
+        pieces: Sequence[DocumentPiece] = llm.encoder.documents(
+            others, max_doc_tokens=options.max_doc_tokens
+        )
         if options.cut:
             pieces = frame.fitted_documents(pieces, llm)
         frame.check_documents(pieces, llm)

@@ -15,6 +15,7 @@ from routehead_plugins.heads import HeadSet
 from routehead_plugins.layouts.base import (
     ReadOptions,
     cached_prefill,
+    cut_to,
     prompt_key,
     tails_of,
     token_attention,
@@ -77,11 +78,7 @@ class ParallelLayout:
         room = llm.max_tokens - len(pieces.prefix)
         longest = max(len(piece.ids) for piece in pieces.documents)
         pieces = with_room_for_documents(pieces, room, longest)
-        room -= pieces.tail_size
-        documents = [
-            piece.cut(room - len(piece.ids) + piece.text.size) for piece in pieces.documents
-        ]
-        return replace(pieces, documents=tuple(documents))
+        return replace(pieces, documents=cut_to(pieces.documents, room - pieces.tail_size))
 
     def check_fits(self, pieces: Pieces, llm: FrozenLM) -> None:
         """Check that the longest document fits the LLM's context together with the query.

@@ -1,6 +1,11 @@
 """Run the LLM once over training queries and store the signals of every head."""
 
-from routehead_plugins.signals.collect import CollectOptions, collect_signals, judged_queries
+from routehead_plugins.signals.collect import (
+    CollectOptions,
+    collect_signals,
+    judged_queries,
+    non_blank_candidates,
+)
 from routehead_plugins.signals.measures import (
     Judgments,
     correlation,
@@ -41,6 +46,7 @@ __all__ = [
     "margin",
     "mix_teacher",
     "ndcg",
+    "non_blank_candidates",
     "phrase_queries",
     "reciprocal_rank",
     "synthesize_queries",
