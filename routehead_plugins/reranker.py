@@ -419,7 +419,7 @@ class HeadRoutedAttentionReranker(CrossEncoderMethods):
                 the folder cannot be written, or another builder uses it.
             IndexMismatchError: The index was made for something else; the message names both.
             IndexDamagedError: The index is damaged.
-            PromptTooLongError: A document does not fit the LLM's context.
+            PromptTooLongError: A document does not fit the LLM's context, and is not to be cut.
         """
         with self.index_builder(folder, dtype=dtype, budget=budget) as builder:
             disable = not check_flag("show_progress", show_progress)
@@ -446,7 +446,8 @@ class HeadRoutedAttentionReranker(CrossEncoderMethods):
             budget=budget,
             routed=bool(getattr(self.selector, "routes", False)),
         )
-        return IndexBuilder(folder, self.llm, self.layout, config)
+        cut = self.long_texts.on_too_long == "cut"
+        return IndexBuilder(folder, self.llm, self.layout, config, cut=cut)
 
     def search(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from routehead_plugins.errors import InputError
 from routehead_plugins.io import CORPUS_FILE, check_corpus, read_documents
 from routehead_plugins.options import RerankerOptions
 
+if TYPE_CHECKING:
+    from routehead_plugins.index import IndexReport
+
 
 @dataclass(frozen=True)
 class IndexArguments:
@@ -41,7 +44,7 @@ class IndexArguments:
     ] = False
 
 
-@with_options(*HEADS, *LLM, "max_doc_tokens")
+@with_options(*HEADS, *LLM, "max_doc_tokens", "on_too_long")
 def index(arguments: IndexArguments, options: RerankerOptions) -> None:
     """Run the documents of a corpus once, and keep their keys at the heads that may be read.
 
@@ -68,7 +71,7 @@ def index(arguments: IndexArguments, options: RerankerOptions) -> None:
         report = builder.report
         err.print(
             f"{report.added} documents added, {report.replaced} replaced, {report.unchanged} "
-            f"unchanged, {report.blank} blank: {arguments.output}"
+            f"unchanged, {report.blank} blank{_cut(report)}: {arguments.output}"
         )
     opened = DocumentIndex(arguments.output)
     if arguments.verify:
@@ -76,6 +79,10 @@ def index(arguments: IndexArguments, options: RerankerOptions) -> None:
     if len(opened):
         size = opened.nbytes / 1e6
         err.print(f"{len(opened)} documents, {size:.1f} MB, {size / len(opened) * 1e3:.0f} KB each")
+
+
+def _cut(report: IndexReport) -> str:
+    return f", {report.cut} too long for the LLM and cut" if report.cut else ""
 
 
 def _check(arguments: IndexArguments) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routehead_plugins.backbone import FrozenLM
+from routehead_plugins.backbone import DocumentPiece, FrozenLM
 from routehead_plugins.data import Document
 from routehead_plugins.errors import InputError
 from routehead_plugins.files import StrPath, make_folder, open_locked, show, show_path, unwritable
@@ -37,12 +37,15 @@ class IndexReport:
         replaced: They had another text.
         unchanged: They were in the index already.
         blank: They have nothing to read, and are not kept.
+        cut: Of those added or replaced: they do not fit the LLM's context, and only the beginning
+            is kept.
     """
 
     added: int = 0
     replaced: int = 0
     unchanged: int = 0
     blank: int = 0
+    cut: int = 0
 
     @property
     def documents(self) -> int:
@@ -65,6 +68,7 @@ class IndexBuilder:
         layout: LateLayout,
         config: IndexConfig,
         *,
+        cut: bool = False,
         shard_bytes: int = _SHARD_BYTES,
     ) -> None:
         """Prepare a builder; nothing is opened yet.
@@ -74,12 +78,13 @@ class IndexBuilder:
             llm: The frozen LLM.
             layout: Runs the documents.
             config: What the index is made for.
+            cut: Whether documents that do not fit the LLM's context are cut, instead of refused.
             shard_bytes: Size of keys at which a new shard begins.
         """
         self.folder = Path(folder)
         self.report = IndexReport()
         self._llm, self._layout, self._config = llm, layout, config
-        self._shard_bytes = shard_bytes
+        self._cut, self._shard_bytes = cut, shard_bytes
         self._lock: int | None = None
         self._writer: ShardWriter | None = None
         self._seen: set[int] = set()
@@ -132,7 +137,7 @@ class IndexBuilder:
 
         Raises:
             InputError: An id occurs twice, the disk is full, or the builder is not open.
-            PromptTooLongError: A document does not fit into the LLM's context.
+            PromptTooLongError: A document does not fit the LLM's context, and is not to be cut.
         """
         if self._writer is None:
             raise InputError(
@@ -195,7 +200,12 @@ class IndexBuilder:
     def _run(self, new: Sequence[tuple[Document, NDArray[Any]]], writer: ShardWriter) -> None:
         """Run documents and commit them."""
         texts = [document.text for document, _ in new]
-        pieces = self._llm.encoder.documents(texts, max_doc_tokens=self._config.max_doc_tokens)
+        pieces: Sequence[DocumentPiece] = self._llm.encoder.documents(
+            texts, max_doc_tokens=self._config.max_doc_tokens
+        )
+        if self._cut:
+            pieces = self._layout.frame(self._llm).fitted_documents(pieces, self._llm)
+            self.report.cut += sum(piece.is_cut for piece in pieces)
         keys = self._layout.run_documents(self._llm, pieces, self._config.columns)
         entries = []
         for (document, record), piece, own in zip(new, pieces, keys, strict=True):

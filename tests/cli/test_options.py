@@ -92,7 +92,7 @@ def test_every_option_of_the_table_is_a_field_of_the_core() -> None:
             "rerank",
             LOADING | READING | SCORING | KEPT | LONG | {"heads", "router"},
         ),
-        ("index", LOADING | {"heads", "router", "max_doc_tokens"}),
+        ("index", LOADING | {"heads", "router", "max_doc_tokens", "on_too_long"}),
         ("detect", LOADING | READING),
         ("train", LOADING | READING | {"document_cache"}),
         ("evaluate", LOADING | READING | SCORING),

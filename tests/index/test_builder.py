@@ -13,13 +13,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import families
 import pytest
 from indexed import TEXTS, documents, reranker
 
-from routehead_plugins import Document, DocumentIndex
-from routehead_plugins.errors import IndexMismatchError, InputError, PromptTooLongError
+from routehead_plugins import (
+    Document,
+    DocumentIndex,
+    FrozenLM,
+    HeadRoutedAttentionReranker,
+    HeadSet,
+)
+from routehead_plugins.errors import (
+    IndexMismatchError,
+    InputError,
+    PromptTooLongError,
+    TruncationWarning,
+)
 from routehead_plugins.index import IndexBuilder, IndexConfig, IndexReport, shards
 from routehead_plugins.layouts import LateLayout
+from routehead_plugins.scoring import LongTexts
+from routehead_plugins.selection import FixedHeads
 
 QUERY = "which wolf ran?"
 
@@ -85,11 +99,32 @@ def test_a_document_that_does_not_fit_is_refused_and_the_others_stay(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = reranker()
+    ours.long_texts = LongTexts(on_too_long="error")
     ours.llm.max_tokens = 64
     monkeypatch.setattr(type(ours.layout), "frame", lambda *_: DocumentIndex(folder).config.frame)
     with pytest.raises(PromptTooLongError, match=r"the longest document makes a prompt of "):
         ours.index([Document("moss " * 40, "d9")], folder, dtype="float16")
     assert DocumentIndex(folder).verify() == 4
+
+
+def test_a_document_that_does_not_fit_is_cut_and_counted(tmp_path: Path) -> None:
+    model = families.tiny_model("llama")
+    model.config.max_position_embeddings = 300
+    ours = HeadRoutedAttentionReranker(
+        FrozenLM(model, families.tiny_tokenizer(), name="small"),
+        FixedHeads(HeadSet([(1, 0)])),
+        layout="late",
+    )
+    long = "moss " * 100
+    report = ours.index([Document(long, "d1"), Document("rain", "d2")], tmp_path, dtype="float16")
+    assert (report.added, report.cut) == (2, 1)
+    kept = HeadRoutedAttentionReranker(
+        ours.llm, ours.selector, layout=LateLayout(documents=DocumentIndex(tmp_path))
+    )
+    with pytest.warns(TruncationWarning, match="1 of 2 documents did not fit"):
+        expected = ours.score("moss?", [long, "rain"])
+    # What is kept is read without a warning: it was counted when it was indexed.
+    assert kept.score("moss?", [long, "rain"]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
