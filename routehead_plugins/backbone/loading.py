@@ -189,6 +189,8 @@ def _convert(
     source: _Source, dtype: torch.dtype, folder: Path, announce: Callable[[int], None]
 ) -> None:
     """Write all of a GGUF file's LLM into a folder, for ``converted``."""
+    # Others will load it, with arguments of their own.
+    source = replace(source, options=replace(source.options, model_kwargs=None))
     with _parsing(source):
         model: Any = _model(source, dtype, torch.device("cpu"))
         tokenizer = _tokenizer(source)

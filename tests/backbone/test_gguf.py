@@ -159,6 +159,23 @@ def test_leading_layers_of_a_converted_llm_are_loaded(path: Path) -> None:
     assert sum("q_proj" in name for name in model.state_dict()) == LAYERS - 1
 
 
+def test_a_conversion_is_made_without_the_arguments_of_one_caller(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "shared.gguf"
+    copy.write_bytes(path.read_bytes() + b"  ")
+    theirs, seen = AutoModelForCausalLM.from_pretrained, []
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        seen.append(("gguf_file" in kwargs, kwargs.get("use_safetensors")))
+        return theirs(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", record)
+    kwargs = {"use_safetensors": True}
+    load(str(copy), dtype=torch.float32, device=CPU, model_kwargs=kwargs)
+    assert seen == [(True, None), (False, True)]
+
+
 def test_a_damaged_conversion_is_not_used(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "own.gguf"
     copy.write_bytes(path.read_bytes() + b" ")
